@@ -1,0 +1,58 @@
+//! Apps on the wire: the named group whose Machines serve the same services.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `POST /apps`. Newer clients send `name`, older ones `app_name`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct CreateApp {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub org_slug: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct CreatedApp {
+    pub id: String,
+    /// Unix milliseconds.
+    pub created_at: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Organization {
+    pub name: String,
+    pub slug: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct App {
+    pub id: String,
+    pub name: String,
+    /// `pending` without Machines, `deployed` with.
+    pub status: String,
+    pub organization: Organization,
+    pub machine_count: u64,
+    pub volume_count: u64,
+    pub network: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListedApp {
+    pub id: String,
+    pub name: String,
+    pub machine_count: u64,
+    pub volume_count: u64,
+    pub network: serde_json::Value,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AppList {
+    pub total_apps: u64,
+    pub apps: Vec<ListedApp>,
+}

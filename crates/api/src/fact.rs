@@ -1,0 +1,69 @@
+//! What an agent publishes: whole objects, under its incarnation and a rising sequence, about its own host only.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{ExitEvent, MachineEvent};
+use crate::ids::{AppName, Epoch, HostId, InstanceId, MachineId};
+use crate::machine::{CheckStatus, MachineState};
+
+/// The order of facts of one host: a new incarnation starts again at 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FactStamp {
+    pub incarnation: String,
+    pub seq: u64,
+}
+
+/// What a host has, what is in use, and how far it has applied control's placements.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostFact {
+    pub host: HostId,
+    pub stamp: FactStamp,
+    pub boot_id: String,
+    pub agent_version: String,
+    pub capacity: Resources,
+    /// Held by running Machines (processor, memory) and by all Machines (disk).
+    pub used: Resources,
+    /// The store revision of the last placements that were applied: placement subtracts newer rows.
+    pub applied_revision: u64,
+    pub machines: u64,
+    pub drivers: Vec<String>,
+    /// Unix milliseconds.
+    pub published_at_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Resources {
+    /// Thousandths of a processor.
+    pub cpu_millis: u64,
+    pub memory_mb: u64,
+    pub disk_mb: u64,
+}
+
+/// A Machine as its host knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineFact {
+    pub machine: MachineId,
+    pub app: AppName,
+    pub host: HostId,
+    pub stamp: FactStamp,
+    pub epoch: Epoch,
+    pub instance_id: InstanceId,
+    pub state: MachineState,
+    pub updated_at_ms: u64,
+    #[serde(default)]
+    pub started_at_ms: Option<u64>,
+    #[serde(default)]
+    pub restart_count: u32,
+    #[serde(default)]
+    pub last_exit: Option<ExitEvent>,
+    /// Newest first, bounded by `EVENTS_PUBLISHED`.
+    #[serde(default)]
+    pub events: Vec<MachineEvent>,
+    #[serde(default)]
+    pub checks: Vec<CheckStatus>,
+    /// Set when the host refused the placement for good (journaled): control may place again elsewhere.
+    #[serde(default)]
+    pub refused: Option<String>,
+}
+
+pub const EVENTS_PUBLISHED: usize = 20;

@@ -1,0 +1,75 @@
+//! The host API: what control asks of an agent. Every call only hastens what the agent would pull by itself, or
+//! changes run state, which is the host's own. Bodies are JSON; errors are `ApiError`.
+//!
+//! | call | body → answer |
+//! |---|---|
+//! | `PUT /host/v1/placements/{machine}` | `Placement` → `PlaceReply`, after the job is journaled |
+//! | `POST /host/v1/machines/{machine}/start` | `RunStart` → `StartAnswer`, after the job is journaled |
+//! | `POST …/stop` | `RunStop` → `Acknowledged` |
+//! | `POST …/restart` | `RunRestart` → `Acknowledged`, when it has been restarted |
+//! | `POST …/signal` | `SignalMachine` → `Acknowledged` |
+//! | `POST …/exec` | `ExecMachine` → `ExecAnswer` |
+//! | `GET …/ps` | → `Vec<ProcessStat>` |
+//! | `GET …/logs?follow=bool&tail=n` | → stream of `LogLine`, one JSON object a line |
+//! | `GET /host/v1/machines/{machine}` | → `MachineFact` |
+//! | `POST /host/v1/pull` | → `Acknowledged`: pull placements now |
+
+use serde::{Deserialize, Serialize};
+
+use crate::duration::Span;
+use crate::ids::Epoch;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum PlaceReply {
+    /// Journaled: the host will carry it out.
+    Accepted,
+    /// Journaled as refused at this epoch; control may place it elsewhere.
+    Refused { reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunStart {
+    pub epoch: Epoch,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunStop {
+    pub epoch: Epoch,
+    #[serde(default)]
+    pub signal: Option<String>,
+    #[serde(default)]
+    pub timeout: Option<Span>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRestart {
+    pub epoch: Epoch,
+    #[serde(default)]
+    pub signal: Option<String>,
+    #[serde(default)]
+    pub timeout: Option<Span>,
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// One line of a Machine's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct LogLine {
+    /// RFC 3339 with milliseconds or finer.
+    pub timestamp: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    pub message: String,
+    /// Set when the line was longer than the bound and goes on in the next.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+pub struct LogQuery {
+    pub follow: Option<bool>,
+    /// Lines from the end; 100 if absent.
+    pub tail: Option<u64>,
+}

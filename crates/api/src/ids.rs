@@ -1,0 +1,180 @@
+//! Identifiers: exact, validated when parsed, never matched by prefix. Fresh ones are made from bits that the
+//! caller drew, so that this crate stays without randomness.
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not an id of its kind. Always the caller's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no {kind}: {rule}")]
+pub struct InvalidId {
+    pub kind: &'static str,
+    pub text: String,
+    pub rule: &'static str,
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schemars(with = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            pub fn parse(text: &str) -> Result<Self, InvalidId> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(InvalidId { kind: $kind, text: text.chars().take(80).collect(), rule: $rule })
+                }
+            }
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                Self::parse(text)
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                Self::parse(&text)
+            }
+        }
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+/// A DNS label: what app and host names have in common.
+fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && bytes[0] != b'-'
+        && bytes[bytes.len() - 1] != b'-'
+}
+
+id!(
+    /// The name of an app, unique in the fleet; also its label in host names (`APP.localhost`).
+    AppName, "app name", "1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'", is_label
+);
+id!(
+    /// A host, as control named it when it joined: the wanted name and four hex digits of chance
+    /// (`worker-fra-9b7e`). A host that lost its data folder joins again under a new id.
+    HostId, "host id", "1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'", is_label
+);
+id!(
+    /// An edge, named like a host.
+    EdgeId, "edge id", "1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'", is_label
+);
+id!(
+    /// A Machine for its whole life, over every move: 14 hex digits.
+    MachineId, "machine id", "14 digits of 0-9 and a-f",
+    |text| text.len() == 14 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+);
+id!(
+    /// One version of a Machine's configuration: a ULID (26 digits, Crockford base 32, sortable by time).
+    InstanceId, "instance id", "26 digits of Crockford base 32",
+    |text| text.len() == 26 && text.bytes().all(|b| CROCKFORD.contains(&b))
+);
+
+const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+impl MachineId {
+    /// The id for 56 bits of chance (the upper 8 are dropped).
+    pub fn from_bits(bits: u64) -> Self {
+        Self(format!("{:014x}", bits & 0x00ff_ffff_ffff_ffff))
+    }
+}
+
+impl InstanceId {
+    /// The ULID of a moment (Unix milliseconds, 48 bits) and 80 bits of chance.
+    pub fn from_parts(unix_ms: u64, chance: u128) -> Self {
+        let value = (u128::from(unix_ms & 0xffff_ffff_ffff) << 80) | (chance & ((1 << 80) - 1));
+        let digits = (0..26).rev().map(|i| CROCKFORD[((value >> (5 * i)) & 31) as usize] as char);
+        Self(digits.collect())
+    }
+}
+
+/// Which life of a placement this is. Two epochs of a Machine never run at once, a higher one fences a lower one,
+/// and an epoch is never used twice. A store that was restored from an old copy starts a higher `generation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Epoch {
+    pub generation: u64,
+    pub n: u64,
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.generation, self.n)
+    }
+}
+
+impl FromStr for Epoch {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let parse = || {
+            let (generation, n) = text.split_once('.')?;
+            Some(Epoch { generation: generation.parse().ok()?, n: n.parse().ok()? })
+        };
+        parse().ok_or_else(|| InvalidId {
+            kind: "epoch",
+            text: text.chars().take(80).collect(),
+            rule: "two decimal numbers with a dot between",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_checked_when_parsed() {
+        assert!(AppName::parse("my-app-1").is_ok());
+        for bad in ["", "-a", "a-", "A", "a.b", "a/b", &"x".repeat(64)] {
+            assert!(AppName::parse(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(MachineId::from_bits(u64::MAX).as_str(), "ffffffffffffff");
+        assert!(MachineId::parse("ABCDEF01234567").is_err());
+        let early = InstanceId::from_parts(1_700_000_000_000, 0);
+        let late = InstanceId::from_parts(1_700_000_000_001, 0);
+        assert!(early < late && InstanceId::parse(early.as_str()).is_ok());
+    }
+
+    #[test]
+    fn a_restored_store_outranks_every_older_epoch() {
+        let old = Epoch { generation: 1, n: 900 };
+        let restored = Epoch { generation: 2, n: 1 };
+        assert!(restored > old);
+        assert_eq!("2.1".parse(), Ok(restored));
+        assert!("2".parse::<Epoch>().is_err());
+    }
+}

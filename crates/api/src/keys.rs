@@ -1,0 +1,74 @@
+//! Where each row of the fleet store lives. Every key ends in an exact id; the prefixes below are for reading and
+//! watching only, and each ends in `/`, so that `w1` never covers `w10`.
+
+use crate::ids::{AppName, EdgeId, HostId, MachineId};
+
+pub const GENERATION: &str = "meta/generation";
+pub const APPS: &str = "apps/";
+pub const MACHINES: &str = "machines/";
+pub const HOSTS: &str = "hosts/";
+pub const EDGES: &str = "edges/";
+pub const TOKENS: &str = "tokens/";
+pub const PLACEMENTS: &str = "placements/";
+pub const FACTS: &str = "facts/";
+pub const ROUTES: &str = "routes/";
+pub const APP_REGIONS: &str = "app-regions/";
+
+pub fn app(app: &AppName) -> String {
+    format!("apps/{app}")
+}
+pub fn machines_of(app: &AppName) -> String {
+    format!("machines/{app}/")
+}
+pub fn machine(app: &AppName, machine: &MachineId) -> String {
+    format!("machines/{app}/{machine}")
+}
+/// Which Machine a name of an app belongs to: names are unique within an app.
+pub fn machine_name(app: &AppName, name: &str) -> String {
+    format!("machine-names/{app}/{name}")
+}
+/// Who holds a private address: addresses are drawn once.
+pub fn address(address: &std::net::Ipv6Addr) -> String {
+    format!("addresses/{address}")
+}
+/// Which app serves a public raw port.
+pub fn port(port: u16) -> String {
+    format!("ports/{port}")
+}
+pub fn lease(machine: &MachineId) -> String {
+    format!("leases/{machine}")
+}
+pub fn host(host: &HostId) -> String {
+    format!("hosts/{host}")
+}
+pub fn edge(edge: &EdgeId) -> String {
+    format!("edges/{edge}")
+}
+pub fn token(name: &str) -> String {
+    format!("tokens/{name}")
+}
+pub fn placements_of(host: &HostId) -> String {
+    format!("placements/{host}/")
+}
+pub fn placement(host: &HostId, machine: &MachineId) -> String {
+    format!("placements/{host}/{machine}")
+}
+pub fn facts_of(host: &HostId) -> String {
+    format!("facts/{host}/")
+}
+pub fn host_fact(host: &HostId) -> String {
+    format!("facts/{host}/host")
+}
+pub fn machine_facts_of(host: &HostId) -> String {
+    format!("facts/{host}/machines/")
+}
+pub fn machine_fact(host: &HostId, machine: &MachineId) -> String {
+    format!("facts/{host}/machines/{machine}")
+}
+pub fn route(region: &str, app: &AppName) -> String {
+    format!("routes/{region}/{app}")
+}
+/// The regions in which an app has Machines.
+pub fn app_regions(app: &AppName) -> String {
+    format!("app-regions/{app}")
+}

@@ -1,0 +1,29 @@
+//! The nouns of Godwit and the shapes in which they travel: ids, epochs, the public Machines API, the host API
+//! that control calls, the door's protocol, and the rows of the fleet store. One definition an endpoint: its
+//! route, its client call and its OpenAPI operation all come from the same `Endpoint`.
+//!
+//! This crate does no IO, reads no clock and draws no randomness; it must not know who serves or calls it.
+
+pub mod app;
+pub mod config;
+pub mod door;
+pub mod duration;
+pub mod endpoint;
+pub mod endpoints;
+pub mod error;
+pub mod event;
+pub mod fact;
+pub mod fleet;
+pub mod host;
+pub mod ids;
+pub mod keys;
+pub mod lease;
+pub mod machine;
+pub mod openapi;
+pub mod route;
+pub mod row;
+
+pub use duration::Span;
+pub use endpoint::{Endpoint, Method};
+pub use error::{ApiError, Status};
+pub use ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId};

@@ -1,0 +1,48 @@
+//! What an edge knows of an app in one region: one whole row, written by control from Machines and facts.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Service;
+use crate::ids::{AppName, Epoch, HostId, MachineId};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouteRow {
+    pub app: AppName,
+    pub region: String,
+    pub machines: Vec<RouteMachine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouteMachine {
+    pub machine: MachineId,
+    pub host: HostId,
+    /// `[addr]:port` of the host's door.
+    pub door_addr: String,
+    pub epoch: Epoch,
+    pub private_ip: Ipv6Addr,
+    pub readiness: Readiness,
+    pub cordoned: bool,
+    pub services: Vec<Service>,
+}
+
+/// What an edge may do with a Machine. A hint: the door decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Readiness {
+    /// Takes requests.
+    Running,
+    /// On its way to running.
+    Starting,
+    /// Stopped or created: a request may start it.
+    Stopped,
+    /// Stopping, failed, replaced, with a critical check, or on a host that nobody reaches.
+    Unavailable,
+}
+
+/// The regions in which an app has Machines (`keys::app_regions`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppRegions {
+    pub regions: Vec<String>,
+}

@@ -1,0 +1,124 @@
+//! The rows of the fleet store that control writes (desire), each a whole JSON object under a key of `keys`.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::MachineConfig;
+use crate::ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId};
+use crate::machine::ImageRef;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AppRow {
+    pub id: String,
+    pub name: AppName,
+    pub organization: String,
+    pub network: String,
+    pub created_at_ms: u64,
+}
+
+/// A Machine as its owner wants it, and where it is placed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineRow {
+    pub id: MachineId,
+    pub app: AppName,
+    pub name: String,
+    pub region: String,
+    pub private_ip: Ipv6Addr,
+    pub config: MachineConfig,
+    pub image_ref: ImageRef,
+    pub instance_id: InstanceId,
+    pub host: HostId,
+    pub epoch: Epoch,
+    pub cordoned: bool,
+    pub skip_service_registration: bool,
+    pub created_at_ms: u64,
+    pub updated_at_ms: u64,
+    /// Older versions, newest first, bounded by `VERSIONS_KEPT`.
+    #[serde(default)]
+    pub versions: Vec<(InstanceId, MachineConfig)>,
+    /// Set when destroyed: the row stays for `include_deleted` until it is compacted away.
+    #[serde(default)]
+    pub destroyed_at_ms: Option<u64>,
+}
+
+pub const VERSIONS_KEPT: usize = 16;
+
+/// What one host is to hold: the row that its agent pulls. `destroy` makes it a tombstone, which stays until the
+/// host has acknowledged it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Placement {
+    pub machine: MachineId,
+    pub app: AppName,
+    pub host: HostId,
+    pub epoch: Epoch,
+    pub instance_id: InstanceId,
+    pub name: String,
+    pub region: String,
+    pub network: String,
+    pub private_ip: Ipv6Addr,
+    /// The image by digest: `sha256:…`.
+    pub image_digest: String,
+    pub image_name: String,
+    pub config: MachineConfig,
+    /// Start it once it is created or updated.
+    pub launch: bool,
+    #[serde(default)]
+    pub destroy: bool,
+    /// Destroy without asking the process to stop.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A host as control admitted it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostRow {
+    pub id: HostId,
+    pub region: String,
+    /// `http://[addr]:port` of the agent's host API.
+    pub agent_url: String,
+    /// `[addr]:port` of the door.
+    pub door_addr: String,
+    /// SHA-256, hex, of the key by which the host names itself.
+    pub key_sha256: String,
+    /// The key by which control names itself to this host.
+    pub control_key: String,
+    /// Drawn by the host when its data folder was made.
+    pub incarnation: String,
+    pub cordoned: bool,
+    pub joined_at_ms: u64,
+}
+
+/// An edge as control admitted it. Hosts learn the hash, so that a door can name its callers without control.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EdgeRow {
+    pub id: EdgeId,
+    pub region: String,
+    pub key_sha256: String,
+    pub joined_at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeaseRow {
+    pub nonce: String,
+    pub owner: String,
+    pub description: String,
+    pub expires_at_ms: u64,
+    pub version: InstanceId,
+}
+
+/// A bearer token of an operator, by its hash.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenRow {
+    pub name: String,
+    pub sha256: String,
+    pub created_at_ms: u64,
+    #[serde(default)]
+    pub expires_at_ms: Option<u64>,
+}
+
+/// The store's generation, the upper half of every epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerationRow {
+    pub generation: u64,
+}

@@ -1,0 +1,94 @@
+//! Serving an axum router on TCP or a unix socket, HTTP/1 and HTTP/2 (prior knowledge), until told to stop; then
+//! requests in flight end within a bound.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::task::TaskGroup;
+
+/// A client that has not sent its head by then is closed.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests in flight may go on after the stop.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves until the group stops.
+pub async fn serve_tcp(listener: TcpListener, router: Router, group: TaskGroup) {
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = group.stopping() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // Small answers should not wait for an acknowledgement of the last one.
+                let _ = stream.set_nodelay(true);
+                serve_connection(stream, router.clone(), &graceful);
+            }
+            Err(error) => pause_after_accept_error(&error).await,
+        }
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
+}
+
+/// The same on a unix socket, whose file `bind_unix` made.
+pub async fn serve_unix(listener: UnixListener, router: Router, group: TaskGroup) {
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = group.stopping() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => serve_connection(stream, router.clone(), &graceful),
+            Err(error) => pause_after_accept_error(&error).await,
+        }
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
+}
+
+/// Binds a unix socket, replacing the file that a killed predecessor left. Only its owner may connect.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn serve_connection<S>(stream: S, router: Router, graceful: &GracefulShutdown)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new());
+    let connection =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
+    let watched = graceful.watch(connection);
+    tokio::spawn(async move {
+        if let Err(error) = watched.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    });
+}
+
+/// Out of descriptors is the usual reason: going on at once would spin.
+async fn pause_after_accept_error(error: &io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}

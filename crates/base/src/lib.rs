@@ -1,0 +1,16 @@
+//! What every role stands on: who calls (`peer`), HTTP served and called, tasks that end in time, metrics, logs of
+//! our own, configuration files, small durable files. It knows no Machine.
+
+pub mod backoff;
+pub mod clock;
+pub mod config;
+pub mod durable;
+pub mod http;
+pub mod metrics;
+pub mod peer;
+pub mod secret;
+pub mod task;
+pub mod telemetry;
+
+pub use peer::{Peer, Verb, may};
+pub use task::TaskGroup;

@@ -1,0 +1,149 @@
+//! Who calls, and what they may do. Pure: the caller was named before (by its key now, by its certificate later).
+
+use std::fmt;
+
+use godwit_api::{EdgeId, HostId, keys};
+
+/// A caller with a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// A person or a program with an API token.
+    Operator(String),
+    Host(HostId),
+    Edge(EdgeId),
+    /// Control, as hosts see it.
+    Control,
+    /// Holds a join token: may join and nothing else.
+    Joiner,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator(name) => write!(f, "operator {name}"),
+            Self::Host(id) => write!(f, "host {id}"),
+            Self::Edge(id) => write!(f, "edge {id}"),
+            Self::Control => f.write_str("control"),
+            Self::Joiner => f.write_str("a joiner"),
+        }
+    }
+}
+
+/// What is asked. `key` names the thing: a store key or prefix for the first three, a machine id at a door or
+/// agent, empty for the API as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verb {
+    Read,
+    Watch,
+    Write,
+    /// Use the public API.
+    Operate,
+    /// Join the fleet.
+    Join,
+    /// Pull images.
+    Pull,
+    /// At a host: change what it runs.
+    Command,
+    /// At a door: send traffic, start, stop if idle.
+    Traffic,
+    Start,
+    StopIfIdle,
+}
+
+/// The answer to a caller who may not. Names caller, verb and thing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{peer} may not {verb} {key:?}")]
+pub struct Forbidden {
+    pub peer: String,
+    pub verb: &'static str,
+    pub key: String,
+}
+
+impl Verb {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Watch => "watch",
+            Self::Write => "write",
+            Self::Operate => "operate",
+            Self::Join => "join",
+            Self::Pull => "pull",
+            Self::Command => "command",
+            Self::Traffic => "send traffic to",
+            Self::Start => "start",
+            Self::StopIfIdle => "stop",
+        }
+    }
+}
+
+/// The one decision. A host writes its own facts and reads its own placements and the edges; an edge reads routes
+/// and may only start and stop-if-idle; an operator uses the API and never the store or a host directly.
+pub fn may(peer: &Peer, verb: Verb, key: &str) -> Result<(), Forbidden> {
+    let allowed = match (peer, verb) {
+        (Peer::Operator(_), Verb::Operate | Verb::Pull) => true,
+        (Peer::Joiner, Verb::Join) => true,
+        (Peer::Control, Verb::Command) => true,
+        (Peer::Host(_), Verb::Pull) => true,
+        (Peer::Host(id), Verb::Write) => under(key, &keys::facts_of(id)),
+        (Peer::Host(id), Verb::Read | Verb::Watch) => {
+            under(key, &keys::placements_of(id)) || under(key, &keys::facts_of(id)) || under(key, keys::EDGES)
+        }
+        (Peer::Edge(_), Verb::Read | Verb::Watch) => under(key, keys::ROUTES) || under(key, keys::APP_REGIONS),
+        (Peer::Edge(_), Verb::Traffic | Verb::Start | Verb::StopIfIdle) => true,
+        _ => false,
+    };
+    if allowed {
+        return Ok(());
+    }
+    Err(Forbidden { peer: peer.to_string(), verb: verb.as_str(), key: key.to_owned() })
+}
+
+/// Whether `key` lies in the folder `prefix` (which ends in `/`) or is that folder.
+fn under(key: &str, prefix: &str) -> bool {
+    debug_assert!(prefix.ends_with('/'));
+    key.starts_with(prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_reaches_its_own_rows_and_no_namesakes() {
+        let w1 = Peer::Host(HostId::parse("w1").unwrap());
+        assert!(may(&w1, Verb::Write, "facts/w1/host").is_ok());
+        assert!(may(&w1, Verb::Watch, "placements/w1/").is_ok());
+        assert!(may(&w1, Verb::Watch, "edges/").is_ok());
+        for (verb, key) in [
+            (Verb::Write, "facts/w10/host"),
+            (Verb::Write, "placements/w1/x"),
+            (Verb::Read, "placements/w10/"),
+            (Verb::Read, "placements/"),
+            (Verb::Read, "placements/w1"),
+            (Verb::Read, "tokens/"),
+            (Verb::Operate, ""),
+            (Verb::Command, "x"),
+        ] {
+            let refused = may(&w1, verb, key).unwrap_err();
+            assert!(refused.to_string().contains("host w1"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_edge_only_starts_and_stops_if_idle() {
+        let edge = Peer::Edge(EdgeId::parse("e").unwrap());
+        assert!(may(&edge, Verb::Start, "m").is_ok() && may(&edge, Verb::StopIfIdle, "m").is_ok());
+        assert!(may(&edge, Verb::Watch, "routes/fra/app").is_ok());
+        for verb in [Verb::Write, Verb::Operate, Verb::Command, Verb::Pull] {
+            assert!(may(&edge, verb, "routes/fra/app").is_err(), "{verb:?}");
+        }
+    }
+
+    #[test]
+    fn an_operator_never_acts_as_a_host_nor_a_host_as_an_operator() {
+        let operator = Peer::Operator("ann".into());
+        assert!(may(&operator, Verb::Operate, "").is_ok());
+        assert!(may(&operator, Verb::Command, "").is_err() && may(&operator, Verb::Write, "facts/w1/host").is_err());
+        assert!(may(&Peer::Joiner, Verb::Operate, "").is_err() && may(&Peer::Joiner, Verb::Join, "").is_ok());
+    }
+}

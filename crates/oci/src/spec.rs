@@ -1,0 +1,233 @@
+//! The documents of the OCI image-spec that we read and write: descriptor, index, manifest,
+//! configuration. Pure: bytes in, values out.
+//!
+//! Written by hand rather than taken from a crate because we read untrusted documents: only
+//! the fields that we act on are parsed, `null` stands for "absent" wherever Go writes it,
+//! and a digest is a checked type from the first moment.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::digest::Digest;
+
+/// Media types (image-spec, media-types.md; Docker's from its schema 2).
+pub mod media_type {
+    /// OCI image manifest.
+    pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    /// OCI image index.
+    pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    /// OCI image configuration.
+    pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    /// A plain layer.
+    pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+    /// A gzip layer.
+    pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    /// A zstd layer.
+    pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+    /// Docker's image manifest, schema 2.
+    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// Docker's index.
+    pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// Docker's image configuration.
+    pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+    /// Whether a descriptor of this type leads to further manifests.
+    pub fn is_index(text: &str) -> bool {
+        text == INDEX || text == DOCKER_INDEX
+    }
+
+    /// Whether a descriptor of this type is one image.
+    pub fn is_manifest(text: &str) -> bool {
+        text == MANIFEST || text == DOCKER_MANIFEST
+    }
+}
+
+/// The operating system whose images run here.
+pub const OS: &str = "linux";
+
+/// The architecture of this machine in Go's words, as the spec wants it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        other => other,
+    }
+}
+
+/// Content descriptor (descriptor.md).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Media type of the content.
+    #[serde(default)]
+    pub media_type: String,
+    /// Digest of the content.
+    pub digest: Digest,
+    /// Size of the content in bytes.
+    pub size: u64,
+    /// Free notes; `org.opencontainers.image.ref.name` holds a tag in a layout's index.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null")]
+    pub annotations: BTreeMap<String, String>,
+    /// In an index: where the image runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+}
+
+/// The platform of an image (image-index.md).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// CPU in Go's words (`amd64`).
+    #[serde(default)]
+    pub architecture: String,
+    /// Operating system in Go's words (`linux`).
+    #[serde(default)]
+    pub os: String,
+}
+
+impl Platform {
+    /// Whether this machine can run it.
+    pub fn is_ours(&self) -> bool {
+        self.os == OS && self.architecture == architecture()
+    }
+}
+
+/// Image index (image-index.md), also the `index.json` of an image layout.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Index {
+    /// Images and further indexes.
+    pub manifests: Vec<Descriptor>,
+}
+
+/// Image manifest (manifest.md). Docker's schema 2 has the same fields.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// Media type of the manifest itself.
+    #[serde(default)]
+    pub media_type: String,
+    /// Descriptor of the configuration.
+    pub config: Descriptor,
+    /// Layers, bottom first.
+    #[serde(deserialize_with = "null")]
+    pub layers: Vec<Descriptor>,
+}
+
+impl Manifest {
+    /// The blobs that the image consists of besides the manifest: configuration first.
+    pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        std::iter::once(&self.config).chain(&self.layers)
+    }
+}
+
+/// The file `oci-layout` (image-layout.md).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct LayoutMarker {
+    pub image_layout_version: String,
+}
+
+/// One image of the `manifest.json` that `docker save` writes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct DockerImage {
+    pub config: String,
+    #[serde(default, deserialize_with = "null")]
+    pub repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "null")]
+    pub layers: Vec<String>,
+}
+
+/// Image configuration (config.md): what of it a runtime needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// `name|uid[:group|gid]`; empty means root. See [`crate::User`].
+    #[serde(default, rename = "User", deserialize_with = "null")]
+    pub user: String,
+    /// Working directory of the process; empty means `/`.
+    #[serde(default, rename = "WorkingDir", deserialize_with = "null")]
+    pub working_dir: String,
+    /// `NAME=value` lines.
+    #[serde(default, rename = "Env", deserialize_with = "null")]
+    pub env: Vec<String>,
+    /// First words of the command.
+    #[serde(default, rename = "Entrypoint", deserialize_with = "null")]
+    pub entrypoint: Vec<String>,
+    /// Default arguments, or the whole command when there is no entry point.
+    #[serde(default, rename = "Cmd", deserialize_with = "null")]
+    pub cmd: Vec<String>,
+    /// `SIGTERM`, `15`, `SIGRTMIN+3`; empty means the runtime's default.
+    #[serde(default, rename = "StopSignal", deserialize_with = "null")]
+    pub stop_signal: String,
+    /// `port`, `port/tcp` or `port/udp`, in order.
+    #[serde(default, rename = "ExposedPorts", deserialize_with = "keys", serialize_with = "as_set")]
+    pub exposed_ports: Vec<String>,
+    /// Labels.
+    #[serde(default, rename = "Labels", deserialize_with = "null")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The configuration document around [`ImageConfig`].
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ConfigDocument {
+    #[serde(flatten)]
+    pub platform: Platform,
+    #[serde(default, deserialize_with = "null")]
+    pub config: ImageConfig,
+    pub rootfs: RootFs,
+}
+
+/// The layers' DiffIDs (config.md, `rootfs`).
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct RootFs {
+    #[serde(default, deserialize_with = "null")]
+    pub diff_ids: Vec<Digest>,
+}
+
+/// Reads `null` as the default: Go writes empty lists and maps so.
+fn null<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
+}
+
+/// A Go set is a map with empty values; we keep its keys.
+fn keys<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(d)?;
+    Ok(map.unwrap_or_default().into_keys().collect())
+}
+
+fn as_set<S: serde::Serializer>(keys: &[String], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_map(keys.iter().map(|key| (key, BTreeMap::<(), ()>::new())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_as_docker_writes_it() {
+        let document: ConfigDocument = serde_json::from_str(
+            r#"{"architecture":"amd64","os":"linux","config":{"User":"app:www","ExposedPorts":{"8080/tcp":{},"53/udp":{}},
+                "Env":["A=b"],"Cmd":null,"Entrypoint":["/app"],"WorkingDir":"","Labels":null,"StopSignal":"SIGQUIT","Volumes":null},
+                "rootfs":{"type":"layers","diff_ids":null},"history":[]}"#,
+        )
+        .unwrap();
+        let config = document.config;
+        assert_eq!(config.user, "app:www");
+        assert_eq!(config.exposed_ports, ["53/udp", "8080/tcp"]);
+        assert_eq!(config.entrypoint, ["/app"]);
+        assert!(config.cmd.is_empty() && config.labels.is_empty());
+        let again: ImageConfig = serde_json::from_value(serde_json::to_value(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
+    fn a_configuration_may_be_nearly_empty() {
+        let document: ConfigDocument =
+            serde_json::from_str(r#"{"architecture":"amd64","os":"linux","rootfs":{}}"#).unwrap();
+        assert_eq!(document.config, ImageConfig::default());
+    }
+}
