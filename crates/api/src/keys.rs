@@ -13,6 +13,7 @@ pub const PLACEMENTS: &str = "placements/";
 pub const FACTS: &str = "facts/";
 pub const ROUTES: &str = "routes/";
 pub const APP_REGIONS: &str = "app-regions/";
+pub const PORTS: &str = "ports/";
 
 pub fn app(app: &AppName) -> String {
     format!("apps/{app}")
@@ -31,7 +32,7 @@ pub fn machine_name(app: &AppName, name: &str) -> String {
 pub fn address(address: &std::net::Ipv6Addr) -> String {
     format!("addresses/{address}")
 }
-/// Which app serves a public raw port.
+/// Which app serves a public raw port (`row::PortRow`); edges watch them all.
 pub fn port(port: u16) -> String {
     format!("ports/{port}")
 }
@@ -65,8 +66,13 @@ pub fn machine_facts_of(host: &HostId) -> String {
 pub fn machine_fact(host: &HostId, machine: &MachineId) -> String {
     format!("facts/{host}/machines/{machine}")
 }
+/// The folder that an edge watches for one app in one region. It holds one row: watches go by whole segments, so
+/// the row needs a folder of its own to be watched alone.
+pub fn routes_of(region: &str, app: &AppName) -> String {
+    format!("routes/{region}/{app}/")
+}
 pub fn route(region: &str, app: &AppName) -> String {
-    format!("routes/{region}/{app}")
+    format!("routes/{region}/{app}/machines")
 }
 /// The regions in which an app has Machines.
 pub fn app_regions(app: &AppName) -> String {

@@ -117,6 +117,12 @@ pub struct TokenRow {
     pub expires_at_ms: Option<u64>,
 }
 
+/// Which app serves a public port whose bytes pass as raw TCP (`keys::port`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRow {
+    pub app: AppName,
+}
+
 /// The store's generation, the upper half of every epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationRow {

@@ -88,7 +88,9 @@ pub fn may(peer: &Peer, verb: Verb, key: &str) -> Result<(), Forbidden> {
         (Peer::Host(id), Verb::Read | Verb::Watch) => {
             under(key, &keys::placements_of(id)) || under(key, &keys::facts_of(id)) || under(key, keys::EDGES)
         }
-        (Peer::Edge(_), Verb::Read | Verb::Watch) => under(key, keys::ROUTES) || under(key, keys::APP_REGIONS),
+        (Peer::Edge(_), Verb::Read | Verb::Watch) => {
+            under(key, keys::ROUTES) || under(key, keys::APP_REGIONS) || under(key, keys::PORTS)
+        }
         (Peer::Edge(_), Verb::Traffic | Verb::Start | Verb::StopIfIdle) => true,
         _ => false,
     };
