@@ -23,10 +23,7 @@ pub(crate) struct Elements {
 
 impl Elements {
     pub(crate) fn new(table: String) -> Self {
-        Self {
-            table,
-            known: Mutex::default(),
-        }
+        Self { table, known: Mutex::default() }
     }
 
     /// Makes the elements of `interface` exactly `wanted`. `rebuild` writes the
@@ -83,12 +80,7 @@ impl Elements {
     }
 
     /// Applies a script that changes more than elements, and forgets.
-    pub(crate) async fn replace(
-        &self,
-        namespace: &File,
-        doing: &'static str,
-        script: String,
-    ) -> Result<(), Error> {
+    pub(crate) async fn replace(&self, namespace: &File, doing: &'static str, script: String) -> Result<(), Error> {
         let mut known = self.known.lock().await;
         *known = None;
         nft::apply(namespace, doing, script).await
@@ -117,15 +109,8 @@ fn read(set: &str, element: &Value) -> Option<(String, Element)> {
         return None;
     };
     let value = match value.get("prefix") {
-        Some(prefix) => format!(
-            "{}/{}",
-            prefix.get("addr")?.as_str()?,
-            prefix.get("len")?.as_u64()?
-        ),
+        Some(prefix) => format!("{}/{}", prefix.get("addr")?.as_str()?, prefix.get("len")?.as_u64()?),
         None => value.as_str()?.to_owned(),
     };
-    Some((
-        interface.as_str()?.to_owned(),
-        rules::element_of(set, &value)?,
-    ))
+    Some((interface.as_str()?.to_owned(), rules::element_of(set, &value)?))
 }

@@ -17,11 +17,7 @@ pub enum Error {
     #[error("{address} is already routed to another interface of this host")]
     AddressTaken { address: IpAddr },
     #[error("interface {interface} belongs to {holder:?}, not to {machine:?}")]
-    InterfaceTaken {
-        interface: String,
-        holder: String,
-        machine: String,
-    },
+    InterfaceTaken { interface: String, holder: String, machine: String },
     #[error("host number {index} is not between 1 and {max}")]
     BadHostIndex { index: u16, max: u16 },
     #[error("no free /24 of 100.64.0.0/10 for the fleet after {attempts} attempts")]
@@ -64,20 +60,14 @@ pub enum Error {
 impl Error {
     /// True when the same call may succeed later without anybody mending anything.
     pub fn may_retry(&self) -> bool {
-        matches!(
-            self,
-            Self::NftTimeout { .. } | Self::Netlink { .. } | Self::Io { .. } | Self::NftRefused { .. }
-        )
+        matches!(self, Self::NftTimeout { .. } | Self::Netlink { .. } | Self::Io { .. } | Self::NftRefused { .. })
     }
 
     /// True when the caller asked for something that can never be.
     pub fn is_callers_fault(&self) -> bool {
         matches!(
             self,
-            Self::BadId(_)
-                | Self::ForeignAddress { .. }
-                | Self::AddressTaken { .. }
-                | Self::BadHostIndex { .. }
+            Self::BadId(_) | Self::ForeignAddress { .. } | Self::AddressTaken { .. } | Self::BadHostIndex { .. }
         )
     }
 }

@@ -3,10 +3,16 @@
 //! Must not know drivers, images, the store or the API: a role hands in ids and
 //! addresses, and gets back the path of a network namespace.
 
+mod elements;
 mod error;
 mod fabric;
 mod machine;
+mod namespace;
+mod netlink;
+mod nft;
 pub mod plan;
+mod rules;
+mod sysctl;
 
 pub use error::Error;
 pub use fabric::{Direction, Fabric, FabricOptions, HostLink};

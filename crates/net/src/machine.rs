@@ -115,9 +115,7 @@ impl HostNet {
         self.netns_dir()?;
         sysctl::enable_forwarding(&self.namespace, sysctl::Families::Both).await?;
         let script = self.whole_table().await?;
-        self.elements
-            .replace(&self.namespace, "set up the host's rules", script)
-            .await
+        self.elements.replace(&self.namespace, "set up the host's rules", script).await
     }
 
     /// Makes or mends everything of one Machine. Returns the path of its network
@@ -133,11 +131,7 @@ impl HostNet {
         self.configure_outside(net, outer).await?;
         configure_inside(net, &inside, inner).await?;
         let interface = self.interface(&net.machine);
-        self.elements
-            .set(&self.namespace, &interface, &elements_of(net), async || {
-                self.whole_table().await
-            })
-            .await?;
+        self.elements.set(&self.namespace, &interface, &elements_of(net), async || self.whole_table().await).await?;
         Ok(path)
     }
 
@@ -178,10 +172,7 @@ impl HostNet {
                 }
             }
         }
-        let mut found: Vec<Found> = found
-            .into_iter()
-            .map(|(interface, found)| Found { interface, ..found })
-            .collect();
+        let mut found: Vec<Found> = found.into_iter().map(|(interface, found)| Found { interface, ..found }).collect();
         found.sort_by(|a, b| (&a.machine, &a.interface).cmp(&(&b.machine, &b.interface)));
         Ok(found)
     }
@@ -197,9 +188,7 @@ impl HostNet {
         }
         let table = rules::host_table_name(&self.options.name);
         let script = rules::delete_table("inet", &table);
-        self.elements
-            .replace(&self.namespace, "delete the host's rules", script)
-            .await?;
+        self.elements.replace(&self.namespace, "delete the host's rules", script).await?;
         namespace::remove_private_dir(&self.options.state_dir.join("netns"))
     }
 
@@ -237,12 +226,7 @@ impl HostNet {
     /// The pair between host and Machine, as the indices of its two ends. A pair
     /// that is half there, or that was made for other addresses, is made anew:
     /// mending it in place would have to find every leftover of its past.
-    async fn ensure_link(
-        &self,
-        net: &MachineNet,
-        inside: &Netlink,
-        inside_ns: &File,
-    ) -> Result<(u32, u32), Error> {
+    async fn ensure_link(&self, net: &MachineNet, inside: &Netlink, inside_ns: &File) -> Result<(u32, u32), Error> {
         let name = self.interface(&net.machine);
         let outer = self.netlink.link(&name).await?;
         let inner = inside.link(MACHINE_INTERFACE).await?;
@@ -302,11 +286,7 @@ impl HostNet {
             belongs_to(link, owner)?;
         }
         let nothing = BTreeSet::new();
-        self.elements
-            .set(&self.namespace, interface, &nothing, async || {
-                self.whole_table().await
-            })
-            .await?;
+        self.elements.set(&self.namespace, interface, &nothing, async || self.whole_table().await).await?;
         match link {
             Some(link) => self.netlink.delete(&link).await,
             None => Ok(()),
@@ -317,12 +297,7 @@ impl HostNet {
     /// flushed all rules, running Machines get theirs back.
     async fn whole_table(&self) -> Result<String, Error> {
         let table = rules::host_table_name(&self.options.name);
-        let mut script = rules::host_table(
-            &table,
-            self.group,
-            self.options.pool_v4,
-            &self.options.denied,
-        );
+        let mut script = rules::host_table(&table, self.group, self.options.pool_v4, &self.options.denied);
         let wanted: ByInterface = self
             .machine_links()
             .await?
@@ -376,11 +351,7 @@ async fn configure_inside(net: &MachineNet, inside: &Netlink, index: u32) -> Res
 }
 
 fn elements_of(net: &MachineNet) -> BTreeSet<Element> {
-    BTreeSet::from([
-        Element::Own6(net.v6),
-        Element::Own4(net.v4),
-        Element::peers(plan::network_of(net.v6)),
-    ])
+    BTreeSet::from([Element::Own6(net.v6), Element::Own4(net.v4), Element::peers(plan::network_of(net.v6))])
 }
 
 /// A link carries what it was made for, so that it can be read back from the kernel.
@@ -392,11 +363,7 @@ fn parse_alias(alias: &str) -> Option<MachineNet> {
     let ["godwit", machine, v6, v4] = *alias.split(' ').collect::<Vec<_>>() else {
         return None;
     };
-    Some(MachineNet {
-        machine: machine.to_owned(),
-        v6: v6.parse().ok()?,
-        v4: v4.parse().ok()?,
-    })
+    Some(MachineNet { machine: machine.to_owned(), v6: v6.parse().ok()?, v4: v4.parse().ok()? })
 }
 
 /// Names are hashes; should two ids ever share one, the second is refused rather

@@ -26,10 +26,8 @@ const STACKED_MOUNTS_MAX: usize = 16;
 
 /// Settings of a Machine's fresh namespace, as users of containers expect them:
 /// low ports and ICMP echo sockets need no privilege inside.
-const MACHINE_SETTINGS: [(&str, &str); 2] = [
-    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
-    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
-];
+const MACHINE_SETTINGS: [(&str, &str); 2] =
+    [("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"), ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")];
 
 /// Where [`on_thread`] runs its closure.
 #[derive(Clone, Copy)]
@@ -50,18 +48,15 @@ pub(crate) async fn on_thread<T: Send + 'static>(
         Entry::Into(file) => Some(file.try_clone()?),
     };
     let (answer, wait) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("netns".to_owned())
-        .spawn(move || {
-            let entered = match &into {
-                None => unshare(CloneFlags::CLONE_NEWNET),
-                Some(file) => setns(file, CloneFlags::CLONE_NEWNET),
-            };
-            // A caller that has gone away needs no answer.
-            let _ = answer.send(entered.map_err(io::Error::from).map(|()| work()));
-        })?;
-    wait.await
-        .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace ended early")))
+    std::thread::Builder::new().name("netns".to_owned()).spawn(move || {
+        let entered = match &into {
+            None => unshare(CloneFlags::CLONE_NEWNET),
+            Some(file) => setns(file, CloneFlags::CLONE_NEWNET),
+        };
+        // A caller that has gone away needs no answer.
+        let _ = answer.send(entered.map_err(io::Error::from).map(|()| work()));
+    })?;
+    wait.await.unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace ended early")))
 }
 
 /// The namespace of the calling thread, to come back to later.
@@ -73,11 +68,7 @@ pub(crate) fn own() -> Result<File, Error> {
 /// left only the file that it is mounted on.
 pub(crate) async fn ensure(path: &Path) -> Result<File, Error> {
     if !is_mounted(path)? {
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(|source| io_error("create", path, source))?;
+        OpenOptions::new().create(true).append(true).open(path).map_err(|source| io_error("create", path, source))?;
         let target = path.to_owned();
         on_thread(Entry::Fresh, move || {
             for (file, value) in MACHINE_SETTINGS {
@@ -86,13 +77,7 @@ pub(crate) async fn ensure(path: &Path) -> Result<File, Error> {
                     tracing::debug!(file, %error, "network setting not applied");
                 }
             }
-            mount(
-                Some(OWN),
-                &target,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )
+            mount(Some(OWN), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         })
         .await
         .and_then(|mounted| mounted.map_err(io::Error::from))
@@ -115,9 +100,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
         }
     }
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("delete", path, source))
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error("delete", path, source)),
         _ => Ok(()),
     }
 }
@@ -163,13 +146,10 @@ pub(crate) fn remove_private_dir(dir: &Path) -> Result<(), Error> {
         if propagation(&dir)?.is_none() {
             break;
         }
-        umount2(&dir, MntFlags::MNT_DETACH)
-            .map_err(|errno| io_error("unmount", &dir, errno.into()))?;
+        umount2(&dir, MntFlags::MNT_DETACH).map_err(|errno| io_error("unmount", &dir, errno.into()))?;
     }
     match fs::remove_dir(&dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("delete", &dir, source))
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error("delete", &dir, source)),
         _ => Ok(()),
     }
 }
@@ -183,18 +163,15 @@ enum Propagation {
 /// How the topmost mount on exactly `dir` propagates; `None` when `dir` is no mount point.
 fn propagation(dir: &Path) -> Result<Option<Propagation>, Error> {
     const TABLE: &str = "/proc/thread-self/mountinfo";
-    let table =
-        fs::read_to_string(TABLE).map_err(|source| io_error("read", Path::new(TABLE), source))?;
+    let table = fs::read_to_string(TABLE).map_err(|source| io_error("read", Path::new(TABLE), source))?;
     Ok(table
         .lines()
         .filter_map(|line| {
             // proc(5): id parent major:minor root mountpoint options optional… - fs …
             let mut fields = line.split(' ');
             let point = unescape(fields.nth(4)?);
-            let joined = fields
-                .skip(1)
-                .take_while(|f| *f != "-")
-                .any(|f| f.starts_with("shared:") || f.starts_with("master:"));
+            let joined =
+                fields.skip(1).take_while(|f| *f != "-").any(|f| f.starts_with("shared:") || f.starts_with("master:"));
             (point.as_bytes() == dir.as_os_str().as_encoded_bytes()).then_some(if joined {
                 Propagation::Joined
             } else {
@@ -212,9 +189,5 @@ fn unescape(field: &str) -> String {
 }
 
 pub(crate) fn io_error(doing: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Io {
-        doing,
-        path: path.to_owned(),
-        source,
-    }
+    Error::Io { doing, path: path.to_owned(), source }
 }

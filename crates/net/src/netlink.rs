@@ -10,12 +10,9 @@ use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressHeaderFlags, AddressScope};
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage,
 };
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::Error;
@@ -69,10 +66,7 @@ impl Netlink {
             .await
             .and_then(|opened| opened)
             .map_err(|source| io_error("open a netlink socket in", Path::new("netns"), source))?;
-        Ok(Self {
-            handle,
-            task: tokio::spawn(connection),
-        })
+        Ok(Self { handle, task: tokio::spawn(connection) })
     }
 
     /// The link of exactly this name.
@@ -87,10 +81,7 @@ impl Netlink {
 
     pub(crate) async fn links(&self) -> Result<Vec<Link>, Error> {
         let all = self.handle.link().get().execute();
-        let all: Vec<LinkMessage> = all
-            .try_collect()
-            .await
-            .map_err(|source| failed("list interfaces", source))?;
+        let all: Vec<LinkMessage> = all.try_collect().await.map_err(|source| failed("list interfaces", source))?;
         Ok(all.iter().map(read_link).collect())
     }
 
@@ -128,24 +119,17 @@ impl Netlink {
     /// Deletes by index, so a link that took the name meanwhile is safe.
     pub(crate) async fn delete(&self, link: &Link) -> Result<(), Error> {
         match self.handle.link().del(link.index).execute().await {
-            Err(e) if !is(&e, libc::ENODEV) => {
-                Err(failed(format!("delete interface {}", link.name), e))
-            }
+            Err(e) if !is(&e, libc::ENODEV) => Err(failed(format!("delete interface {}", link.name), e)),
             _ => Ok(()),
         }
     }
 
     /// Gives the link its alias and bridge, and stops the kernel from adding a
     /// link-local address (which would wait for duplicate detection) of its own.
-    pub(crate) async fn prepare(
-        &self,
-        index: u32,
-        alias: Option<&str>,
-        bridge: Option<u32>,
-    ) -> Result<(), Error> {
+    pub(crate) async fn prepare(&self, index: u32, alias: Option<&str>, bridge: Option<u32>) -> Result<(), Error> {
         let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        let mut message = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]));
+        let mut message =
+            LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]));
         if let Some(alias) = alias {
             message = message.alias(alias);
         }
@@ -170,12 +154,7 @@ impl Netlink {
     }
 
     /// Usable at once: no duplicate address detection.
-    pub(crate) async fn address(
-        &self,
-        index: u32,
-        address: IpAddr,
-        prefix_len: u8,
-    ) -> Result<(), Error> {
+    pub(crate) async fn address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<(), Error> {
         let mut request = self.handle.address().add(index, address, prefix_len);
         let header = &mut request.message_mut().header;
         match address {
@@ -206,10 +185,9 @@ impl Netlink {
     /// Everything by way of `gateway`, which is taken to be on the link.
     pub(crate) async fn default_route(&self, index: u32, gateway: IpAddr) -> Result<(), Error> {
         let route = match gateway {
-            IpAddr::V6(gateway) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-                .gateway(gateway)
-                .output_interface(index)
-                .build(),
+            IpAddr::V6(gateway) => {
+                RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(gateway).output_interface(index).build()
+            }
             IpAddr::V4(gateway) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .gateway(gateway)
                 .onlink()
@@ -317,13 +295,7 @@ impl Netlink {
 }
 
 fn read_link(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        name: String::new(),
-        index: message.header.index,
-        alias: None,
-        group: 0,
-        peer: None,
-    };
+    let mut link = Link { name: String::new(), index: message.header.index, alias: None, group: 0, peer: None };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -341,8 +313,5 @@ fn is(error: &rtnetlink::Error, errno: i32) -> bool {
 }
 
 fn failed(doing: impl Into<String>, source: rtnetlink::Error) -> Error {
-    Error::Netlink {
-        doing: doing.into(),
-        source,
-    }
+    Error::Netlink { doing: doing.into(), source }
 }

@@ -22,20 +22,12 @@ const OUTPUT_MAX_BYTES: u64 = 64 << 20;
 const PLACES: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
 
 /// Applies `script` in one transaction: all of it or nothing.
-pub(crate) async fn apply(
-    namespace: &File,
-    doing: &'static str,
-    script: String,
-) -> Result<(), Error> {
+pub(crate) async fn apply(namespace: &File, doing: &'static str, script: String) -> Result<(), Error> {
     run(namespace, doing, &["-f", "-"], script).await.map(drop)
 }
 
 /// The objects of one table, or `None` when there is no such table.
-pub(crate) async fn list_table(
-    namespace: &File,
-    family: &str,
-    table: &str,
-) -> Result<Option<Vec<Value>>, Error> {
+pub(crate) async fn list_table(namespace: &File, family: &str, table: &str) -> Result<Option<Vec<Value>>, Error> {
     const DOING: &str = "list a table";
     // Asking for a table that is missing is an error with a text that differs by
     // version, so look at the names first.
@@ -64,27 +56,17 @@ fn objects(doing: &'static str, text: &str) -> Result<Vec<Value>, Error> {
     struct Listing {
         nftables: Vec<Value>,
     }
-    let listing: Listing =
-        serde_json::from_str(text).map_err(|source| Error::NftOutput { doing, source })?;
+    let listing: Listing = serde_json::from_str(text).map_err(|source| Error::NftOutput { doing, source })?;
     Ok(listing.nftables)
 }
 
-async fn run(
-    namespace: &File,
-    doing: &'static str,
-    args: &[&str],
-    script: String,
-) -> Result<String, Error> {
+async fn run(namespace: &File, doing: &'static str, args: &[&str], script: String) -> Result<String, Error> {
     let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
     let shared: Arc<Mutex<Option<Child>>> = Arc::default();
     let child = Arc::clone(&shared);
     let running = namespace::on_thread(Entry::Into(namespace), move || {
         let mut started = start(&args)?;
-        let (stdin, stdout, stderr) = (
-            started.stdin.take(),
-            started.stdout.take(),
-            started.stderr.take(),
-        );
+        let (stdin, stdout, stderr) = (started.stdin.take(), started.stdout.take(), started.stderr.take());
         // From here on the waiting side can kill it, which ends the reads below.
         *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         if let Some(mut stdin) = stdin {
@@ -116,10 +98,7 @@ async fn run(
     };
     match finished.and_then(|result| result) {
         Ok((true, out, _)) => Ok(out),
-        Ok((false, _, err)) => Err(Error::NftRefused {
-            doing,
-            message: err.trim().to_owned(),
-        }),
+        Ok((false, _, err)) => Err(Error::NftRefused { doing, message: err.trim().to_owned() }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::NftMissing),
         Err(source) => Err(io_error("run", Path::new(PLACES[0]), source)),
     }
@@ -128,12 +107,8 @@ async fn run(
 fn start(args: &[String]) -> io::Result<Child> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for place in PLACES {
-        let started = Command::new(place)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
+        let started =
+            Command::new(place).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         match started {
             Err(e) if e.kind() == io::ErrorKind::NotFound => last = e,
             other => return other,

@@ -14,10 +14,7 @@ pub const INTERFACE_NAME_MAX: usize = 15;
 /// Longest id that becomes a file name, an interface alias or a table name here.
 pub const ID_MAX: usize = 64;
 /// Every Machine's private address lies in it (RFC 4193 unique local space).
-pub const MACHINE_SPACE: Prefix6 = Prefix6 {
-    base: Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 0),
-    len: 16,
-};
+pub const MACHINE_SPACE: Prefix6 = Prefix6 { base: Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 0), len: 16 };
 /// The next hop that each Machine sees, the same on every host, so that a guest
 /// that was moved while suspended still finds its gateway.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -62,14 +59,8 @@ pub struct BadId {
 pub fn check_id(id: &str) -> Result<(), BadId> {
     let fits = (1..=ID_MAX).contains(&id.len())
         && !id.starts_with('-')
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if fits {
-        Ok(())
-    } else {
-        Err(BadId { id: id.to_owned() })
-    }
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if fits { Ok(()) } else { Err(BadId { id: id.to_owned() }) }
 }
 
 /// The /64 of one app network. 48 bits of hash: two of a million networks share a
@@ -80,19 +71,12 @@ pub fn network_prefix(fleet: &str, network: &str) -> Prefix6 {
     let word = |i: usize| u16::from_be_bytes([h[i], h[i + 1]]);
     // fdaa:0:0::/48 stays free for the platform's own services.
     let second = if word(0) == 0 { 0x8000 } else { word(0) };
-    Prefix6 {
-        base: Ipv6Addr::new(0xfdaa, second, word(2), word(4), 0, 0, 0, 0),
-        len: 64,
-    }
+    Prefix6 { base: Ipv6Addr::new(0xfdaa, second, word(2), word(4), 0, 0, 0, 0), len: 64 }
 }
 
 /// A Machine's private address, from 64 bits that control drew once.
 pub fn machine_address(network: Prefix6, drawn: u64) -> Ipv6Addr {
-    let iid = if drawn <= RESERVED_IIDS {
-        drawn | 1 << 63
-    } else {
-        drawn
-    };
+    let iid = if drawn <= RESERVED_IIDS { drawn | 1 << 63 } else { drawn };
     Ipv6Addr::from(u128::from(network.base) | u128::from(iid))
 }
 
@@ -105,10 +89,7 @@ pub fn network_of(address: Ipv6Addr) -> Prefix6 {
 /// [`HostNet`](crate::HostNet), so that two of them may share a kernel.
 pub fn interface_name(host: &str, machine: &str) -> String {
     let h = hash(&["interface", host, machine]);
-    format!(
-        "gw{:02x}{:02x}{:02x}{:02x}{:02x}{:02x}",
-        h[0], h[1], h[2], h[3], h[4], h[5]
-    )
+    format!("gw{:02x}{:02x}{:02x}{:02x}{:02x}{:02x}", h[0], h[1], h[2], h[3], h[4], h[5])
 }
 
 /// The interface group (`IFLA_GROUP`) that holds all Machine links of a host:
@@ -137,10 +118,7 @@ pub fn fleet_tag(fleet: &str) -> String {
 pub fn fleet_prefix(fleet: &str) -> Prefix6 {
     let h = hash(&["fleet", fleet]);
     let word = |i: usize| u16::from_be_bytes([h[i], h[i + 1]]);
-    Prefix6 {
-        base: Ipv6Addr::new(0xfd67, 0x6f64, word(0), word(2), 0, 0, 0, 0),
-        len: 64,
-    }
+    Prefix6 { base: Ipv6Addr::new(0xfd67, 0x6f64, word(0), word(2), 0, 0, 0, 0), len: 64 }
 }
 
 /// Address of the bridge itself: where control and edge listen.
@@ -160,10 +138,7 @@ pub fn fleet_host_address(fleet: &str, index: u16) -> Ipv6Addr {
 pub fn fleet_prefix_v4(fleet: &str, attempt: u16) -> Prefix4 {
     let h = hash(&["fleet-v4", fleet]);
     let slot = u16::from_be_bytes([h[0], h[1]]).wrapping_add(attempt) & 0x3fff;
-    Prefix4 {
-        base: Ipv4Addr::from(0x6440_0000 | u32::from(slot) << 8),
-        len: 24,
-    }
+    Prefix4 { base: Ipv4Addr::from(0x6440_0000 | u32::from(slot) << 8), len: 24 }
 }
 
 impl Prefix6 {
@@ -171,10 +146,7 @@ impl Prefix6 {
     pub fn new(address: Ipv6Addr, len: u8) -> Self {
         let len = len.min(128);
         let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
-        Self {
-            base: Ipv6Addr::from(u128::from(address) & mask),
-            len,
-        }
+        Self { base: Ipv6Addr::from(u128::from(address) & mask), len }
     }
 
     pub fn contains(&self, address: Ipv6Addr) -> bool {
@@ -187,10 +159,7 @@ impl Prefix4 {
     pub fn new(address: Ipv4Addr, len: u8) -> Self {
         let len = len.min(32);
         let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
-        Self {
-            base: Ipv4Addr::from(u32::from(address) & mask),
-            len,
-        }
+        Self { base: Ipv4Addr::from(u32::from(address) & mask), len }
     }
 
     pub fn contains(&self, address: Ipv4Addr) -> bool {
@@ -219,11 +188,8 @@ impl Prefix4 {
         used.sort_unstable();
         used.dedup();
         // The first place where the sorted list leaves the count is free.
-        let free = used
-            .iter()
-            .zip(0u32..)
-            .find(|(have, want)| *have != want)
-            .map_or(used.len() as u32, |(_, want)| want);
+        let free =
+            used.iter().zip(0u32..).find(|(have, want)| *have != want).map_or(used.len() as u32, |(_, want)| want);
         (free < self.capacity()).then_some(free)
     }
 }

@@ -135,10 +135,7 @@ pub(crate) fn change_elements(
         for element in elements {
             let set = element.set();
             // Writing to a String cannot fail.
-            let _ = writeln!(
-                script,
-                "{verb} element inet {table} {set} {{ \"{interface}\" . {element} }}"
-            );
+            let _ = writeln!(script, "{verb} element inet {table} {set} {{ \"{interface}\" . {element} }}");
         }
     }
     script
