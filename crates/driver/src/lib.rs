@@ -9,8 +9,13 @@
 //! - `find` needs only the Machine's folder, so a caller that lost its memory can ask what became of it;
 //! - `kill` and `find` answer only after the kernel has shown that nothing of a former instance lives.
 
+pub mod cgroup;
+pub mod container;
+mod durable;
 mod error;
+pub mod fake;
 mod handle;
+mod log;
 pub mod protocol;
 mod spec;
 
@@ -20,6 +25,7 @@ use std::pin::Pin;
 
 pub use error::{Error, Fault, Result};
 pub use handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
+pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, log_files, parse_log_line, push_log_line, rotated_name};
 pub use spec::{Bind, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
 pub use spec::{RootPolicy, Spec, Swept, Usage};
 

@@ -1,0 +1,97 @@
+//! The driver's end of a shim's socket: one connection per request. It knows the protocol, not what a container is.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::error::{Error, Result};
+use crate::protocol::{self, Reply, Request};
+
+/// How long a shim may take to answer anything that it answers at once.
+pub const ANSWER_TIMEOUT_MS: u64 = 10_000;
+
+/// A connection past the hello.
+pub struct Client {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    pub instance: String,
+}
+
+impl Client {
+    /// Connects and agrees on a version. An IO error means that no shim listens.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        let path = socket.to_owned();
+        let connecting = tokio::task::spawn_blocking(move || connect_long(&path));
+        let stream = connecting.await.map_err(io::Error::other).and_then(|result| result);
+        let stream = stream.and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        let stream = stream.map_err(Error::io("cannot connect to the shim"))?;
+        let mut client = Self { stream, buffer: Vec::new(), instance: String::new() };
+        match client.ask(&Request::Hello { newest: protocol::VERSION }).await? {
+            Reply::Welcome { version, instance, .. } => {
+                if protocol::negotiate(protocol::VERSION, version).is_none() {
+                    return Err(Error::Protocol { theirs: version, oldest: oldest(), newest: protocol::VERSION });
+                }
+                client.instance = instance;
+                Ok(client)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One request that the shim answers at once.
+    pub async fn ask(&mut self, request: &Request) -> Result<Reply> {
+        self.ask_within(request, ANSWER_TIMEOUT_MS).await
+    }
+
+    pub async fn ask_within(&mut self, request: &Request, timeout_ms: u64) -> Result<Reply> {
+        match tokio::time::timeout(Duration::from_millis(timeout_ms), self.ask_unbounded(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout { what: "the shim's answer", after_ms: timeout_ms }),
+        }
+    }
+
+    /// One request whose answer may take as long as the Machine lives.
+    pub async fn ask_unbounded(&mut self, request: &Request) -> Result<Reply> {
+        let asking = async {
+            let frame = protocol::encode(request)?;
+            self.stream.write_all(&frame).await?;
+            loop {
+                if let Some(reply) = protocol::decode(&mut self.buffer)? {
+                    return Ok(reply);
+                }
+                if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        };
+        match asking.await.map_err(Error::io("the shim hung up"))? {
+            Reply::Refused { reason, user_fault: true } => Err(Error::Refused { reason }),
+            Reply::Refused { reason, user_fault: false } => Err(Error::Host { reason }),
+            reply => Ok(reply),
+        }
+    }
+}
+
+fn oldest() -> u32 {
+    protocol::VERSION.saturating_sub(protocol::VERSIONS_BACK).max(1)
+}
+
+pub fn unexpected(reply: &Reply) -> Error {
+    Error::Host { reason: format!("the shim gave an answer that does not fit: {reply:?}") }
+}
+
+/// Socket addresses end at 108 bytes, Machines' folders do not: the folder is opened and named by its descriptor.
+fn connect_long(path: &Path) -> io::Result<StdUnixStream> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = std::fs::File::open(folder)?;
+    StdUnixStream::connect(Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name))
+}
