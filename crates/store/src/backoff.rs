@@ -10,9 +10,7 @@ pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// jitter, without the chance of a hot loop.
 pub(crate) fn backoff(attempt: u32, random: u64) -> Duration {
     let doublings = attempt.saturating_sub(1).min(16);
-    let ceiling = BACKOFF_FIRST
-        .saturating_mul(1 << doublings)
-        .min(BACKOFF_MAX);
+    let ceiling = BACKOFF_FIRST.saturating_mul(1 << doublings).min(BACKOFF_MAX);
     let floor = ceiling / 10;
     let span_us = (ceiling - floor).as_micros() as u64;
     floor + Duration::from_micros(random % (span_us + 1))

@@ -40,11 +40,7 @@ pub enum Error {
     Timeout { waited_ms: u64 },
     /// The peer could not be reached, or went away. A transaction may or may not have happened.
     #[error("the store at {url} is unavailable: {reason}")]
-    Unavailable {
-        url: String,
-        reason: String,
-        source: Option<Box<dyn StdError + Send + Sync>>,
-    },
+    Unavailable { url: String, reason: String, source: Option<Box<dyn StdError + Send + Sync>> },
     #[error("the store's peer broke the protocol: {reason}")]
     Protocol { reason: String },
     /// The far store failed inside; its own log has the cause.
@@ -61,21 +57,11 @@ pub enum Error {
     #[error("{} is not a store of this version: {reason}", path.display())]
     Format { path: PathBuf, reason: String },
     #[error("the value of {key:?} is not the JSON that was expected")]
-    Json {
-        key: String,
-        source: serde_json::Error,
-    },
+    Json { key: String, source: serde_json::Error },
     #[error("sqlite failed to {action}")]
-    Sqlite {
-        action: &'static str,
-        source: rusqlite::Error,
-    },
+    Sqlite { action: &'static str, source: rusqlite::Error },
     #[error("cannot {action} {}", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
 }
 
 impl Error {
@@ -129,9 +115,7 @@ impl Error {
     }
 
     pub(crate) fn invalid(reason: impl Into<String>) -> Error {
-        Error::InvalidRequest {
-            reason: reason.into(),
-        }
+        Error::InvalidRequest { reason: reason.into() }
     }
 
     /// For `map_err`: says what was being done when SQLite failed.
@@ -144,10 +128,6 @@ impl Error {
 pub(crate) fn is_passing(source: &rusqlite::Error) -> bool {
     matches!(
         source.sqlite_error_code(),
-        Some(
-            rusqlite::ErrorCode::DiskFull
-                | rusqlite::ErrorCode::DatabaseBusy
-                | rusqlite::ErrorCode::DatabaseLocked
-        )
+        Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
     )
 }

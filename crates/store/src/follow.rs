@@ -58,18 +58,8 @@ impl Heard {
 pub fn follow(store: Arc<dyn Store>, prefix: impl Into<String>) -> Follow {
     let (sender, updates) = mpsc::channel(UPDATES_QUEUED);
     let heard = Heard(Arc::default());
-    let follower = Follower {
-        store,
-        prefix: prefix.into(),
-        sender,
-        heard: heard.clone(),
-        failures: 0,
-    };
-    Follow {
-        updates,
-        heard,
-        _task: AbortOnDropHandle::new(tokio::spawn(follower.run())),
-    }
+    let follower = Follower { store, prefix: prefix.into(), sender, heard: heard.clone(), failures: 0 };
+    Follow { updates, heard, _task: AbortOnDropHandle::new(tokio::spawn(follower.run())) }
 }
 
 impl Follow {

@@ -30,8 +30,7 @@ pub use remote::RemoteStore;
 pub use sqlite::{Options, SqliteStore, Stats};
 pub use typed::{Listing, StoreExt, Versioned, put_json};
 pub use types::{
-    Compare, Event, Identity, KeyRange, Op, Range, RangeReply, Relation, Row, Txn, TxnReply, Verb,
-    WatchBatch,
+    Compare, Event, Identity, KeyRange, Op, Range, RangeReply, Relation, Row, Txn, TxnReply, Verb, WatchBatch,
 };
 pub use watch::{PROGRESS_INTERVAL, Watch};
 

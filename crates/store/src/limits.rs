@@ -35,10 +35,7 @@ pub fn check_prefix(prefix: &str) -> Result<(), Error> {
     }
     match prefix.strip_suffix('/') {
         Some(key) => check_key(key),
-        None => Err(invalid_key(
-            prefix,
-            "a prefix is empty or ends in '/', so that it matches whole segments",
-        )),
+        None => Err(invalid_key(prefix, "a prefix is empty or ends in '/', so that it matches whole segments")),
     }
 }
 
@@ -51,9 +48,7 @@ pub fn check_range(range: &Range) -> Result<(), Error> {
             check_prefix(prefix)?;
             check_key(after)?;
             if !after.starts_with(prefix.as_str()) {
-                return Err(Error::invalid(format!(
-                    "`after` {after:?} is not under {prefix:?}"
-                )));
+                return Err(Error::invalid(format!("`after` {after:?} is not under {prefix:?}")));
             }
             Ok(())
         }
@@ -95,9 +90,7 @@ fn check_branch(ops: &[Op]) -> Result<usize, Error> {
     let mut keys: Vec<&str> = ops.iter().map(Op::key).collect();
     keys.sort_unstable();
     match keys.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(Error::RepeatedKey {
-            key: pair[0].to_owned(),
-        }),
+        Some(pair) => Err(Error::RepeatedKey { key: pair[0].to_owned() }),
         None => Ok(bytes),
     }
 }
@@ -114,11 +107,7 @@ fn check_characters(key: &str) -> Result<(), Error> {
 
 fn check_value(key: &str, size: usize) -> Result<(), Error> {
     if size > MAX_VALUE_BYTES {
-        return Err(too_large(
-            &format!("the value of {key:?} in bytes"),
-            size,
-            MAX_VALUE_BYTES,
-        ));
+        return Err(too_large(&format!("the value of {key:?} in bytes"), size, MAX_VALUE_BYTES));
     }
     Ok(())
 }
@@ -133,18 +122,11 @@ fn check_count(what: &str, count: usize) -> Result<(), Error> {
 fn invalid_key(key: &str, reason: &str) -> Error {
     // An oversized key must not travel back in its own error.
     let key = key.chars().take(MAX_KEY_BYTES).collect();
-    Error::InvalidKey {
-        key,
-        reason: reason.to_owned(),
-    }
+    Error::InvalidKey { key, reason: reason.to_owned() }
 }
 
 fn too_large(what: &str, size: usize, limit: usize) -> Error {
-    Error::TooLarge {
-        what: what.to_owned(),
-        size: size as u64,
-        limit: limit as u64,
-    }
+    Error::TooLarge { what: what.to_owned(), size: size as u64, limit: limit as u64 }
 }
 
 #[cfg(test)]
@@ -158,16 +140,10 @@ mod tests {
             assert!(check_key(key).is_ok(), "{key}");
         }
         for key in ["", "/", "/a", "a/", "a//b", "a b", "a\n", "ä", "\u{7f}"] {
-            assert!(
-                matches!(check_key(key), Err(Error::InvalidKey { .. })),
-                "{key:?}"
-            );
+            assert!(matches!(check_key(key), Err(Error::InvalidKey { .. })), "{key:?}");
         }
         assert!(check_key(&"k".repeat(MAX_KEY_BYTES)).is_ok());
-        assert!(matches!(
-            check_key(&"k".repeat(MAX_KEY_BYTES + 1)),
-            Err(Error::TooLarge { .. })
-        ));
+        assert!(matches!(check_key(&"k".repeat(MAX_KEY_BYTES + 1)), Err(Error::TooLarge { .. })));
     }
 
     #[test]
@@ -184,9 +160,7 @@ mod tests {
         let put = |key: &str| Op::put(key, "v");
         let twice = Txn::of([put("a"), Op::delete("a")]);
         assert!(matches!(check_txn(&twice), Err(Error::RepeatedKey { .. })));
-        let both = Txn::of([put("a")])
-            .when(Compare::absent("a"))
-            .or_else(Op::get("a"));
+        let both = Txn::of([put("a")]).when(Compare::absent("a")).or_else(Op::get("a"));
         assert!(check_txn(&both).is_ok());
     }
 }

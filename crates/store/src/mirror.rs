@@ -25,10 +25,7 @@ impl Mirror {
     pub fn apply(&mut self, update: Update) -> Vec<String> {
         match update {
             Update::Snapshot { rows, revision } => {
-                let rows = rows
-                    .into_iter()
-                    .map(|row| (row.key, Versioned::new(row.value, row.mod_revision)))
-                    .collect();
+                let rows = rows.into_iter().map(|row| (row.key, Versioned::new(row.value, row.mod_revision))).collect();
                 self.complete = true;
                 self.replace(rows, revision)
             }
@@ -36,10 +33,7 @@ impl Mirror {
                 let mut changed = BTreeSet::new();
                 for event in batch.events {
                     match event.value {
-                        Some(value) => self.rows.insert(
-                            event.key.clone(),
-                            Versioned::new(value, event.mod_revision),
-                        ),
+                        Some(value) => self.rows.insert(event.key.clone(), Versioned::new(value, event.mod_revision)),
                         None => self.rows.remove(&event.key),
                     };
                     changed.insert(event.key);
@@ -50,11 +44,7 @@ impl Mirror {
         }
     }
 
-    fn replace(
-        &mut self,
-        rows: BTreeMap<String, Versioned<Bytes>>,
-        revision: u64,
-    ) -> Vec<String> {
+    fn replace(&mut self, rows: BTreeMap<String, Versioned<Bytes>>, revision: u64) -> Vec<String> {
         let old = std::mem::replace(&mut self.rows, rows);
         self.revision = revision;
         let gone = old.keys().filter(|key| !self.rows.contains_key(*key));
@@ -100,29 +90,17 @@ mod tests {
     use crate::types::{Event, Row, WatchBatch};
 
     fn row(key: &str, value: &'static str, revision: u64) -> Row {
-        Row {
-            key: key.into(),
-            value: value.into(),
-            create_revision: revision,
-            mod_revision: revision,
-            version: 1,
-        }
+        Row { key: key.into(), value: value.into(), create_revision: revision, mod_revision: revision, version: 1 }
     }
 
     #[test]
     fn a_second_snapshot_reports_what_vanished_unseen() {
         let mut mirror = Mirror::new();
         let first = vec![row("a", "1", 1), row("b", "1", 2)];
-        let told = mirror.apply(Update::Snapshot {
-            rows: first,
-            revision: 2,
-        });
+        let told = mirror.apply(Update::Snapshot { rows: first, revision: 2 });
         assert_eq!(told, ["a", "b"]);
         let second = vec![row("b", "1", 2), row("c", "1", 9)];
-        let told = mirror.apply(Update::Snapshot {
-            rows: second,
-            revision: 9,
-        });
+        let told = mirror.apply(Update::Snapshot { rows: second, revision: 9 });
         assert_eq!(told, ["a", "c"]);
         assert_eq!(mirror.revision(), 9);
     }
@@ -136,14 +114,8 @@ mod tests {
             mod_revision,
         };
         let events = vec![event("a", Some("1"), 3), event("b", Some("1"), 3)];
-        mirror.apply(Update::Changes(WatchBatch {
-            revision: 3,
-            events,
-        }));
-        let told = mirror.apply(Update::Changes(WatchBatch {
-            revision: 4,
-            events: vec![event("a", None, 4)],
-        }));
+        mirror.apply(Update::Changes(WatchBatch { revision: 3, events }));
+        let told = mirror.apply(Update::Changes(WatchBatch { revision: 4, events: vec![event("a", None, 4)] }));
         assert_eq!(told, ["a"]);
         let left: Vec<_> = mirror.rows().map(|(key, _)| key).collect();
         assert_eq!(left, ["b"]);

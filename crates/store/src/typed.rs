@@ -21,10 +21,7 @@ pub struct Versioned<T> {
 
 impl<T> Versioned<T> {
     pub fn new(value: T, mod_revision: u64) -> Versioned<T> {
-        Versioned {
-            value,
-            mod_revision,
-        }
+        Versioned { value, mod_revision }
     }
 }
 
@@ -53,18 +50,12 @@ impl Row {
 impl Event {
     /// `None`: the key was deleted.
     pub fn json<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
-        self.value
-            .as_deref()
-            .map(|value| decode(&self.key, value))
-            .transpose()
+        self.value.as_deref().map(|value| decode(&self.key, value)).transpose()
     }
 }
 
 fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(value).map_err(|source| Error::Json {
-        key: key.to_owned(),
-        source,
-    })
+    serde_json::from_slice(value).map_err(|source| Error::Json { key: key.to_owned(), source })
 }
 
 /// What most callers do, in one call each; on every `Store`, also `dyn Store`.
@@ -83,11 +74,7 @@ pub trait StoreExt: Store {
     }
 
     /// Without a condition.
-    fn put(
-        &self,
-        key: &str,
-        value: impl Into<bytes::Bytes>,
-    ) -> impl Future<Output = Result<TxnReply, Error>> + Send {
+    fn put(&self, key: &str, value: impl Into<bytes::Bytes>) -> impl Future<Output = Result<TxnReply, Error>> + Send {
         self.txn(Txn::of([Op::put(key, value)]))
     }
 

@@ -47,12 +47,7 @@ impl Range {
     }
 
     fn of(key: KeyRange) -> Range {
-        Range {
-            key,
-            at_revision: None,
-            limit: 0,
-            after: None,
-        }
+        Range { key, at_revision: None, limit: 0, after: None }
     }
 
     pub fn at_revision(mut self, revision: u64) -> Range {
@@ -149,25 +144,15 @@ impl Compare {
     }
 
     pub fn mod_revision(key: impl Into<String>, relation: Relation, revision: u64) -> Compare {
-        Compare::ModRevision {
-            key: key.into(),
-            relation,
-            revision,
-        }
+        Compare::ModRevision { key: key.into(), relation, revision }
     }
 
     pub fn version(key: impl Into<String>, equals: u64) -> Compare {
-        Compare::Version {
-            key: key.into(),
-            equals,
-        }
+        Compare::Version { key: key.into(), equals }
     }
 
     pub fn value(key: impl Into<String>, equals: impl Into<Bytes>) -> Compare {
-        Compare::Value {
-            key: key.into(),
-            equals: equals.into(),
-        }
+        Compare::Value { key: key.into(), equals: equals.into() }
     }
 
     pub fn key(&self) -> &str {
@@ -200,10 +185,7 @@ pub enum Op {
 
 impl Op {
     pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Op {
-        Op::Put {
-            key: key.into(),
-            value: value.into(),
-        }
+        Op::Put { key: key.into(), value: value.into() }
     }
 
     pub fn delete(key: impl Into<String>) -> Op {
@@ -240,10 +222,7 @@ pub struct Txn {
 impl Txn {
     /// Without a condition.
     pub fn of(then: impl IntoIterator<Item = Op>) -> Txn {
-        Txn {
-            then: then.into_iter().collect(),
-            ..Txn::default()
-        }
+        Txn { then: then.into_iter().collect(), ..Txn::default() }
     }
 
     pub fn when(mut self, compare: Compare) -> Txn {

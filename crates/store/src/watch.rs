@@ -29,11 +29,7 @@ impl Watch {
         generation: impl Into<Arc<str>>,
         batches: impl Stream<Item = Result<WatchBatch, Error>> + Send + 'static,
     ) -> Watch {
-        Watch {
-            generation: generation.into(),
-            batches: Box::pin(batches),
-            ended: false,
-        }
+        Watch { generation: generation.into(), batches: Box::pin(batches), ended: false }
     }
 
     /// The generation of the store that feeds this watch. Revisions of another generation mean nothing here.

@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::schema::{first_id, revision_of};
+use super::schema::{first_id, revision_of, unsigned};
 use crate::types::{Compare, Event, Op, Relation, Row, Txn, TxnReply};
 
 pub(super) struct Applied {
@@ -39,30 +39,18 @@ pub(super) fn apply(conn: &Connection, txn: Txn, revision: u64) -> rusqlite::Res
             Op::Put { key, value } => {
                 let id = first_id(revision + 1) + events.len() as i64;
                 put(conn, &key, &value, id)?;
-                events.push(Event {
-                    key,
-                    value: Some(value),
-                    mod_revision: revision + 1,
-                });
+                events.push(Event { key, value: Some(value), mod_revision: revision + 1 });
             }
             Op::Delete { key } => {
                 let id = first_id(revision + 1) + events.len() as i64;
                 if delete(conn, &key, id)? {
-                    events.push(Event {
-                        key,
-                        value: None,
-                        mod_revision: revision + 1,
-                    });
+                    events.push(Event { key, value: None, mod_revision: revision + 1 });
                 }
             }
         }
     }
     let revision = revision + u64::from(!events.is_empty());
-    let reply = TxnReply {
-        succeeded,
-        revision,
-        gets,
-    };
+    let reply = TxnReply { succeeded, revision, gets };
     Ok(Applied { reply, events })
 }
 
@@ -71,9 +59,7 @@ fn holds(conn: &Connection, compare: &Compare) -> rusqlite::Result<bool> {
     let mod_revision = standing.as_ref().map_or(0, |row| revision_of(row.id));
     Ok(match compare {
         Compare::Absent { .. } => Relation::Equal.holds(mod_revision, 0),
-        Compare::ModRevision {
-            relation, revision, ..
-        } => relation.holds(mod_revision, *revision),
+        Compare::ModRevision { relation, revision, .. } => relation.holds(mod_revision, *revision),
         Compare::Version { equals, .. } => standing.map_or(0, |row| row.version) == *equals,
         Compare::Value { equals, .. } => match standing {
             Some(row) => value(conn, row.id)? == *equals,
@@ -85,18 +71,13 @@ fn holds(conn: &Connection, compare: &Compare) -> rusqlite::Result<bool> {
 fn standing(conn: &Connection, key: &str) -> rusqlite::Result<Option<Standing>> {
     conn.prepare_cached("select id, create_revision, version from current where key = ?1")?
         .query_row([key], |row| {
-            Ok(Standing {
-                id: row.get(0)?,
-                create_revision: row.get(1)?,
-                version: row.get(2)?,
-            })
+            Ok(Standing { id: row.get(0)?, create_revision: unsigned(row, 1)?, version: unsigned(row, 2)? })
         })
         .optional()
 }
 
 fn value(conn: &Connection, id: i64) -> rusqlite::Result<Vec<u8>> {
-    conn.prepare_cached("select value from log where id = ?1")?
-        .query_row([id], |row| row.get(0))
+    conn.prepare_cached("select value from log where id = ?1")?.query_row([id], |row| row.get(0))
 }
 
 fn get(conn: &Connection, key: String) -> rusqlite::Result<Option<Row>> {
@@ -123,15 +104,13 @@ fn put(conn: &Connection, key: &str, value: &[u8], id: i64) -> rusqlite::Result<
          on conflict (key) do update set id = excluded.id, \
          create_revision = excluded.create_revision, version = excluded.version",
     )?
-    .execute(params![key, id, create_revision, version])?;
+    .execute(params![key, id, create_revision as i64, version as i64])?;
     Ok(())
 }
 
 /// False if there was nothing to delete.
 fn delete(conn: &Connection, key: &str, id: i64) -> rusqlite::Result<bool> {
-    let removed = conn
-        .prepare_cached("delete from current where key = ?1")?
-        .execute([key])?;
+    let removed = conn.prepare_cached("delete from current where key = ?1")?.execute([key])?;
     if removed == 0 {
         return Ok(false);
     }
@@ -147,9 +126,7 @@ fn append(
     version: u64,
     value: Option<&[u8]>,
 ) -> rusqlite::Result<()> {
-    conn.prepare_cached(
-        "insert into log (id, key, create_revision, version, value) values (?1, ?2, ?3, ?4, ?5)",
-    )?
-    .execute(params![id, key, create_revision, version, value])?;
+    conn.prepare_cached("insert into log (id, key, create_revision, version, value) values (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![id, key, create_revision as i64, version as i64, value])?;
     Ok(())
 }

@@ -38,14 +38,7 @@ pub(super) async fn open(
     prefix: String,
     from_revision: u64,
 ) -> Result<impl Stream<Item = Result<WatchBatch, Error>> + Send + 'static, Error> {
-    let mut feed = Feed {
-        prefix,
-        hub,
-        readers,
-        told: from_revision.saturating_sub(1),
-        ready: None,
-        live: None,
-    };
+    let mut feed = Feed { prefix, hub, readers, told: from_revision.saturating_sub(1), ready: None, live: None };
     feed.read_history().await?;
     Ok(try_unfold(feed, |mut feed| async move {
         let batch = feed.next().await?;
@@ -74,10 +67,7 @@ impl Feed {
             self.live = Some(self.hub.subscribe(&self.prefix));
         }
         let prefix = self.prefix.clone();
-        let history = self
-            .readers
-            .run(move |conn| read::history(conn, &prefix, from))
-            .await?;
+        let history = self.readers.run(move |conn| read::history(conn, &prefix, from)).await?;
         self.told = history.batch.revision;
         let caught_up = self.told == history.store_revision;
         // A reader far behind hears how far it has come; one at the head hears that soon enough from the queue.
@@ -105,10 +95,7 @@ impl Feed {
             }
             if due {
                 self.told = self.told.max(published);
-                return Ok(WatchBatch {
-                    revision: self.told,
-                    events: Vec::new(),
-                });
+                return Ok(WatchBatch { revision: self.told, events: Vec::new() });
             }
             due = timeout_at(deadline, changed.as_mut()).await.is_err();
         }

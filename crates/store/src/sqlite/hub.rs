@@ -34,10 +34,7 @@ struct Watchers {
 
 impl Hub {
     pub(super) fn new(revision: u64) -> Hub {
-        Hub {
-            watchers: Mutex::default(),
-            published: AtomicU64::new(revision),
-        }
+        Hub { watchers: Mutex::default(), published: AtomicU64::new(revision) }
     }
 
     pub(super) fn published(&self) -> u64 {
@@ -57,11 +54,7 @@ impl Hub {
         // Under the lock, so that no group is published between the registration and this reading.
         let published = self.published();
         drop(watchers);
-        let subscription = Subscription {
-            hub: self.clone(),
-            prefix: prefix.to_owned(),
-            queue,
-        };
+        let subscription = Subscription { hub: self.clone(), prefix: prefix.to_owned(), queue };
         (subscription, published)
     }
 
@@ -255,11 +248,7 @@ mod tests {
     use super::*;
 
     fn event(key: &str, mod_revision: u64) -> Event {
-        Event {
-            key: key.into(),
-            value: Some("v".into()),
-            mod_revision,
-        }
+        Event { key: key.into(), value: Some("v".into()), mod_revision }
     }
 
     #[test]
@@ -268,10 +257,7 @@ mod tests {
         let (one, _) = hub.subscribe("hosts/w1/");
         let (ten, _) = hub.subscribe("hosts/w10/");
         let (all, _) = hub.subscribe("");
-        hub.publish(
-            &[vec![event("hosts/w1/a", 1), event("hosts/w10/a", 1)]],
-            1,
-        );
+        hub.publish(&[vec![event("hosts/w1/a", 1), event("hosts/w10/a", 1)]], 1);
         let keys = |from: &Subscription| -> Vec<String> {
             let batch = from.pop().expect("open").expect("a batch");
             batch.events.iter().map(|event| event.key.clone()).collect()

@@ -42,10 +42,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options {
-            reader_connections: 4,
-            keep_revisions: 100_000,
-        }
+        Options { reader_connections: 4, keep_revisions: 100_000 }
     }
 }
 
@@ -93,16 +90,8 @@ impl SqliteStore {
         std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
-            .map_err(|source| Error::Io {
-                action: "start the writer of",
-                path: path.to_owned(),
-                source,
-            })?;
-        Ok(SqliteStore {
-            commands,
-            readers,
-            shared,
-        })
+            .map_err(|source| Error::Io { action: "start the writer of", path: path.to_owned(), source })?;
+        Ok(SqliteStore { commands, readers, shared })
     }
 
     /// For a copy restored from a backup: it must not pass for the store that it was taken from. Watches end.
@@ -132,17 +121,13 @@ impl SqliteStore {
         let (reply, answer) = oneshot::channel();
         let permit = tokio::time::timeout(WRITER_WAIT, self.commands.reserve())
             .await
-            .map_err(|_| Error::Busy {
-                reason: "the writer's queue is full".to_owned(),
-            })?
+            .map_err(|_| Error::Busy { reason: "the writer's queue is full".to_owned() })?
             .map_err(|_| Error::Closed)?;
         permit.send(command(reply));
         match tokio::time::timeout(WRITER_WAIT, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Closed),
-            Err(_) => Err(Error::Timeout {
-                waited_ms: WRITER_WAIT.as_millis() as u64,
-            }),
+            Err(_) => Err(Error::Timeout { waited_ms: WRITER_WAIT.as_millis() as u64 }),
         }
     }
 }
@@ -151,17 +136,14 @@ impl Store for SqliteStore {
     fn range(&self, range: Range) -> BoxFuture<'_, Result<RangeReply, Error>> {
         Box::pin(async move {
             limits::check_range(&range)?;
-            self.readers
-                .run(move |conn| read::range(conn, &range))
-                .await
+            self.readers.run(move |conn| read::range(conn, &range)).await
         })
     }
 
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnReply, Error>> {
         Box::pin(async move {
             let bytes = limits::check_txn(&txn)?;
-            self.ask(|reply| Command::Txn(Pending { txn, bytes, reply }))
-                .await
+            self.ask(|reply| Command::Txn(Pending { txn, bytes, reply })).await
         })
     }
 
@@ -191,21 +173,13 @@ fn lock(path: &Path) -> Result<File, Error> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let name = PathBuf::from(name);
-    let io = |action, source| Error::Io {
-        action,
-        path: name.clone(),
-        source,
-    };
+    let io = |action, source| Error::Io { action, path: name.clone(), source };
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true).create(true).truncate(false);
-    let file = options
-        .open(&name)
-        .map_err(|source| io("create the lock", source))?;
+    let file = options.open(&name).map_err(|source| io("create the lock", source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse {
-            path: path.to_owned(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => Err(io("lock", source)),
     }
 }

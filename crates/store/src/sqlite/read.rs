@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::schema::{first_id, load_revisions, prefix_end, revision_of};
+use super::schema::{first_id, load_revisions, prefix_end, revision_of, unsigned};
 use crate::error::Error;
 use crate::limits::{MAX_RANGE_BYTES, MAX_RANGE_ROWS};
 use crate::types::{Event, KeyRange, Range, RangeReply, Row, WatchBatch};
@@ -39,11 +39,7 @@ pub(super) fn range(conn: &Connection, range: &Range) -> Result<RangeReply, Erro
         read_past(&snapshot, &bounds, first_id(at + 1), &mut page)
     }
     .map_err(failed())?;
-    Ok(RangeReply {
-        revision: at,
-        rows: page.rows,
-        more: page.more,
-    })
+    Ok(RangeReply { revision: at, rows: page.rows, more: page.more })
 }
 
 /// Keys above `above` (or equal, if it is itself meant) and below `below`.
@@ -57,11 +53,7 @@ impl Bounds {
     fn of(range: &Range) -> Bounds {
         match &range.key {
             // The smallest text above a key is that key and a NUL, which no key contains.
-            KeyRange::Exact(key) => Bounds {
-                from: key.clone(),
-                from_included: true,
-                below: format!("{key}\0"),
-            },
+            KeyRange::Exact(key) => Bounds { from: key.clone(), from_included: true, below: format!("{key}\0") },
             KeyRange::Prefix(prefix) => Bounds {
                 from: range.after.clone().unwrap_or_else(|| prefix.clone()),
                 from_included: range.after.is_none(),
@@ -85,12 +77,7 @@ impl Page {
             0 => MAX_RANGE_ROWS,
             limit => limit.min(MAX_RANGE_ROWS),
         };
-        Page {
-            rows: Vec::new(),
-            more: false,
-            limit: limit as usize,
-            bytes: 0,
-        }
+        Page { rows: Vec::new(), more: false, limit: limit as usize, bytes: 0 }
     }
 
     /// False when the page is full and `row` is not on it.
@@ -121,12 +108,7 @@ fn read_current(conn: &Connection, bounds: &Bounds, page: &mut Page) -> rusqlite
 }
 
 /// The newest change of each key before log row `before`, unless that was a deletion.
-fn read_past(
-    conn: &Connection,
-    bounds: &Bounds,
-    before: i64,
-    page: &mut Page,
-) -> rusqlite::Result<()> {
+fn read_past(conn: &Connection, bounds: &Bounds, before: i64, page: &mut Page) -> rusqlite::Result<()> {
     let mut newest = conn.prepare_cached(
         "select max(id) from log indexed by log_key \
          where key >= ?1 and key < ?2 and (?3 or key > ?1) and id < ?4 group by key order by key",
@@ -151,18 +133,14 @@ fn decode(row: &rusqlite::Row) -> rusqlite::Result<Row> {
     Ok(Row {
         key: row.get(0)?,
         mod_revision: revision_of(row.get(1)?),
-        create_revision: row.get(2)?,
-        version: row.get(3)?,
+        create_revision: unsigned(row, 2)?,
+        version: unsigned(row, 3)?,
         value: row.get::<_, Vec<u8>>(4)?.into(),
     })
 }
 
 /// The next piece of history under `prefix`, from `from_revision` on.
-pub(super) fn history(
-    conn: &Connection,
-    prefix: &str,
-    from_revision: u64,
-) -> Result<History, Error> {
+pub(super) fn history(conn: &Connection, prefix: &str, from_revision: u64) -> Result<History, Error> {
     let failed = || Error::sqlite("read history");
     let snapshot = conn.unchecked_transaction().map_err(failed())?;
     let (compacted, current) = load_revisions(&snapshot).map_err(failed())?;
@@ -171,40 +149,22 @@ pub(super) fn history(
         return Err(Error::Compacted { at: compacted });
     }
     if from_revision > current + 1 {
-        return Err(Error::FutureRevision {
-            asked: from_revision,
-            current,
-        });
+        return Err(Error::FutureRevision { asked: from_revision, current });
     }
     let until = current.min(from_revision + HISTORY_STEP_REVISIONS - 1);
     let batch = read_log(&snapshot, prefix, from_revision, until).map_err(failed())?;
-    Ok(History {
-        batch,
-        store_revision: current,
-    })
+    Ok(History { batch, store_revision: current })
 }
 
-fn read_log(
-    conn: &Connection,
-    prefix: &str,
-    from_revision: u64,
-    until: u64,
-) -> rusqlite::Result<WatchBatch> {
+fn read_log(conn: &Connection, prefix: &str, from_revision: u64, until: u64) -> rusqlite::Result<WatchBatch> {
     // `not indexed`: walk the log in its own order, whatever the prefix.
     let mut statement = conn.prepare_cached(
         "select id, key, value from log not indexed \
          where id >= ?1 and id < ?2 and key >= ?3 and key < ?4 order by id",
     )?;
-    let mut rows = statement.query(params![
-        first_id(from_revision),
-        first_id(until + 1),
-        prefix,
-        prefix_end(prefix)
-    ])?;
-    let mut batch = WatchBatch {
-        revision: until,
-        events: Vec::new(),
-    };
+    let mut rows =
+        statement.query(params![first_id(from_revision), first_id(until + 1), prefix, prefix_end(prefix)])?;
+    let mut batch = WatchBatch { revision: until, events: Vec::new() };
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
         let mod_revision = revision_of(row.get(0)?);
@@ -218,11 +178,7 @@ fn read_log(
         let key: String = row.get(1)?;
         let value: Option<Vec<u8>> = row.get(2)?;
         bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-        batch.events.push(Event {
-            key,
-            value: value.map(Into::into),
-            mod_revision,
-        });
+        batch.events.push(Event { key, value: value.map(Into::into), mod_revision });
     }
     Ok(batch)
 }

@@ -19,14 +19,9 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn open(path: &Path, count: usize) -> Result<Readers, Error> {
-        let connections: Result<Vec<_>, _> = (0..count.max(1))
-            .map(|_| super::schema::open_reader(path))
-            .collect();
+        let connections: Result<Vec<_>, _> = (0..count.max(1)).map(|_| super::schema::open_reader(path)).collect();
         let connections = connections?;
-        Ok(Readers {
-            free: Arc::new(Semaphore::new(connections.len())),
-            idle: Mutex::new(connections),
-        })
+        Ok(Readers { free: Arc::new(Semaphore::new(connections.len())), idle: Mutex::new(connections) })
     }
 
     pub(super) async fn run<T: Send + 'static>(
@@ -35,9 +30,7 @@ impl Readers {
     ) -> Result<T, Error> {
         let permit = tokio::time::timeout(READER_WAIT, self.free.clone().acquire_owned())
             .await
-            .map_err(|_| Error::Busy {
-                reason: "every reader is taken".to_owned(),
-            })?
+            .map_err(|_| Error::Busy { reason: "every reader is taken".to_owned() })?
             .map_err(|_| Error::Closed)?;
         let readers = self.clone();
         let work = move || {

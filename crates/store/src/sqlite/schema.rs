@@ -67,6 +67,11 @@ pub(super) fn revision_of(id: i64) -> u64 {
     (id >> POSITION_BITS) as u64
 }
 
+/// SQLite has signed integers only; revisions and versions stay far below their top bit.
+pub(super) fn unsigned(row: &rusqlite::Row, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(column).map(|number| number as u64)
+}
+
 /// The smallest text above every key under `prefix`.
 pub(super) fn prefix_end(prefix: &str) -> String {
     match prefix.strip_suffix('/') {
@@ -81,28 +86,18 @@ pub(super) fn prefix_end(prefix: &str) -> String {
 pub(super) fn open_writer(path: &Path) -> Result<Connection, Error> {
     let io = |action| {
         let path = path.to_owned();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     };
     // Ours before SQLite's, because fleet state holds specs that only its owner may read.
     let mut options = OpenOptions::new();
-    let options = options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600);
+    let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options.open(path).map_err(io("create"))?;
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         let folder = std::fs::File::open(folder).map_err(io("open the folder of"))?;
         folder.sync_all().map_err(io("sync the folder of"))?;
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn =
-        Connection::open_with_flags(path, flags).map_err(Error::sqlite("open the database"))?;
+    let conn = Connection::open_with_flags(path, flags).map_err(Error::sqlite("open the database"))?;
     set_up(&conn, WRITER_CACHE_KIB)?;
     set_up_writer(&conn, path)?;
     Ok(conn)
@@ -110,8 +105,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, Error> {
 
 pub(super) fn open_reader(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn =
-        Connection::open_with_flags(path, flags).map_err(Error::sqlite("open the database"))?;
+    let conn = Connection::open_with_flags(path, flags).map_err(Error::sqlite("open the database"))?;
     set_up(&conn, READER_CACHE_KIB)?;
     Ok(conn)
 }
@@ -126,13 +120,9 @@ fn set_up(conn: &Connection, cache_kib: i64) -> Result<(), Error> {
 fn set_up_writer(conn: &Connection, path: &Path) -> Result<(), Error> {
     let pragma = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let read = Error::sqlite("read the database header");
-    let (application, version) = pragma("application_id")
-        .and_then(|application| Ok((application, pragma("user_version")?)))
-        .map_err(read)?;
-    let format = |reason: String| Error::Format {
-        path: path.to_owned(),
-        reason,
-    };
+    let (application, version) =
+        pragma("application_id").and_then(|application| Ok((application, pragma("user_version")?))).map_err(read)?;
+    let format = |reason: String| Error::Format { path: path.to_owned(), reason };
     match (application, version) {
         (0, 0) | (APPLICATION_ID, FORMAT_VERSION) => {}
         (APPLICATION_ID, version) => return Err(format(format!("its format is {version}"))),
@@ -186,23 +176,17 @@ pub(super) fn load_head(conn: &Connection) -> rusqlite::Result<Head> {
 /// `(compacted, revision)` as the connection's snapshot has them.
 pub(super) fn load_revisions(conn: &Connection) -> rusqlite::Result<(u64, u64)> {
     let compacted = meta_number(conn, "compacted")?;
-    let last: Option<i64> = conn
-        .prepare_cached("select max(id) from log")?
-        .query_row([], |row| row.get(0))?;
+    let last: Option<i64> = conn.prepare_cached("select max(id) from log")?.query_row([], |row| row.get(0))?;
     // The newest log row may be a deletion that compaction took away.
     Ok((compacted, last.map_or(0, revision_of).max(compacted)))
 }
 
 fn meta_number(conn: &Connection, name: &str) -> rusqlite::Result<u64> {
-    Ok(meta(conn, name)?
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0))
+    Ok(meta(conn, name)?.and_then(|text| text.parse().ok()).unwrap_or(0))
 }
 
 fn meta(conn: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
-    conn.prepare_cached("select value from meta where name = ?1")?
-        .query_row([name], |row| row.get(0))
-        .optional()
+    conn.prepare_cached("select value from meta where name = ?1")?.query_row([name], |row| row.get(0)).optional()
 }
 
 pub(super) fn set_meta(conn: &Connection, name: &str, value: &str) -> rusqlite::Result<()> {

@@ -18,11 +18,9 @@ pub(super) fn step(conn: &Connection, swept: i64, compacted: u64) -> rusqlite::R
     let txn = conn.unchecked_transaction()?;
     let walked = walk(&txn, swept, end)?;
     for row in &walked {
-        txn.prepare_cached("delete from log where key = ?1 and id < ?2")?
-            .execute(params![row.key, row.id])?;
+        txn.prepare_cached("delete from log where key = ?1 and id < ?2")?.execute(params![row.key, row.id])?;
         if row.is_deletion {
-            txn.prepare_cached("delete from log where id = ?1")?
-                .execute([row.id])?;
+            txn.prepare_cached("delete from log where id = ?1")?.execute([row.id])?;
         }
     }
     let next = match walked.last() {
@@ -46,11 +44,7 @@ fn walk(conn: &Connection, from: i64, end: i64) -> rusqlite::Result<Vec<Walked>>
          where id >= ?1 and id < ?2 order by id limit ?3",
     )?
     .query_map(params![from, end, SWEEP_STEP_ROWS], |row| {
-        Ok(Walked {
-            id: row.get(0)?,
-            key: row.get(1)?,
-            is_deletion: row.get(2)?,
-        })
+        Ok(Walked { id: row.get(0)?, key: row.get(1)?, is_deletion: row.get(2)? })
     })?
     .collect()
 }

@@ -154,10 +154,8 @@ impl Writer {
             }
             return then;
         }
-        let (txns, replies): (Vec<Txn>, Vec<Reply<TxnReply>>) = group
-            .into_iter()
-            .map(|pending| (pending.txn, pending.reply))
-            .unzip();
+        let (txns, replies): (Vec<Txn>, Vec<Reply<TxnReply>>) =
+            group.into_iter().map(|pending| (pending.txn, pending.reply)).unzip();
         match self.commit(txns) {
             Ok(applied) => self.announce(applied, replies),
             Err(error) => self.refuse(error, replies),
@@ -210,20 +208,22 @@ impl Writer {
     /// Nothing of the group was applied, or nobody can say so.
     fn refuse(&mut self, source: rusqlite::Error, replies: Vec<Reply<TxnReply>>) {
         let reason = source.to_string();
-        if !is_passing(&source) {
-            tracing::error!(error = reason, "the store stops writing");
-            self.broken = Some(reason.clone());
-        }
+        self.judge(&source);
         for reply in replies {
             let error = match &self.broken {
-                Some(reason) => Error::Broken {
-                    reason: reason.clone(),
-                },
-                None => Error::Busy {
-                    reason: reason.clone(),
-                },
+                Some(reason) => Error::Broken { reason: reason.clone() },
+                None => Error::Busy { reason: reason.clone() },
             };
             let _ = reply.send(Err(error));
+        }
+    }
+
+    /// After a failed sync nobody knows what the disk holds, and a later sync that succeeds would hide it.
+    fn judge(&mut self, source: &rusqlite::Error) {
+        if !is_passing(source) {
+            tracing::error!(error = %source, "the store stops writing");
+            self.broken = Some(source.to_string());
+            self.sweeping = false;
         }
     }
 
@@ -246,16 +246,12 @@ impl Writer {
     /// Marks the history as gone first, in a commit of its own: from then on no read looks where `sweep` deletes.
     fn compact(&mut self, revision: u64) -> Result<(), Error> {
         if revision > self.head.revision {
-            return Err(Error::FutureRevision {
-                asked: revision,
-                current: self.head.revision,
-            });
+            return Err(Error::FutureRevision { asked: revision, current: self.head.revision });
         }
         if revision <= self.head.compacted {
             return Ok(());
         }
-        set_meta(&self.conn, "compacted", &revision.to_string())
-            .map_err(Error::sqlite("mark the compaction"))?;
+        self.write_meta("compacted", &revision.to_string())?;
         self.head.compacted = revision;
         self.sweeping = true;
         Ok(())
@@ -272,22 +268,29 @@ impl Writer {
                 // It goes on with the next compaction or start; until then only space is lost.
                 tracing::warn!(%error, "a clean-up step failed");
                 self.sweeping = false;
+                self.judge(&error);
             }
         }
         let steps = &self.shared.counters.sweep_steps;
         steps.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn write_meta(&mut self, name: &str, value: &str) -> Result<(), Error> {
+        if let Some(reason) = &self.broken {
+            let reason = reason.clone();
+            return Err(Error::Broken { reason });
+        }
+        set_meta(&self.conn, name, value).map_err(|source| {
+            self.judge(&source);
+            Error::Sqlite { action: "write the metadata", source }
+        })
+    }
+
     fn bump_generation(&mut self) -> Result<(), Error> {
         let generation = draw_generation();
-        set_meta(&self.conn, "generation", &generation)
-            .map_err(Error::sqlite("write the generation"))?;
+        self.write_meta("generation", &generation)?;
         {
-            let mut shared = self
-                .shared
-                .generation
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut shared = self.shared.generation.lock().unwrap_or_else(PoisonError::into_inner);
             *shared = generation.as_str().into();
         }
         self.head.generation = generation;
