@@ -1,0 +1,10 @@
+//! The whole platform, seen from outside: real processes of the real binary on a dev fleet, harmed in every way that
+//! an issue names. Needs root, the built binaries and the demo image (`make test` sees to them).
+
+mod away;
+mod gate;
+mod isolation;
+mod kills;
+mod limits;
+mod many;
+mod support;

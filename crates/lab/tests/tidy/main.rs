@@ -1,0 +1,270 @@
+//! The house keeps its order: floors, pure files, file heads, fresh API description, and a verification page that
+//! names tests which exist. Reads the tree as text; must not start anything but `cargo metadata`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Which floor a crate lives on. An import goes down, never sideways.
+const FLOORS: [(&str, u8); 13] = [
+    ("godwit-api", 0),
+    ("godwit-machine", 1),
+    ("godwit-base", 1),
+    ("godwit-store", 1),
+    ("godwit-driver", 2),
+    ("godwit-net", 2),
+    ("godwit-oci", 2),
+    ("godwit-control", 3),
+    ("godwit-agent", 3),
+    ("godwit-proxy", 3),
+    ("godwit", 4),
+    ("godwit-shim", 4),
+    ("godwit-lab", 5),
+];
+
+/// Files that decide and never act. `machine` and `api` are pure as a whole.
+const PURE: [&str; 9] = [
+    "crates/api/src",
+    "crates/machine/src",
+    "crates/base/src/peer.rs",
+    "crates/control/src/place.rs",
+    "crates/control/src/place",
+    "crates/proxy/src/choose.rs",
+    "crates/net/src/plan.rs",
+    "crates/agent/src/capacity.rs",
+    "crates/agent/src/converge.rs",
+];
+
+/// What a pure file may not name outside its tests.
+const IMPURE: [&str; 13] = [
+    "tokio",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::process",
+    "std::thread",
+    "std::env",
+    "Instant",
+    "SystemTime",
+    "getrandom::",
+    "rand::",
+    "unix_ms()",
+    "random_u64",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the workspace is two folders up").to_owned()
+}
+
+fn rust_files(below: &Path, found: &mut Vec<PathBuf>) {
+    if below.is_file() {
+        found.push(below.to_owned());
+        return;
+    }
+    for entry in std::fs::read_dir(below).unwrap_or_else(|error| panic!("{}: {error}", below.display())) {
+        let path = entry.expect("a readable folder").path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target" && name != "fuzz") {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_rust_files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    rust_files(&root().join("crates"), &mut found);
+    assert!(found.len() > 50, "the walk finds the tree");
+    found
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The file without its inline tests.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+#[test]
+fn imports_go_down_and_never_sideways() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo metadata runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let floors: BTreeMap<&str, u8> = FLOORS.into_iter().collect();
+    let packages = metadata["packages"].as_array().expect("packages");
+    let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        let Some(floor) = floors.get(name) else {
+            wrong.push(format!("{name} stands on no floor: add it to FLOORS and to ARCHITECTURE.md"));
+            continue;
+        };
+        seen.insert(name);
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let target = dependency["name"].as_str().expect("a name");
+            // What a test uses may stand higher than the crate under test; `normal` is null in the metadata.
+            if !dependency["kind"].is_null() {
+                continue;
+            }
+            if let Some(below) = floors.get(target)
+                && below >= floor
+            {
+                wrong.push(format!("{name} (F{floor}) imports {target} (F{below})"));
+            }
+        }
+    }
+    assert_eq!(seen.len(), FLOORS.len(), "a crate of FLOORS is gone: {seen:?}");
+    assert!(wrong.is_empty(), "imports go down only:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn pure_files_name_no_clock_no_chance_and_no_io() {
+    let mut wrong = Vec::new();
+    let mut looked_at = 0;
+    for place in PURE {
+        let path = root().join(place);
+        if !path.exists() {
+            // A file may have become a folder of the same name.
+            let other = path.with_extension("");
+            let twin = PURE.iter().any(|also| root().join(also).exists() && root().join(also).with_extension("") == other);
+            assert!(twin, "{place} is listed as pure and is gone");
+            continue;
+        }
+        let mut files = Vec::new();
+        rust_files(&path, &mut files);
+        for file in files.iter().filter(|file| file.file_name().is_some_and(|name| name != "tests.rs")) {
+            looked_at += 1;
+            let text = read(file);
+            for (number, line) in without_tests(&text).lines().enumerate() {
+                let code = line.split("//").next().unwrap_or(line);
+                for word in IMPURE.iter().filter(|word| code.contains(**word)) {
+                    wrong.push(format!("{}:{}: {word}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(looked_at > 15, "pure files are found");
+    assert!(wrong.is_empty(), "a pure file decides and never acts:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_opens_with_what_it_owns() {
+    let headless: Vec<_> = all_rust_files()
+        .into_iter()
+        .filter(|file| !read(file).trim_start().starts_with("//!"))
+        .map(|file| file.display().to_string())
+        .collect();
+    assert!(headless.is_empty(), "these files do not open with //!:\n{}", headless.join("\n"));
+}
+
+#[test]
+fn no_file_is_a_god_file() {
+    let large: Vec<_> = all_rust_files()
+        .into_iter()
+        .filter_map(|file| {
+            let lines = read(&file).lines().count();
+            (lines > 800).then(|| format!("{} has {lines} lines", file.display()))
+        })
+        .collect();
+    assert!(large.is_empty(), "past 800 lines there is a second concept:\n{}", large.join("\n"));
+}
+
+#[test]
+fn the_api_description_is_fresh() {
+    let written = read(&root().join("openapi/godwit.json"));
+    let mut made = serde_json::to_string_pretty(&godwit_api::openapi::document()).expect("JSON");
+    made.push('\n');
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(root().join("openapi/godwit.json"), &made).expect("openapi/ is writable");
+        return;
+    }
+    assert!(written == made, "openapi/godwit.json is stale: UPDATE=1 cargo test -p godwit-lab --test tidy");
+}
+
+/// Every `###` heading of the page is a part of an issue; the list below it names tests as `crate::path::name`.
+#[test]
+fn the_verification_page_names_tests_that_exist() {
+    let page = read(&root().join("docs/verification.md"));
+    let mut tests: BTreeMap<String, String> = BTreeMap::new();
+    for file in all_rust_files() {
+        let relative = file.strip_prefix(root()).expect("below the root");
+        let krate = relative.components().nth(1).expect("crates/X").as_os_str().to_string_lossy().into_owned();
+        tests.entry(krate).or_default().push_str(&read(&file));
+    }
+    let mut wrong = Vec::new();
+    let mut heading: Option<(String, usize)> = None;
+    let mut headings = 0;
+    let close = |heading: &mut Option<(String, usize)>, wrong: &mut Vec<String>| {
+        if let Some((title, 0)) = heading.take() {
+            wrong.push(format!("no test is named under: {title}"));
+        }
+    };
+    for line in page.lines() {
+        if let Some(title) = line.strip_prefix("### ") {
+            close(&mut heading, &mut wrong);
+            heading = Some((title.to_owned(), 0));
+            headings += 1;
+        } else if line.starts_with("## ") {
+            close(&mut heading, &mut wrong);
+        } else if line.starts_with("- ") {
+            for name in line.split('`').skip(1).step_by(2).filter(|name| name.contains("::")) {
+                let (krate, path) = name.split_once("::").expect("contains ::");
+                let function = path.rsplit("::").next().expect("a last part");
+                let exists = tests.get(krate).is_some_and(|text| text.contains(&format!("fn {function}(")));
+                if exists {
+                    if let Some((_, count)) = &mut heading {
+                        *count += 1;
+                    }
+                } else {
+                    wrong.push(format!("{name} is named and does not exist"));
+                }
+            }
+        }
+    }
+    close(&mut heading, &mut wrong);
+    assert!(headings > 10, "the page maps the parts of the issues");
+    assert!(wrong.is_empty(), "docs/verification.md:\n{}", wrong.join("\n"));
+}
+
+/// Deletes in the store go by exact key. The type says so; this keeps the type from growing a prefix form.
+#[test]
+fn no_delete_takes_a_prefix() {
+    let mut wrong = Vec::new();
+    for file in all_rust_files() {
+        if file.starts_with(root().join("crates/lab/tests")) {
+            continue;
+        }
+        for (number, line) in read(&file).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or(line);
+            if code.contains("DeletePrefix") || code.contains("delete_prefix") || code.contains("delete_range") {
+                wrong.push(format!("{}:{}", file.display(), number + 1));
+            }
+            if code.contains("DELETE FROM") && code.contains("LIKE") {
+                wrong.push(format!("{}:{}", file.display(), number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "nothing is matched by prefix to be deleted:\n{}", wrong.join("\n"));
+}
+
+/// Words that stand for work left undone have a line in docs/known-gaps.md, or are not there at all.
+#[test]
+fn nothing_is_left_open_in_code() {
+    let words = ["TO".to_owned() + "DO", "FIX".to_owned() + "ME", "unimple".to_owned() + "mented!(", "to".to_owned() + "do!("];
+    let mut wrong = Vec::new();
+    for file in all_rust_files() {
+        for (number, line) in read(&file).lines().enumerate() {
+            if words.iter().any(|word| line.contains(word.as_str())) {
+                wrong.push(format!("{}:{}", file.display(), number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "left open:\n{}", wrong.join("\n"));
+}
