@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use godwit_api::machine::MachineState;
+use godwit_lab::fleet::eventually;
 use serde_json::json;
 
 use crate::support::{PATIENCE, demo_machine, fleet, run};
@@ -57,28 +58,37 @@ fn a_burning_machine_is_throttled() {
     });
 }
 
-/// `max_retries` counts restarts: one start and three more.
+/// `max_retries` counts restarts: one start and three more, and then the Machine stays where it is.
 #[test]
 fn three_retries_make_four_starts() {
     run(async {
         let fleet = fleet(1, &[]);
         fleet.create_app("crash").await.expect("the app");
-        let changes = json!({ "restart": { "policy": "on-failure", "max_retries": 3 }, "init": { "exec": ["/app", "exit", "1"] } });
-        let request = json!({ "config": crate::support::demo_config(changes) });
-        let machine = fleet.create_machine("crash", request).await.expect("created");
-        let last = godwit_lab::fleet::eventually("the retries are used up", PATIENCE, async || {
-            let shown = fleet.machine("crash", machine.id.as_str()).await?;
-            let starts = shown.events.iter().filter(|event| event.kind == "start" && event.status == "started").count();
-            let rests = matches!(shown.state, MachineState::Stopped | MachineState::Failed);
-            Ok((rests && starts >= 4).then_some((shown, starts)))
-        })
-        .await
-        .expect("it comes to rest");
-        assert_eq!(last.1, 4, "{:?}", last.0.events);
-        // And it stays there.
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let shown = fleet.machine("crash", machine.id.as_str()).await.expect("shown");
-        let starts = shown.events.iter().filter(|event| event.kind == "start" && event.status == "started").count();
-        assert_eq!(starts, 4);
+        let mut service = crate::support::demo_config(json!({}))["services"][0].clone();
+        service["autostart"] = json!(false);
+        let changes = json!({ "restart": { "policy": "on-failure", "max_retries": 3 }, "services": [service] });
+        let machine = demo_machine(&fleet, "crash", changes, true).await;
+        let id = machine.id.as_str();
+        for start in 1..=4 {
+            eventually("the next start", PATIENCE, async || {
+                let shown = fleet.machine("crash", id).await?;
+                Ok((shown.state == MachineState::Started && starts(&shown) == start).then_some(()))
+            })
+            .await
+            .expect("it is started again");
+            // Its answer may or may not get out before the exit.
+            let _ = fleet.get("crash", "/exit?code=1", Duration::from_secs(5)).await;
+        }
+        let shown = fleet
+            .wait_state("crash", id, &[MachineState::Stopped, MachineState::Failed], PATIENCE)
+            .await
+            .expect("the retries are used up");
+        assert_eq!(starts(&shown), 4, "{:?}", shown.events);
+        let exit = shown.events.iter().find_map(|event| event.request.as_ref()?.exit_event.clone()).expect("an exit");
+        assert_eq!((exit.exit_code, exit.oom_killed, exit.requested_stop), (1, false, false), "{exit:?}");
     });
+}
+
+fn starts(machine: &godwit_api::machine::Machine) -> usize {
+    machine.events.iter().filter(|event| event.kind == "start" && event.status == "started").count()
 }

@@ -1,0 +1,83 @@
+//! Weighing on the Machine's limits on purpose: processor time, memory, processes, and the process's own end.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork as fork_process};
+use serde_json::{Value, json};
+
+const PAGE_BYTES: usize = 4096;
+/// Between the answer of `/exit` and the exit: the answer should still leave.
+const EXIT_DELAY: Duration = Duration::from_millis(50);
+
+/// What `/alloc` holds until the process ends.
+static HELD: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Spins for `time` of the wall clock and tells how much processor time it got.
+pub fn burn(time: Duration) -> Value {
+    let (begin, cpu_begin) = (Instant::now(), thread_time());
+    let mut spins = 0u64;
+    while begin.elapsed() < time {
+        for _ in 0..1000 {
+            spins = std::hint::black_box(spins.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        }
+    }
+    let cpu = thread_time().saturating_sub(cpu_begin);
+    json!({ "wall_ms": begin.elapsed().as_millis() as u64, "cpu_ms": cpu.as_millis() as u64 })
+}
+
+fn thread_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    nix::time::clock_gettime(clock).map(Duration::from).unwrap_or_default()
+}
+
+/// Allocates and touches every page, so that the memory is really used.
+pub fn allocate(mb: u64) -> Value {
+    let mut held = HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for _ in 0..mb {
+        let mut block = vec![0u8; 1 << 20];
+        for page in block.chunks_mut(PAGE_BYTES) {
+            page[0] = 1;
+        }
+        held.push(std::hint::black_box(block));
+    }
+    json!({ "held_mb": held.len() })
+}
+
+/// Starts up to `n` children that do nothing, tells how many the kernel let it have, and ends them again.
+pub fn fork(n: u64) -> Value {
+    let mut children: Vec<Pid> = Vec::new();
+    let mut refused = None;
+    for _ in 0..n {
+        // SAFETY: the child calls nothing but pause(2) and _exit(2), which are async-signal-safe, so it does not
+        // matter which locks other threads held at the fork.
+        match unsafe { fork_process() } {
+            Ok(ForkResult::Parent { child }) => children.push(child),
+            Ok(ForkResult::Child) => loop {
+                // SAFETY: plain system calls without arguments that could be wrong.
+                unsafe { libc::pause() };
+            },
+            Err(errno) => {
+                refused = Some(errno.to_string());
+                break;
+            }
+        }
+    }
+    for child in &children {
+        // They are ours and have not been waited for, so both calls succeed.
+        let _ = kill(*child, Signal::SIGKILL);
+        let _ = waitpid(*child, None);
+    }
+    json!({ "asked": n, "started": children.len(), "refused": refused })
+}
+
+/// Ends the process once the answer has had time to leave.
+pub fn exit_soon(code: i32) {
+    tokio::spawn(async move {
+        tokio::time::sleep(EXIT_DELAY).await;
+        println!("demo-app: exit {code}, as asked");
+        std::process::exit(code);
+    });
+}
