@@ -14,9 +14,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, setsockopt, sockopt};
 use tokio::net::TcpListener;
@@ -78,12 +78,10 @@ async fn serve() -> io::Result<()> {
                 let _ = stream.set_nodelay(true);
                 let app = app.clone();
                 let service = service_fn(move |request| routes::answer(app.clone(), request));
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades();
-                let watched = graceful.watch(connection);
+                let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+                let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+                let watched = graceful.watch(connection.into_owned());
                 // How a connection ends is its client's affair.
                 tokio::spawn(async move { drop(watched.await) });
             }
