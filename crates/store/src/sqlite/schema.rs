@@ -197,3 +197,41 @@ pub(super) fn set_meta(conn: &Connection, name: &str, value: &str) -> rusqlite::
     .execute(params![name, value])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a killed process cannot show and a power cut would: each commit is synced.
+    #[test]
+    fn the_writer_syncs_each_commit() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let conn = open_writer(&dir.path().join("store.db")).expect("opens");
+        let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        const FULL: i64 = 2;
+        assert_eq!(pragma("synchronous"), Ok(FULL));
+        let mode = conn.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0));
+        assert_eq!(mode.as_deref(), Ok("wal"));
+    }
+
+    #[test]
+    fn only_its_owner_may_read_the_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("store.db");
+        let conn = open_writer(&path).expect("opens");
+        conn.execute("delete from meta where name = 'none'", []).expect("runs");
+        for name in ["store.db", "store.db-wal", "store.db-shm"] {
+            let mode = dir.path().join(name).metadata().expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_ends_where_its_segments_end() {
+        let inside = |prefix: &str, key: &str| key >= prefix && key < prefix_end(prefix).as_str();
+        assert!(inside("a/", "a/b") && inside("a/", "a/~~") && inside("", "~~"));
+        assert!(!inside("a/", "a0") && !inside("a/", "a") && !inside("a/", "a.b"));
+        assert_eq!(revision_of(first_id(7) + MAX_TXN_OPS as i64 - 1), 7);
+    }
+}
