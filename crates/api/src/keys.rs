@@ -14,9 +14,14 @@ pub const FACTS: &str = "facts/";
 pub const ROUTES: &str = "routes/";
 pub const APP_REGIONS: &str = "app-regions/";
 pub const PORTS: &str = "ports/";
+pub const LEASES: &str = "leases/";
 
 pub fn app(app: &AppName) -> String {
     format!("apps/{app}")
+}
+/// Written with each Machine of an app, so that deleting an app and creating a Machine in it exclude each other.
+pub fn app_use(app: &AppName) -> String {
+    format!("app-uses/{app}")
 }
 pub fn machines_of(app: &AppName) -> String {
     format!("machines/{app}/")

@@ -13,6 +13,7 @@ pub mod endpoints;
 pub mod error;
 pub mod event;
 pub mod fact;
+pub mod fields;
 pub mod fleet;
 pub mod host;
 pub mod ids;

@@ -127,4 +127,7 @@ pub struct PortRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationRow {
     pub generation: u64,
+    /// The identity of the store that it was drawn for: a restored copy has another one.
+    #[serde(default)]
+    pub store_identity: String,
 }
