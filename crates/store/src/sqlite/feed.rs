@@ -111,3 +111,19 @@ fn above(batch: Arc<WatchBatch>, told: u64) -> Option<WatchBatch> {
     batch.events.retain(|event| event.mod_revision > told);
     (!batch.events.is_empty()).then_some(batch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Event;
+
+    #[test]
+    fn what_history_has_told_is_not_told_again() {
+        let event = |mod_revision| Event { key: "a".to_owned(), value: None, mod_revision };
+        let batch = Arc::new(WatchBatch { revision: 5, events: vec![event(3), event(4), event(4), event(5)] });
+        assert_eq!(above(batch.clone(), 2).as_ref(), Some(&*batch));
+        let rest = above(batch.clone(), 4).expect("one is new");
+        assert_eq!((rest.revision, rest.events), (5, vec![event(5)]));
+        assert_eq!(above(batch, 5), None);
+    }
+}

@@ -86,6 +86,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn run(mut self) {
+        let watches = EndsWatches(self.shared.hub.clone());
         let closing = loop {
             let Some(command) = self.next_command() else {
                 break None;
@@ -107,7 +108,7 @@ impl Writer {
                 Next::Command(other) => self.control(other),
             }
         };
-        self.shared.hub.end_all(true);
+        drop(watches);
         self.commands.close();
         drop(self.conn);
         drop(self.lock);
@@ -296,6 +297,15 @@ impl Writer {
         self.head.generation = generation;
         self.shared.hub.end_all(false);
         Ok(())
+    }
+}
+
+/// However the thread ends, also by a panic: no watcher must go on hearing that all is quiet.
+struct EndsWatches(Arc<Hub>);
+
+impl Drop for EndsWatches {
+    fn drop(&mut self) {
+        self.0.end_all(true);
     }
 }
 
