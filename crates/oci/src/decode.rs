@@ -5,7 +5,7 @@
 //! none, and the DiffID proves the result either way.
 
 use std::cell::Cell;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
@@ -16,6 +16,8 @@ use crate::limits::Limits;
 use crate::spec::media_type;
 
 const BUFFER_BYTES: usize = 256 << 10;
+/// Enough to tell every packing that we know.
+const MAGIC_BYTES: u64 = 4;
 /// Largest window that a zstd stream may ask for: 128 MiB, the bound of the reference tool.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
@@ -80,7 +82,8 @@ enum Inner<R: Read> {
     Zstd(Box<zstd::Decoder<'static, R>>),
 }
 
-type Source<R> = BufReader<Counted<R>>;
+/// The first bytes, read to tell the packing, then the rest.
+type Source<R> = BufReader<Counted<io::Chain<io::Cursor<Vec<u8>>, R>>>;
 
 /// The unpacked stream.
 pub(crate) struct Decoded<R: Read> {
@@ -93,13 +96,13 @@ pub(crate) struct Decoded<R: Read> {
 }
 
 impl<R: Read> Decoded<R> {
-    pub(crate) fn new(raw: R, bounds: Bounds) -> Result<Self, LayerFault> {
+    pub(crate) fn new(mut raw: R, bounds: Bounds) -> Result<Self, LayerFault> {
+        let mut head = Vec::new();
+        raw.by_ref().take(MAGIC_BYTES).read_to_end(&mut head).map_err(LayerFault::from_read)?;
+        let packing = Packing::sniff(&head);
         let in_bytes = Rc::new(Cell::new(0));
-        let counted = Counted { inner: raw, count: in_bytes.clone() };
-        let mut source = BufReader::with_capacity(BUFFER_BYTES, counted);
-        // One fill may be shorter than the magic on a slow socket, but never for a file; a
-        // sender that dribbles its first four bytes is answered "not an image".
-        let packing = Packing::sniff(source.fill_buf().map_err(LayerFault::from_read)?);
+        let counted = Counted { inner: io::Cursor::new(head).chain(raw), count: in_bytes.clone() };
+        let source = BufReader::with_capacity(BUFFER_BYTES, counted);
         let inner = match packing {
             Packing::Plain => Inner::Plain(source),
             Packing::Gzip => Inner::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))),

@@ -9,6 +9,8 @@ use crate::error::LayerFault;
 
 /// Longest whole path; `PATH_MAX` less its NUL.
 pub(crate) const MAX_PATH_BYTES: usize = 4095;
+/// Most folders on the way to a member: keeps every recursion over a layer shallow.
+pub(crate) const MAX_PATH_PARTS: usize = 200;
 /// Longest file name on every file system that we would unpack to.
 const MAX_PART_BYTES: usize = 255;
 const WHITEOUT: &[u8] = b".wh.";
@@ -55,6 +57,9 @@ pub(crate) fn clean(name: &[u8]) -> Result<PathBuf, LayerFault> {
             }
             part => parts.push(part),
         }
+    }
+    if parts.len() > MAX_PATH_PARTS {
+        return Err(LayerFault::BadName("it is deeper than 200 folders"));
     }
     let path = parts.join(&b'/');
     if path.len() > MAX_PATH_BYTES {
