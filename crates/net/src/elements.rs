@@ -3,103 +3,116 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io;
+use std::path::Path;
 
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use crate::namespace::io_error;
+use crate::nfnetlink::Nfnetlink;
 use crate::rules::{self, Element};
 use crate::{Error, nft};
 
 /// Elements by the full name of the interface that they are for.
 pub(crate) type ByInterface = BTreeMap<String, BTreeSet<Element>>;
 
-/// The elements of one table. Only this process changes them, so they are listed
+/// The elements of one table of one namespace. Only this process changes them, so they are listed
 /// once and remembered; when the kernel refuses a change because somebody else
 /// meddled, they are listed anew.
 pub(crate) struct Elements {
     table: String,
+    namespace: File,
+    nfnetlink: Nfnetlink,
     known: Mutex<Option<ByInterface>>,
 }
 
+/// How a change of elements ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    /// Somebody deleted the table; [`Elements::replace`] it and try again.
+    NoTable,
+}
+
 impl Elements {
-    pub(crate) fn new(table: String) -> Self {
-        Self { table, known: Mutex::default() }
+    pub(crate) async fn open(namespace: File, table: String) -> Result<Self, Error> {
+        Ok(Self { table, nfnetlink: Nfnetlink::open(&namespace).await?, namespace, known: Mutex::default() })
     }
 
-    /// Makes the elements of `interface` exactly `wanted`. `rebuild` writes the
-    /// whole table, with the elements of every link, should it be gone.
-    pub(crate) async fn set(
-        &self,
-        namespace: &File,
-        interface: &str,
-        wanted: &BTreeSet<Element>,
-        rebuild: impl AsyncFn() -> Result<String, Error>,
-    ) -> Result<(), Error> {
+    /// Makes the elements of `interface` exactly `wanted`.
+    pub(crate) async fn set(&self, interface: &str, wanted: &BTreeSet<Element>) -> Result<Outcome, Error> {
         let mut known = self.known.lock().await;
-        let mut fresh = false;
+        let mut listed_now = false;
         loop {
-            if known.is_none() {
-                let listed = list(namespace, &self.table).await?;
-                if listed.is_none() && !wanted.is_empty() {
-                    nft::apply(namespace, "rebuild the rules", rebuild().await?).await?;
-                    *known = list(namespace, &self.table).await?;
-                } else {
-                    *known = listed;
+            // Taken out for the time of the change: should the caller vanish in the
+            // middle of it, nobody knows its outcome, and the next one lists anew.
+            let mut all = match known.take() {
+                Some(all) => all,
+                None => {
+                    listed_now = true;
+                    match self.read().await? {
+                        Some(listed) => listed,
+                        None if wanted.is_empty() => return Ok(Outcome::Done),
+                        None => return Ok(Outcome::NoTable),
+                    }
                 }
-                fresh = true;
-            }
-            let mine = known.as_ref().and_then(|k| k.get(interface));
+            };
+            let mine = all.get(interface);
             let stale = mine.map_or_else(BTreeSet::new, |m| m.difference(wanted).copied().collect());
             // Those that should be there are added even when known: an addition
             // repeated is no change, and it heals what somebody else deleted.
-            let script = rules::change_elements(&self.table, interface, &stale, wanted);
-            if script.is_empty() {
-                return Ok(());
-            }
-            match nft::apply(namespace, "change the rules", script).await {
+            let changed = match stale.is_empty() && wanted.is_empty() {
+                true => Ok(()),
+                false => self.nfnetlink.change(&self.table, interface, &stale, wanted).await,
+            };
+            match changed {
                 Ok(()) => {
-                    let all = known.get_or_insert_default();
-                    if wanted.is_empty() {
-                        all.remove(interface);
-                    } else {
-                        all.insert(interface.to_owned(), wanted.clone());
-                    }
-                    return Ok(());
+                    match wanted.is_empty() {
+                        true => all.remove(interface),
+                        false => all.insert(interface.to_owned(), wanted.clone()),
+                    };
+                    *known = Some(all);
+                    return Ok(Outcome::Done);
                 }
-                Err(Error::NftRefused { .. }) if !fresh => *known = None,
-                Err(error) => return Err(error),
+                Err(e) if e.kind() == io::ErrorKind::NotFound && !listed_now => {}
+                Err(source) => {
+                    let table = Path::new(&self.table);
+                    return Err(io_error("change the elements of table", table, source));
+                }
             }
         }
     }
 
     /// What the kernel holds now.
-    pub(crate) async fn list(&self, namespace: &File) -> Result<ByInterface, Error> {
+    pub(crate) async fn list(&self) -> Result<ByInterface, Error> {
         let mut known = self.known.lock().await;
-        *known = list(namespace, &self.table).await?;
+        *known = self.read().await?;
         Ok(known.clone().unwrap_or_default())
     }
 
     /// Applies a script that changes more than elements, and forgets.
-    pub(crate) async fn replace(&self, namespace: &File, doing: &'static str, script: String) -> Result<(), Error> {
+    pub(crate) async fn replace(&self, doing: &'static str, script: String) -> Result<(), Error> {
         let mut known = self.known.lock().await;
         *known = None;
-        nft::apply(namespace, doing, script).await
+        nft::apply(&self.namespace, doing, script).await
     }
-}
 
-async fn list(namespace: &File, table: &str) -> Result<Option<ByInterface>, Error> {
-    let Some(objects) = nft::list_table(namespace, "inet", table).await? else {
-        return Ok(None);
-    };
-    let mut found = ByInterface::new();
-    for set in objects.iter().filter_map(|o| o.get("set")) {
-        let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
-        let elements = set.get("elem").and_then(Value::as_array);
-        for (interface, element) in elements.into_iter().flatten().filter_map(|e| read(name, e)) {
-            found.entry(interface).or_default().insert(element);
+    async fn read(&self) -> Result<Option<ByInterface>, Error> {
+        let Some(objects) = nft::list_table(&self.namespace, "inet", &self.table).await? else {
+            return Ok(None);
+        };
+        let mut found = ByInterface::new();
+        for set in objects.iter().filter_map(|o| o.get("set")) {
+            let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
+            let elements = set.get("elem").and_then(Value::as_array);
+            let elements = elements.into_iter().flatten();
+            for (interface, element) in elements.filter_map(|e| read(name, e)) {
+                found.entry(interface).or_default().insert(element);
+            }
         }
+        Ok(Some(found))
     }
-    Ok(Some(found))
 }
 
 /// `{"concat": ["gw…", "fdaa::1"]}`, or with `{"prefix": {"addr": …, "len": …}}` second.

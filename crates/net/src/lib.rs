@@ -3,12 +3,16 @@
 //! Must not know drivers, images, the store or the API: a role hands in ids and
 //! addresses, and gets back the path of a network namespace.
 
+mod bridge;
+mod detached;
 mod elements;
 mod error;
 mod fabric;
+mod host;
 mod machine;
 mod namespace;
 mod netlink;
+mod nfnetlink;
 mod nft;
 pub mod plan;
 mod rules;

@@ -178,7 +178,7 @@ fn propagation(dir: &Path) -> Result<Option<Propagation>, Error> {
                 Propagation::Private
             })
         })
-        .last())
+        .next_back())
 }
 
 /// proc(5) writes blank, tab, newline and backslash as three octal digits.

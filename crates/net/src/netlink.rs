@@ -7,12 +7,11 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressHeaderFlags, AddressScope};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::Error;
@@ -220,7 +219,7 @@ impl Netlink {
         match self.handle.route().add(route).execute().await {
             Ok(()) => Ok(()),
             Err(e) if is(&e, libc::EEXIST) => {
-                if self.interfaces_of(address).await?.iter().all(|i| *i == index) {
+                if self.interface_towards(address).await? == Some(index) {
                     Ok(())
                 } else {
                     Err(Error::AddressTaken { address })
@@ -230,38 +229,22 @@ impl Netlink {
         }
     }
 
-    /// The interfaces that the main table routes exactly `address` to.
-    async fn interfaces_of(&self, address: IpAddr) -> Result<Vec<u32>, Error> {
-        let mut query = RouteMessage::default();
-        let (wanted, len) = match address {
-            IpAddr::V6(a) => {
-                query.header.address_family = AddressFamily::Inet6;
-                (RouteAddress::Inet6(a), 128)
-            }
-            IpAddr::V4(a) => {
-                query.header.address_family = AddressFamily::Inet;
-                (RouteAddress::Inet(a), 32)
-            }
+    /// The interface that packets to `address` would leave by.
+    async fn interface_towards(&self, address: IpAddr) -> Result<Option<u32>, Error> {
+        let query = match address {
+            IpAddr::V6(a) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(a, 128).build(),
+            IpAddr::V4(a) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(a, 32).build(),
         };
-        let routes: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(query)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|source| failed("list routes", source))?;
-        Ok(routes
-            .iter()
-            .filter(|r| r.header.table == RouteHeader::RT_TABLE_MAIN)
-            .filter(|r| r.header.destination_prefix_length == len)
-            .filter(|r| r.attributes.contains(&RouteAttribute::Destination(wanted.clone())))
-            .flat_map(|r| &r.attributes)
-            .filter_map(|a| match a {
+        // With a destination the kernel looks up one route instead of listing all.
+        let mut found = self.handle.route().get(query).execute();
+        let route: Option<RouteMessage> =
+            found.try_next().await.map_err(|source| failed(format!("look up the route to {address}"), source))?;
+        Ok(route.and_then(|r| {
+            r.attributes.iter().find_map(|a| match a {
                 RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
             })
-            .collect())
+        }))
     }
 
     /// Every address of this namespace with the interface that holds it.

@@ -129,7 +129,7 @@ pub fn fleet_gateway(fleet: &str) -> Ipv6Addr {
 /// Address of host `index` (1..=[`FLEET_HOSTS_MAX`]) on the fleet's bridge: host 3 is `…::1003`.
 /// The hexadecimal digits are those of the decimal number, so that people can read it.
 pub fn fleet_host_address(fleet: &str, index: u16) -> Ipv6Addr {
-    let digits = (index / 100 % 10) << 8 | (index / 10 % 10) << 4 | index % 10;
+    let digits = ((index / 100 % 10) << 8) | ((index / 10 % 10) << 4) | (index % 10);
     Ipv6Addr::from(u128::from(fleet_prefix(fleet).base) | 0x1000 | u128::from(digits))
 }
 

@@ -25,7 +25,7 @@ impl Element {
         Self::Peers(network.base.segments(), network.len)
     }
 
-    fn set(&self) -> &'static str {
+    pub(crate) fn set(&self) -> &'static str {
         match self {
             Self::Own6(_) => OWN6,
             Self::Own4(_) => OWN4,

@@ -1,7 +1,10 @@
 //! Owns the proof of coming and going: idempotence, exactness, nothing left over.
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_net::{Error, HostNet};
@@ -119,15 +122,39 @@ fn calls_side_by_side_do_not_disturb_each_other() {
     world::run(async |w: World| {
         w.echo().await;
         let host = w.host("h1", 1).await;
-        let ensure = |number: u32| {
-            let net = &host.net;
-            async move { net.ensure_machine(&machine(&format!("m{}", number % 8), "n", number % 8)).await }
-        };
-        let done = futures_util::future::join_all((0..24).map(ensure)).await;
-        for netns in done {
-            dial(Some(&netns.unwrap()), w.v6, ECHO_PORT).unwrap();
+        let net = Arc::new(host.net);
+        let calls: Vec<_> = (0..24)
+            .map(|number| {
+                let net = Arc::clone(&net);
+                let machine = machine(&format!("m{}", number % 8), "n", number % 8);
+                tokio::spawn(async move { net.ensure_machine(&machine).await })
+            })
+            .collect();
+        for call in calls {
+            let netns = call.await.unwrap().unwrap();
+            dial(Some(&netns), w.v6, ECHO_PORT).unwrap();
         }
-        assert_eq!(host.net.list().await.unwrap().len(), 8);
+        let listed = tokio::spawn(async move { net.list().await }).await.unwrap().unwrap();
+        assert_eq!(listed.len(), 8);
+    });
+}
+
+/// A future that is dropped half way is a crash without a restart.
+#[test]
+fn a_call_given_up_half_way_is_completed_by_the_next() {
+    world::run(async |w: World| {
+        w.echo().await;
+        let host = w.host("h1", 1).await;
+        let net = machine("one", "n", 1);
+        for limit_us in (0..12_000).step_by(400) {
+            let limit = Duration::from_micros(limit_us);
+            let _ = tokio::time::timeout(limit, host.net.ensure_machine(&net)).await;
+            let netns = host.net.ensure_machine(&net).await.unwrap();
+            dial(Some(&netns), w.v6, ECHO_PORT).unwrap();
+            let _ = tokio::time::timeout(limit, host.net.remove_machine("one")).await;
+            host.net.remove_machine("one").await.unwrap();
+            assert_eq!(host.net.list().await.unwrap(), [], "after {limit_us} µs");
+        }
     });
 }
 
@@ -195,6 +222,62 @@ fn a_later_agent_finds_what_an_earlier_one_made() {
         later.remove_machine("one").await.unwrap();
         assert!(later.list().await.unwrap().is_empty());
         assert_eq!(world::interfaces(Some(&host.link.netns)), ["eth0", "lo"]);
+    });
+}
+
+/// Says so to the test that starts it, and waits to be killed.
+#[test]
+#[ignore = "started by killing_the_agent_leaves_its_machines_on_the_network"]
+fn agent_that_will_be_killed() {
+    let (netns, dir) = (std::env::var("AGENT_NETNS").unwrap(), std::env::var("AGENT_DIR").unwrap());
+    world::runtime().block_on(async {
+        let net = world::open(netns.as_ref(), dir.as_ref(), Vec::new()).await;
+        net.ensure_host().await.unwrap();
+        net.ensure_machine(&machine("one", "n", 1)).await.unwrap();
+        println!("ready");
+        std::future::pending::<()>().await;
+    });
+}
+
+#[test]
+fn killing_the_agent_leaves_its_machines_on_the_network() {
+    world::run(async |w: World| {
+        w.echo().await;
+        let link = w.fabric.ensure_host_netns("h1", 1).await.unwrap();
+        let dir = w.dir.join("h1");
+        let mut agent = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "life::agent_that_will_be_killed", "--ignored", "--nocapture"])
+            .env("AGENT_NETNS", &link.netns)
+            .env("AGENT_DIR", &dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(agent.stdout.take().unwrap()).lines();
+        let ready = said.map_while(Result::ok).any(|line| line.contains("ready"));
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        assert!(ready);
+        dial(Some(&dir.join("netns/one")), w.v6, ECHO_PORT).unwrap();
+        let later = world::open(&link.netns, &dir, Vec::new()).await;
+        let found = later.list().await.unwrap();
+        assert_eq!((found.len(), found[0].machine.as_deref(), found[0].elements), (1, Some("one"), 3));
+        later.remove_host().await.unwrap();
+        assert_eq!(world::interfaces(Some(&link.netns)), ["eth0", "lo"]);
+    });
+}
+
+#[test]
+fn a_missing_nft_is_named_with_its_package() {
+    world::run(async |w: World| {
+        let host = w.host("h1", 1).await;
+        // Only for this test: its mounts are its own.
+        for place in ["/usr/sbin", "/usr/bin", "/usr/local/sbin"] {
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("none"), place, Some("tmpfs"), flags, None::<&str>).unwrap();
+        }
+        let refused = host.net.ensure_host().await;
+        assert!(matches!(refused, Err(Error::NftMissing)), "{refused:?}");
+        assert!(Error::NftMissing.to_string().contains("package nftables"));
     });
 }
 
