@@ -53,7 +53,7 @@ pub struct Fleet {
 pub fn binary(name: &str) -> Result<PathBuf> {
     let mut folder = std::env::current_exe()?;
     folder.pop();
-    if folder.ends_with("deps") {
+    if folder.ends_with("deps") || folder.ends_with("examples") {
         folder.pop();
     }
     let path = folder.join(name);
