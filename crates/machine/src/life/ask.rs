@@ -1,0 +1,311 @@
+//! What is asked of a Machine: answered at once, begun as a job, joined to the one that runs, or made to wait. It
+//! must not know how a job goes on.
+
+use godwit_api::machine::MachineState;
+use godwit_api::row::Placement;
+
+use super::{Answer, Ask, AskId, Context, Draft, Effects, Life, MAX_WAITING, Refusal, Sync, Until, What, reason};
+use crate::capacity::{lacking, need};
+use crate::converge::{Verdict, judge};
+use crate::job::{Fault, JobKind, OnAbort, StopMode};
+use crate::record::{Record, Source};
+use godwit_api::fact::Resources;
+
+impl Life {
+    pub(super) fn ask(&mut self, ask: Ask, cx: &mut Context<'_>, out: &mut Effects) {
+        if self.adopting || self.job.is_some() {
+            if !self.adopting && self.joins(&ask, out) {
+                return;
+            }
+            self.wait(ask, cx, out);
+        } else {
+            self.take(ask, cx, out);
+        }
+    }
+
+    /// Takes what waits, until something is begun.
+    pub(super) fn take_waiting(&mut self, cx: &mut Context<'_>, out: &mut Effects) {
+        while self.job.is_none() && !self.adopting {
+            let Some(ask) = self.waiting.pop_front() else { return };
+            self.take(ask, cx, out);
+        }
+    }
+
+    /// Does the job that runs already lead to what is asked?
+    fn joins(&mut self, ask: &Ask, out: &mut Effects) -> bool {
+        let Some(job) = &self.job else { return false };
+        let (previous, kind) = (job.prior, job.kind);
+        if kind == JobKind::Destroy {
+            match &ask.what {
+                What::Place(placement) if placement.destroy => self.promise(ask.id, ask.until, previous, out),
+                What::Place(_) => return false,
+                _ => out.refuse(ask.id, Refusal::Gone),
+            }
+            return true;
+        }
+        let leads_there = match &ask.what {
+            What::Start => job.start && job.is_forward() && !self.cancel,
+            What::Stop { .. } => kind == JobKind::Stop,
+            What::Place(placement) => job.placement.as_ref() == Some(&**placement),
+            What::Restart { .. } | What::Destroy => false,
+        };
+        if leads_there && self.waiting.is_empty() {
+            self.promise(ask.id, ask.until, previous, out);
+            return true;
+        }
+        false
+    }
+
+    fn wait(&mut self, ask: Ask, cx: &mut Context<'_>, out: &mut Effects) {
+        if ask.source == Source::Proxy && matches!(ask.what, What::Stop { .. }) {
+            // An idle stop that must wait is none: by then the Machine may be busy.
+            return out.refuse(ask.id, Refusal::Busy);
+        }
+        if let What::Place(newer) = &ask.what {
+            // Only the newest wish counts.
+            let older =
+                |other: &Ask| matches!(&other.what, What::Place(old) if old.epoch <= newer.epoch && !old.destroy);
+            let superseded: Vec<AskId> = self.waiting.iter().filter(|a| older(a)).map(|a| a.id).collect();
+            self.waiting.retain(|other| !superseded.contains(&other.id));
+            superseded.into_iter().for_each(|id| out.refuse(id, Refusal::Cancelled));
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return out.refuse(ask.id, Refusal::Busy);
+        }
+        // A stop ends a start; only a destruction ends what is about the image, or it would be asked again at once.
+        let pointless = match (&ask.what, self.job.as_ref().map(|job| job.on_abort())) {
+            (_, None | Some(OnAbort::Never)) => false,
+            (What::Stop { .. }, Some(on_abort)) => on_abort != OnAbort::Drop,
+            (What::Place(placement), _) => placement.destroy,
+            (What::Destroy, _) => true,
+            (What::Start | What::Restart { .. }, _) => false,
+        };
+        self.waiting.push_back(ask);
+        if pointless && !self.adopting {
+            self.cut_short(cx, out);
+        }
+    }
+
+    /// The job has become pointless. Where its table allows, it is aborted: now if nothing is under way that must
+    /// be waited for, else when that has ended.
+    fn cut_short(&mut self, cx: &mut Context<'_>, out: &mut Effects) {
+        let Some(job) = &self.job else { return };
+        self.cancel = true;
+        let waits = job.retry_at_ms.is_some();
+        if waits || job.step.is_interruptible() {
+            out.interrupt = !waits;
+            self.abort(Fault::Cancelled, "a later request came in between".into(), None, cx, out);
+        }
+    }
+
+    fn take(&mut self, ask: Ask, cx: &mut Context<'_>, out: &mut Effects) {
+        let Ask { id, what, source, until } = ask;
+        match what {
+            What::Place(placement) => self.place(id, *placement, source, until, cx, out),
+            What::Start => self.start(id, source, until, cx, out),
+            What::Stop { signal, timeout_ms } => self.stop(id, (signal, timeout_ms), source, until, cx, out),
+            What::Restart { signal, timeout_ms, force } => {
+                if !self.record.running {
+                    return self.start(id, source, until, cx, out);
+                }
+                out.note("restart", MachineState::Restarting, source, None);
+                let stop = if force { StopMode::Kill } else { StopMode::Graceful };
+                let draft = Draft {
+                    stop,
+                    start: true,
+                    stop_signal: signal,
+                    stop_timeout_ms: timeout_ms,
+                    ..Draft::of(JobKind::Restart, source)
+                };
+                self.owner_acts();
+                self.begin(draft, Some((id, until)), cx, out);
+            }
+            What::Destroy => self.destroy(Some((id, until)), source, true, cx, out),
+        }
+    }
+
+    /// The owner's word starts the policy's count anew.
+    fn owner_acts(&mut self) {
+        self.record.retries = 0;
+        self.record.restart_count = 0;
+    }
+
+    fn start(&mut self, id: AskId, source: Source, until: Until, cx: &mut Context<'_>, out: &mut Effects) {
+        let record = &mut self.record;
+        let previous = record.state;
+        if record.is_destroyed() || !record.held {
+            return out.refuse(id, Refusal::Gone);
+        }
+        if record.running {
+            let answer = match until {
+                Until::Accepted => Answer::Accepted { previous },
+                Until::Ended => Answer::Ended { previous },
+            };
+            return out.answer(id, answer);
+        }
+        let wanted = need(&record.placement.config, true);
+        if let Some(lacking) = lacking(wanted, cx.free) {
+            return out.refuse(id, Refusal::Full(lacking));
+        }
+        record.reserved = wanted;
+        self.owner_acts();
+        out.note("start", MachineState::Starting, source, None);
+        let draft = Draft { start: true, ..Draft::of(JobKind::Start, source) };
+        self.begin(draft, Some((id, until)), cx, out);
+    }
+
+    fn stop(
+        &mut self,
+        id: AskId,
+        (stop_signal, stop_timeout_ms): (Option<String>, Option<u64>),
+        source: Source,
+        until: Until,
+        cx: &mut Context<'_>,
+        out: &mut Effects,
+    ) {
+        let previous = self.record.state;
+        if self.record.is_destroyed() {
+            return out.refuse(id, Refusal::Gone);
+        }
+        if self.record.running {
+            out.note("stop", MachineState::Stopping, source, None);
+            let draft =
+                Draft { stop: StopMode::Graceful, stop_signal, stop_timeout_ms, ..Draft::of(JobKind::Stop, source) };
+            return self.begin(draft, Some((id, until)), cx, out);
+        }
+        if source == Source::Proxy {
+            return out.refuse(id, Refusal::Busy);
+        }
+        if self.record.restart_due_ms.take().is_some() {
+            self.record.state = MachineState::Stopped;
+            self.record.reserved = need(&self.record.placement.config, false);
+            out.note("stop", MachineState::Stopped, source, None);
+            out.save(Sync::Disk);
+            out.changed = true;
+        }
+        let answer = match until {
+            Until::Accepted => Answer::Accepted { previous },
+            Until::Ended => Answer::Ended { previous },
+        };
+        out.answer(id, answer);
+    }
+
+    fn place(
+        &mut self,
+        id: AskId,
+        placement: Placement,
+        source: Source,
+        until: Until,
+        cx: &mut Context<'_>,
+        out: &mut Effects,
+    ) {
+        let previous = self.record.state;
+        match judge(Some(&self.record), &placement) {
+            Verdict::Same => out.answer(id, Answer::Accepted { previous }),
+            Verdict::Stale => out.refuse(id, Refusal::Stale),
+            Verdict::Refused { reason } => out.refuse(id, Refusal::Placement(reason)),
+            Verdict::Adjust => {
+                let Record { placement: held, .. } = &mut self.record;
+                *held = Placement { launch: held.launch, force: held.force, ..placement };
+                out.save(Sync::Disk);
+                out.changed = true;
+                out.answer(id, Answer::Accepted { previous });
+            }
+            Verdict::Create => self.create(id, placement, source, until, cx, out),
+            Verdict::Update => self.update(id, placement, source, until, cx, out),
+            Verdict::Destroy => {
+                let force = placement.force;
+                self.record.placement.epoch = placement.epoch;
+                self.record.placement.destroy = true;
+                self.destroy(Some((id, until)), source, force, cx, out);
+            }
+        }
+    }
+
+    fn create(
+        &mut self,
+        id: AskId,
+        placement: Placement,
+        source: Source,
+        until: Until,
+        cx: &mut Context<'_>,
+        out: &mut Effects,
+    ) {
+        let wanted = need(&placement.config, placement.launch);
+        self.record = Record::blank(placement.clone(), cx.now_ms);
+        if let Some(lacking) = lacking(wanted, cx.free) {
+            self.refuse_placement(lacking.clone(), source, out);
+            return out.refuse(id, Refusal::Placement(lacking));
+        }
+        self.record.reserved = wanted;
+        out.note("launch", MachineState::Created, source, None);
+        let draft = Draft { start: placement.launch, placement: Some(placement), ..Draft::of(JobKind::Create, source) };
+        self.begin(draft, Some((id, until)), cx, out);
+    }
+
+    /// The journaled no, by which alone control may place the Machine elsewhere.
+    pub(super) fn refuse_placement(&mut self, why: String, source: Source, out: &mut Effects) {
+        self.record.state = MachineState::Failed;
+        self.record.held = false;
+        self.record.reserved = Resources::default();
+        self.record.refused = Some(why.clone());
+        out.note("launch", MachineState::Failed, source, reason(why));
+        out.save(Sync::Disk);
+        out.changed = true;
+    }
+
+    fn update(
+        &mut self,
+        id: AskId,
+        placement: Placement,
+        source: Source,
+        until: Until,
+        cx: &mut Context<'_>,
+        out: &mut Effects,
+    ) {
+        let record = &mut self.record;
+        let start = record.running || record.restart_due_ms.is_some() || placement.launch;
+        let wanted = need(&placement.config, start);
+        if let Some(lacking) = lacking(wanted, cx.free) {
+            record.refused_update = Some((placement.epoch, placement.instance_id));
+            out.note("update", record.state, source, reason(lacking.clone()));
+            out.save(Sync::Disk);
+            out.changed = true;
+            return out.refuse(id, Refusal::Placement(lacking));
+        }
+        // Both versions' shares are held until it is clear which one stays.
+        record.reserved = Resources {
+            cpu_millis: wanted.cpu_millis.max(record.reserved.cpu_millis),
+            memory_mb: wanted.memory_mb.max(record.reserved.memory_mb),
+            disk_mb: wanted.disk_mb.max(record.reserved.disk_mb),
+        };
+        let stop = if record.running { StopMode::Graceful } else { StopMode::Leave };
+        out.note("update", MachineState::Replacing, source, None);
+        let draft = Draft { stop, start, placement: Some(placement), ..Draft::of(JobKind::Update, source) };
+        // A restart that was due comes back should the update be dropped.
+        let due = self.record.restart_due_ms;
+        self.begin(draft, Some((id, until)), cx, out);
+        self.record.restart_due_ms = due;
+    }
+
+    /// Also of a Machine that was never here: then it proves that nothing is left, and says so.
+    pub(super) fn destroy(
+        &mut self,
+        ask: Option<(AskId, Until)>,
+        source: Source,
+        force: bool,
+        cx: &mut Context<'_>,
+        out: &mut Effects,
+    ) {
+        for other in std::mem::take(&mut self.waiting) {
+            match other.what {
+                What::Place(_) => self.waiting.push_back(other),
+                _ => out.refuse(other.id, Refusal::Gone),
+            }
+        }
+        let stop = if self.record.running && !force { StopMode::Graceful } else { StopMode::Kill };
+        out.note("destroy", MachineState::Destroying, source, None);
+        let draft = Draft { stop, ..Draft::of(JobKind::Destroy, source) };
+        self.begin(draft, ask, cx, out);
+    }
+}

@@ -1,0 +1,244 @@
+//! How a job goes on: what each step's outcome changes, what follows, and how a job ends well or is undone. It must
+//! not know what may be asked.
+
+use godwit_api::event::ExitEvent;
+use godwit_api::fact::Resources;
+use godwit_api::machine::MachineState;
+
+use super::{Answer, Context, Effects, Life, Refusal, Sync, reason};
+use crate::capacity::need;
+use crate::job::{Fault, JobKind, OnAbort, Outcome, Step, retry_after_ms};
+use crate::record::{Job, Phase};
+
+impl Life {
+    pub(super) fn outcome(&mut self, id: u64, step: Step, outcome: Outcome, cx: &mut Context<'_>, out: &mut Effects) {
+        // An effect that was cut off, or one of a former job, has nothing to say any more.
+        if self.job.as_ref().is_none_or(|job| job.id != id || job.step != step || job.retry_at_ms.is_some()) {
+            return;
+        }
+        match outcome {
+            Outcome::Done { exit } => self.done(step, exit, cx, out),
+            Outcome::Retry { reason } => self.again(reason, cx, out),
+            Outcome::Abort { fault, reason, exit } => self.abort(fault, reason, exit, cx, out),
+        }
+    }
+
+    fn done(&mut self, step: Step, exit: Option<ExitEvent>, cx: &mut Context<'_>, out: &mut Effects) {
+        let Some(mut job) = self.job.take() else { return };
+        self.settle(&mut job, step, exit, cx, out);
+        out.save(Sync::Process);
+        match (job.next_step(), &job.phase) {
+            (Some(next), _) => {
+                job.step = next;
+                job.attempt = 0;
+                if next == Step::EnsureNetwork && self.record.state != MachineState::Starting {
+                    self.record.state = MachineState::Starting;
+                    out.changed = true;
+                }
+                let abortable = job.on_abort() != OnAbort::Never;
+                self.job = Some(job);
+                out.perform = true;
+                if abortable && self.cancel {
+                    self.cancel = false;
+                    self.abort(Fault::Cancelled, "a later request came in between".into(), None, cx, out);
+                }
+            }
+            (None, Phase::Forward) => self.finish(job, cx, out),
+            (None, Phase::Unwinding { .. }) => self.finish_undone(job, cx, out),
+        }
+    }
+
+    /// What a step's success changes in the Machine's record.
+    fn settle(&mut self, job: &mut Job, step: Step, exit: Option<ExitEvent>, cx: &Context<'_>, out: &mut Effects) {
+        let record = &mut self.record;
+        match step {
+            Step::UnpackImage if job.kind == JobKind::Create => record.held = true,
+            Step::StartProcess => {
+                record.running = true;
+                record.run = job.run.clone();
+                record.started_at_ms = Some(cx.now_ms);
+                record.state = MachineState::Started;
+                out.watch = true;
+                out.changed = true;
+                out.note("start", MachineState::Started, job.source, None);
+            }
+            Step::SignalProcess => job.signalled_at_ms = Some(cx.now_ms),
+            Step::AwaitExit | Step::KillProcess => {
+                let ended = record.running;
+                record.running = false;
+                self.unheeded_exit = None;
+                if let Some(exit) = exit.filter(|_| ended) {
+                    let exit = ExitEvent { requested_stop: true, restarting: job.start, ..exit };
+                    record.last_exit = Some(exit.clone());
+                    let detail = godwit_api::event::EventDetail { exit_event: Some(exit), ..Default::default() };
+                    out.note("exit", MachineState::Stopped, job.source, Some(detail));
+                }
+            }
+            Step::SwapSpec => {
+                if let Some(placement) = job.placement.clone() {
+                    record.placement = placement;
+                    record.refused_update = None;
+                    record.reserved = need(&record.placement.config, job.start);
+                }
+            }
+            Step::UnpackImage
+            | Step::FetchImage
+            | Step::EnsureNetwork
+            | Step::CloseDoor
+            | Step::RemoveNetwork
+            | Step::RemoveDriverState
+            | Step::AcknowledgeTombstone => {}
+        }
+    }
+
+    /// The step failed and is tried again, unless it has been tried often enough and may be given up.
+    fn again(&mut self, why: String, cx: &mut Context<'_>, out: &mut Effects) {
+        let Some(job) = &mut self.job else { return };
+        job.attempt = job.attempt.saturating_add(1);
+        let abortable = job.on_abort() != OnAbort::Never;
+        if abortable && self.cancel {
+            self.cancel = false;
+            return self.abort(Fault::Cancelled, "a later request came in between".into(), None, cx, out);
+        }
+        if abortable && job.step.max_attempts().is_some_and(|most| job.attempt >= most) {
+            return self.abort(Fault::System, why, None, cx, out);
+        }
+        job.retry_at_ms = Some(cx.now_ms.saturating_add(retry_after_ms(job.attempt)));
+        out.save(Sync::Process);
+    }
+
+    pub(super) fn abort(
+        &mut self,
+        fault: Fault,
+        why: String,
+        exit: Option<ExitEvent>,
+        cx: &mut Context<'_>,
+        out: &mut Effects,
+    ) {
+        let Some(job) = &mut self.job else { return };
+        match job.on_abort() {
+            OnAbort::Never => {
+                job.attempt = job.attempt.saturating_add(1);
+                job.retry_at_ms = Some(cx.now_ms.saturating_add(retry_after_ms(job.attempt)));
+                out.save(Sync::Process);
+            }
+            OnAbort::Drop => {
+                if let Some(job) = self.job.take() {
+                    self.drop_job(job, fault, why, out);
+                    self.heed_exit(cx, out);
+                }
+            }
+            OnAbort::Unwind(steps) => {
+                job.phase = Phase::Unwinding { aborted_at: job.step, fault, reason: why, exit };
+                job.attempt = 0;
+                job.retry_at_ms = None;
+                out.save(Sync::Process);
+                match steps.first() {
+                    Some(first) => {
+                        job.step = *first;
+                        out.perform = true;
+                    }
+                    None => {
+                        if let Some(job) = self.job.take() {
+                            self.finish_undone(job, cx, out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, job: Job, cx: &mut Context<'_>, out: &mut Effects) {
+        self.cancel = false;
+        let record = &mut self.record;
+        record.restart_due_ms = None;
+        record.state = match job.kind {
+            JobKind::Destroy => MachineState::Destroyed,
+            _ if job.start => MachineState::Started,
+            JobKind::Create => MachineState::Created,
+            _ => MachineState::Stopped,
+        };
+        record.reserved = match job.kind {
+            JobKind::Destroy => Resources::default(),
+            _ => need(&record.placement.config, record.running),
+        };
+        if job.kind == JobKind::Destroy {
+            record.held = false;
+            record.refused = None;
+            out.save(Sync::Disk);
+        }
+        let status = record.state;
+        match job.kind {
+            JobKind::Stop => out.note("stop", status, job.source, None),
+            JobKind::Update => out.note("update", status, job.source, None),
+            JobKind::Destroy => out.note("destroy", status, job.source, None),
+            JobKind::Create | JobKind::Start | JobKind::Restart => {}
+        }
+        out.save(Sync::Process);
+        out.changed = true;
+        for id in std::mem::take(&mut self.waiters) {
+            out.answer(id, Answer::Ended { previous: job.prior });
+        }
+        self.heed_exit(cx, out);
+    }
+
+    /// Nothing of the job was seen by anybody.
+    fn drop_job(&mut self, job: Job, fault: Fault, why: String, out: &mut Effects) {
+        self.cancel = false;
+        let refusal = match fault {
+            Fault::Cancelled => Refusal::Cancelled,
+            _ => Refusal::Placement(why.clone()),
+        };
+        match (job.kind, fault) {
+            (JobKind::Create, Fault::Cancelled) => {
+                self.record.reserved = Resources::default();
+                self.record.state = MachineState::Failed;
+                out.save(Sync::Disk);
+                out.changed = true;
+            }
+            (JobKind::Create, _) => self.refuse_placement(why, job.source, out),
+            _ => self.drop_update(&job, fault, why, out),
+        }
+        for id in std::mem::take(&mut self.waiters) {
+            out.refuse(id, refusal.clone());
+        }
+    }
+
+    /// The old version stays as if nothing had been asked.
+    fn drop_update(&mut self, job: &Job, fault: Fault, why: String, out: &mut Effects) {
+        let record = &mut self.record;
+        let lives = record.running || record.restart_due_ms.is_some();
+        record.state = match (record.running, lives) {
+            (true, _) => MachineState::Started,
+            (false, true) => MachineState::Restarting,
+            (false, false) => job.prior,
+        };
+        record.reserved = need(&record.placement.config, lives);
+        if fault != Fault::Cancelled {
+            record.refused_update = job.placement.as_ref().map(|p| (p.epoch, p.instance_id.clone()));
+        }
+        out.note("update", record.state, job.source, reason(why));
+        out.save(Sync::Disk);
+        out.changed = true;
+    }
+
+    /// The start was taken back: its process is proven dead.
+    fn finish_undone(&mut self, job: Job, cx: &mut Context<'_>, out: &mut Effects) {
+        let Phase::Unwinding { fault, reason: why, exit, .. } = job.phase else { return };
+        self.cancel = false;
+        self.record.running = false;
+        out.changed = true;
+        out.save(Sync::Process);
+        let waiters = std::mem::take(&mut self.waiters);
+        if fault == Fault::Cancelled {
+            self.record.state = MachineState::Stopped;
+            self.record.reserved = need(&self.record.placement.config, false);
+            waiters.into_iter().for_each(|id| out.refuse(id, Refusal::Cancelled));
+            return;
+        }
+        out.note("start", MachineState::Failed, job.source, reason(why.clone()));
+        let exit = exit.unwrap_or(ExitEvent { exit_code: -1, ..ExitEvent::default() });
+        self.process_ended(exit, 0, fault == Fault::System, cx, out);
+        waiters.into_iter().for_each(|id| out.refuse(id, Refusal::Failed(why.clone())));
+    }
+}
