@@ -7,7 +7,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Span;
-use crate::fact::Resources;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -261,18 +260,6 @@ pub struct DnsConfig {
     pub searches: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-}
-
-/// What a shared processor is counted as, in thousandths: sixteen of them share one.
-pub const SHARED_CPU_MILLIS: u64 = 1000 / 16;
-
-impl Guest {
-    /// What a running Machine of this size takes of its host, as placement and admission count it. Disk is not
-    /// counted before there are volumes.
-    pub fn demand(&self) -> Resources {
-        let per_cpu = if self.cpu_kind == "performance" { 1000 } else { SHARED_CPU_MILLIS };
-        Resources { cpu_millis: u64::from(self.cpus) * per_cpu, memory_mb: u64::from(self.memory_mb), disk_mb: 0 }
-    }
 }
 
 impl Service {

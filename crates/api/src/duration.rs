@@ -68,7 +68,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanos = self.0.subsec_nanos();
         let seconds = self.0.as_secs();
-        if seconds == 0 && nanos != 0 && nanos % 1_000_000 == 0 {
+        if seconds == 0 && nanos != 0 && nanos.is_multiple_of(1_000_000) {
             return write!(f, "{}ms", nanos / 1_000_000);
         }
         if seconds == 0 && nanos != 0 {

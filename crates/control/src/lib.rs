@@ -1,1 +1,2 @@
-//! Placeholder head; replaced by the crate's owner.
+//! Control.
+pub mod place;
