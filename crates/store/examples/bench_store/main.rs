@@ -25,8 +25,8 @@ pub struct Settings {
     /// Puts a second while lateness is measured.
     pub pace: u64,
     pub json: bool,
-    /// Only one direct run, for `strace` to look at.
-    pub counted: bool,
+    /// Only this one run, for `strace` or `perf` to look at: `direct`, `everything`, `remote`, `late` or `remote-late`.
+    pub only: Option<String>,
 }
 
 fn main() {
@@ -43,9 +43,8 @@ fn main() {
         eprintln!("warning: not built with --release; these figures mean nothing");
     }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
-    if settings.counted {
-        let run = runtime.block_on(runs::throughput(&settings, Way::Direct, Load::OwnPrefix));
-        println!("{} {}", run.writes, run.commits);
+    if let Some(only) = &settings.only {
+        runtime.block_on(run_only(&settings, only));
         return;
     }
     let report = runtime.block_on(measure(&settings));
@@ -54,6 +53,22 @@ fn main() {
     } else {
         report.print();
     }
+}
+
+/// Prints `WRITES COMMITS`, which `count_syncs` reads.
+async fn run_only(settings: &Settings, only: &str) {
+    let (way, load) = match only {
+        "everything" => (Way::Direct, Load::Everything),
+        "remote" => (Way::Remote, Load::OwnPrefix),
+        "late" | "remote-late" => {
+            let way = if only == "late" { Way::Direct } else { Way::Remote };
+            let run = runs::lateness(settings, way).await;
+            return println!("{} start {} ack {}", run.name, run.put_start_to_each, run.put_ack_to_each);
+        }
+        _ => (Way::Direct, Load::OwnPrefix),
+    };
+    let run = runs::throughput(settings, way, load).await;
+    println!("{} {}", run.writes, run.commits);
 }
 
 async fn measure(settings: &Settings) -> Report {
@@ -88,7 +103,7 @@ fn count_syncs(settings: &Settings) -> Option<Syncs> {
         .args(["--seconds", &settings.seconds.to_string()])
         .args(["--watchers", &settings.watchers.to_string()])
         .args(["--writers", &settings.writers.to_string()])
-        .arg("--counted")
+        .args(["--only", "direct"])
         .output()
         .ok()?;
     let table = std::fs::read_to_string(&summary).ok()?;
@@ -115,9 +130,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Settings, String> {
         seconds: 5,
         watchers: 100,
         writers: 256,
-        pace: 500,
+        pace: 200,
         json: false,
-        counted: false,
+        only: None,
     };
     while let Some(arg) = args.next() {
         let mut number = || -> Result<u64, String> {
@@ -131,7 +146,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Settings, String> {
             "--writers" => settings.writers = number()? as usize,
             "--pace" => settings.pace = number()?,
             "--json" => settings.json = true,
-            "--counted" => settings.counted = true,
+            "--only" => settings.only = Some(args.next().ok_or("--only needs a run")?),
             folder if !folder.starts_with('-') => settings.folder = Path::new(folder).to_owned(),
             other => return Err(format!("unknown option {other}")),
         }
