@@ -10,6 +10,7 @@ mod backoff;
 mod error;
 mod follow;
 mod http;
+pub mod journal;
 pub mod limits;
 mod mirror;
 mod remote;
