@@ -1,2 +1,36 @@
-//! The one binary.
-fn main() {}
+//! `godwit-shim`: holds one Machine in a container, from before its start until after its end, and outlives whoever
+//! started it. One thread, no runtime, little memory.
+//!
+//! It is started by the container driver with the Machine's folder as its working folder; what to do stands there
+//! (`run/order.json`). One line on standard output tells how the start went. It must not know agents, fleets or images.
+
+mod builder;
+mod construction;
+mod entry;
+mod exec;
+mod holder;
+mod logs;
+mod oci;
+mod root;
+mod seccomp;
+mod server;
+mod start;
+mod sys;
+mod user;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let outcome = std::env::current_dir().map_err(start::ShimError::io("no working folder")).and_then(|dir| {
+        std::env::set_current_dir("/").map_err(start::ShimError::io("cannot leave the working folder"))?;
+        start::run(&dir)
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("godwit-shim: {}", builder::chain(&error));
+            start::report_failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -122,9 +122,11 @@ impl ContainerDriver {
         layout.write_order(&order).map_err(Error::io("cannot write the shim's order"))?;
         let log = std::fs::File::create(layout.shim_log()).map_err(Error::io("cannot make the shim's log"))?;
         let spawned = Command::new(&self.options.shim)
-            .arg(&spec.dir)
+            // The folder is handed over as the working folder: pid 1 inside shows our arguments, and those who look
+            // from inside shall not learn paths of the host.
+            .arg(&spec.machine)
             .env_clear()
-            .current_dir("/")
+            .current_dir(&spec.dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

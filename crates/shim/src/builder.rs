@@ -1,0 +1,161 @@
+//! Makes the container. Runs in a process of its own, forked from the shim: what libcontainer and the mount namespace
+//! cost in memory is gone when it ends, and if it hangs, the shim does not. The container's first process becomes the
+//! shim's child, not this one's.
+
+use godwit_driver::cgroup::Cgroups;
+use godwit_driver::container::layout::{Layout, Order};
+use godwit_driver::container::monotonic_ns;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::entry::{DEFAULT_PATH, Entry};
+use crate::oci::{Inside, configuration};
+use crate::root::{Root, mount_overlay, write_files};
+use crate::user::{Identity, look_up};
+
+/// Why a start failed, and whose fault it is.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("{0}")]
+    User(String),
+    #[error("{what}: {reason}")]
+    Host { what: &'static str, reason: String },
+}
+
+impl BuildError {
+    fn host<E: std::error::Error>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |e| BuildError::Host { what, reason: chain(&e) }
+    }
+}
+
+/// An error with all its causes: libcontainer's own texts say little.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// Where libcontainer keeps its state and finds the configuration, while the container lives.
+pub struct StateDir {
+    pub dir: PathBuf,
+}
+
+impl StateDir {
+    pub fn new(order: &Order) -> Self {
+        Self { dir: order.state_dir.clone() }
+    }
+    pub fn bundle(&self) -> PathBuf {
+        self.dir.join("bundle")
+    }
+    pub fn configuration(&self) -> PathBuf {
+        self.bundle().join("config.json")
+    }
+}
+
+/// Times of the steps, for the shim's log.
+pub type Spans = Vec<(&'static str, u64)>;
+
+/// Builds and starts the container; answers the pid of its first process.
+pub fn build(
+    order: &Order,
+    cgroups: &Cgroups,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    socket: &OwnedFd,
+) -> Result<(i32, Spans), BuildError> {
+    let mut spans = Spans::new();
+    let (spec, layout) = (&order.spec, Layout::new(&order.spec.dir));
+    let root_path = mount_overlay(spec, &layout).map_err(BuildError::host("cannot make the root"))?;
+    let root = Root::open(&root_path).map_err(BuildError::host("cannot open the root"))?;
+    write_files(&root, spec).map_err(BuildError::host("cannot fill the root"))?;
+    let identity = identify(&root, &spec.process.user)?;
+    let cwd = if spec.process.cwd.is_empty() { "/" } else { &spec.process.cwd };
+    root.make_folder(Path::new(cwd)).map_err(|e| BuildError::User(format!("working folder {cwd}: {e}")))?;
+    drop(root);
+    for pipe in [&stdout, &stderr] {
+        // So that programs of any user may open /dev/stdout and /dev/stderr.
+        nix::unistd::fchown(pipe, Some(identity.uid.into()), Some(identity.gid.into()))
+            .map_err(BuildError::host("cannot hand over the output"))?;
+    }
+    spans.push(("root", monotonic_ns()));
+
+    let env = environment(&spec.process.env, &identity);
+    let entry = Entry::new(true, &spec.process.argv, &env, socket.as_raw_fd())
+        .map_err(BuildError::host("cannot prepare the program"))?;
+    let inside = Inside {
+        root: &root_path,
+        hostname: &spec.hostname,
+        argv: &spec.process.argv,
+        env: &env,
+        cwd,
+        identity: &identity,
+        netns: spec.netns.as_deref(),
+        limits: &spec.limits,
+        binds: &spec.binds,
+        cgroup_path: &cgroups.container_path(&spec.machine),
+        unified: cgroups.unified(),
+        limits_swap: cgroups.limits_swap(),
+    };
+    let state = StateDir::new(order);
+    write_configuration(&state, &inside).map_err(BuildError::host("cannot write the configuration"))?;
+    spans.push(("configuration", monotonic_ns()));
+
+    let null = File::open("/dev/null").map_err(BuildError::host("cannot open /dev/null"))?;
+    let builder = ContainerBuilder::new(spec.machine.clone(), SyscallType::default())
+        .with_executor(entry)
+        .with_stdin(null)
+        .with_stdout(stdout)
+        .with_stderr(stderr)
+        .with_root_path(&state.dir)
+        .map_err(BuildError::host("cannot use the state folder"))?
+        .as_init(state.bundle())
+        .with_systemd(false)
+        .with_detach(false)
+        // Sibling of this process: child of the shim.
+        .as_sibling(true);
+    let mut container = builder.build().map_err(BuildError::host("cannot make the container"))?;
+    spans.push(("create", monotonic_ns()));
+    let pid = container.pid().map(|pid| pid.as_raw());
+    container.start().map_err(BuildError::host("cannot start the container"))?;
+    spans.push(("start", monotonic_ns()));
+    let missing = || BuildError::Host { what: "cannot start the container", reason: "it has no process".into() };
+    Ok((pid.ok_or_else(missing)?, spans))
+}
+
+pub fn identify(root: &Root, user: &str) -> Result<Identity, BuildError> {
+    look_up(user, &root.read_text("/etc/passwd"), &root.read_text("/etc/group")).map_err(BuildError::User)
+}
+
+/// The image's environment, with what every program expects to find in it.
+pub fn environment(given: &[(String, String)], identity: &Identity) -> Vec<String> {
+    let mut env: Vec<String> = given.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", identity.home.as_str())] {
+        if !given.iter().any(|(given, _)| given == name) {
+            env.push(format!("{name}={value}"));
+        }
+    }
+    env
+}
+
+fn write_configuration(state: &StateDir, inside: &Inside) -> io::Result<()> {
+    // Left by an instance whose shim was killed: libcontainer refuses a container that exists.
+    if state.dir.exists() {
+        fs::remove_dir_all(&state.dir)?;
+    }
+    fs::create_dir_all(state.bundle())?;
+    let file = File::create(state.configuration())?;
+    serde_json::to_writer(io::BufWriter::new(file), &configuration(inside))?;
+    Ok(())
+}

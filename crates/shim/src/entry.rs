@@ -1,0 +1,263 @@
+//! The last steps before a program of the image runs: in the main process (behind a pid 1 of ours) and in execs.
+//!
+//! libcontainer calls `exec` when the process is in its namespaces, without privileges, behind its filter. For the
+//! main process, the caller then becomes pid 1: it forks the program, reaps orphans, forwards what `kill 1` sends, and
+//! dies with the shim. Programs so get signals' default actions, which the kernel withholds from a real pid 1.
+//! What happens is told on a socket, whose messages are [`Word`]s. Nothing in here may wait for the shim.
+
+use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{ForkResult, Pid};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+
+use crate::{seccomp, sys};
+
+/// Where programs are looked for when the image names no PATH.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Longest message on the socket: a word and a path.
+pub const MAX_WORD_BYTES: usize = 4096 + 16;
+
+/// What the inside tells the shim; one message each.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Word {
+    /// About to execute, at this CLOCK_MONOTONIC time. The sender's pid is the program's.
+    Executing(u64),
+    /// The program runs (or failed first: then that was told before).
+    Executed,
+    /// This error number, for this path.
+    Failed(i32, String),
+    /// The main process ended, with this wait status.
+    Ended(i32),
+}
+
+impl Word {
+    fn encode(&self) -> Vec<u8> {
+        let (tag, number, text) = match self {
+            Word::Executing(at) => (b'X', *at, ""),
+            Word::Executed => (b'R', 0, ""),
+            Word::Failed(errno, path) => (b'F', *errno as u64, path.as_str()),
+            Word::Ended(status) => (b'D', *status as u64, ""),
+        };
+        [&[tag][..], &number.to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (tag, rest) = bytes.split_first()?;
+        let (number, text) = rest.split_first_chunk::<8>()?;
+        let number = u64::from_le_bytes(*number);
+        Some(match tag {
+            b'X' => Word::Executing(number),
+            b'R' => Word::Executed,
+            b'F' => Word::Failed(number as i32, String::from_utf8_lossy(text).into_owned()),
+            b'D' => Word::Ended(number as i32),
+            _ => return None,
+        })
+    }
+
+    fn send(&self, socket: RawFd) {
+        let bytes = self.encode();
+        // A shim that is gone, or an overfull socket, must not hold the Machine up.
+        // SAFETY: the pointer and length are those of `bytes`.
+        unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+    }
+}
+
+/// As a shell answers: not found is 127, found but not executable 126. With the reason in words.
+pub fn explain(errno: i32, program: &str, path: &str) -> (i32, String) {
+    let error = io::Error::from_raw_os_error(errno);
+    match errno {
+        libc::ENOENT if path.is_empty() => (127, format!("{program:?} was not found in the PATH")),
+        libc::ENOENT => (127, format!("{path:?} does not exist, or the interpreter or loader that it names does not")),
+        libc::ENOTDIR => (127, format!("{path:?} does not exist")),
+        libc::EACCES => (126, format!("{path:?} is not executable for this user")),
+        libc::ENOEXEC => (126, format!("{path:?} is no program for this machine")),
+        _ => (126, format!("{path:?} cannot be executed: {error}")),
+    }
+}
+
+#[derive(Clone)]
+pub struct Entry {
+    /// Become pid 1 and fork the program; otherwise be the program.
+    pub init: bool,
+    pub argv: Vec<CString>,
+    pub env: Vec<CString>,
+    pub socket: RawFd,
+    /// For execs: libcontainer does not carry the container's filter over to them.
+    pub seccomp: Option<Box<LinuxSeccomp>>,
+}
+
+impl Entry {
+    pub fn new(init: bool, argv: &[String], env: &[String], socket: RawFd) -> io::Result<Self> {
+        let strings = |list: &[String]| list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
+        Ok(Self { init, argv: strings(argv)?, env: strings(env)?, socket, seccomp: None })
+    }
+
+    /// Where to try the program, in order.
+    fn candidates(&self) -> Vec<CString> {
+        let Some(program) = self.argv.first() else { return Vec::new() };
+        if program.as_bytes().contains(&b'/') {
+            return vec![program.clone()];
+        }
+        let path = self.env.iter().find_map(|v| v.as_bytes().strip_prefix(b"PATH="));
+        let folders = path.unwrap_or(DEFAULT_PATH.as_bytes()).split(|b| *b == b':');
+        let joined = folders.map(|folder| if folder.is_empty() { &b"."[..] } else { folder });
+        let joined = joined.filter_map(|f| CString::new([f, b"/", program.as_bytes()].concat()).ok());
+        joined.collect()
+    }
+
+    /// Executes the program, or tells why not and ends the process.
+    fn run(&self) -> ! {
+        let candidates = self.candidates();
+        let (mut errno, mut at) = (libc::ENOENT, String::new());
+        Word::Executing(godwit_driver::container::monotonic_ns()).send(self.socket);
+        for path in &candidates {
+            let error = sys::execve(path, &self.argv, &self.env).raw_os_error().unwrap_or(libc::EIO);
+            let missing = matches!(error, libc::ENOENT | libc::ENOTDIR);
+            if !missing || candidates.len() == 1 {
+                (errno, at) = (error, path.to_string_lossy().into_owned());
+            }
+            // Like a shell: go on past what is not there or not allowed, stop at anything else.
+            if !missing && error != libc::EACCES {
+                break;
+            }
+        }
+        Word::Failed(errno, at).send(self.socket);
+        sys::exit_now(if matches!(errno, libc::ENOENT | libc::ENOTDIR) { 127 } else { 126 })
+    }
+
+    fn become_init(&self) -> io::Result<()> {
+        sys::die_with_parent()?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+        let null = std::fs::File::open("/dev/null")?;
+        let (told, telling) = sys::pipe()?;
+        match sys::fork()? {
+            ForkResult::Child => {
+                drop(told);
+                let _ = nix::unistd::setsid();
+                plain_signals();
+                self.run()
+            }
+            ForkResult::Parent { child } => {
+                drop(telling);
+                for fd in 0..3 {
+                    // SAFETY: both are open descriptors of ours; 0..3 are replaced on purpose, so that pid 1 does
+                    // not hold the ends of the program's pipes.
+                    unsafe { libc::dup2(null.as_raw_fd(), fd) };
+                }
+                reap_until(child, std::fs::File::from(told), self.socket)
+            }
+        }
+    }
+}
+
+/// The whole life of pid 1. Returns never: the process ends with the program.
+fn reap_until(program: Pid, mut told: std::fs::File, socket: RawFd) -> ! {
+    // The pipe closes when the program has been executed, or has died before.
+    let _ = told.read(&mut [0]);
+    Word::Executed.send(socket);
+    drop(told);
+    // Everything else that was inherited from the shim goes: descriptors of the host have no place in here.
+    // SAFETY: both are numbers of descriptors; `socket` is open.
+    let kept = unsafe { libc::dup2(socket, 3) };
+    sys::close_from(4);
+    loop {
+        match SigSet::all().wait() {
+            Ok(Signal::SIGCHLD) => {}
+            // Sent from inside, to pid 1: meant for the program, as every init takes it.
+            Ok(signal) => {
+                let _ = nix::sys::signal::kill(program, signal);
+                continue;
+            }
+            Err(_) => continue,
+        }
+        while let Some((pid, status)) = reap_one() {
+            if pid == program.as_raw() {
+                Word::Ended(status).send(kept);
+                // The kernel now kills whatever else lives in the namespace.
+                sys::exit_now(0)
+            }
+        }
+    }
+}
+
+/// One dead child and its wait status.
+pub fn reap_one() -> Option<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: the pointer is to an integer of ours.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::__WALL) };
+    (pid > 0).then_some((pid, status))
+}
+
+/// Back to what a fresh process has: nothing blocked, nothing ignored (Rust ignores SIGPIPE).
+fn plain_signals() {
+    for number in 1..=64 {
+        // SAFETY: SIG_DFL is no function of ours; numbers that cannot be set are refused by the kernel.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+}
+
+impl Executor for Entry {
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        if let Some(profile) = &self.seccomp {
+            libcontainer::seccomp::initialize_seccomp(profile).map_err(|e| ExecutorError::Other(e.to_string()))?;
+        }
+        let refused = |e: io::Error| ExecutorError::Other(e.to_string());
+        sys::deny_newer_calls(seccomp::NEWEST_KNOWN).map_err(refused)?;
+        if self.init {
+            self.become_init().map_err(refused)
+        } else {
+            plain_signals();
+            self.run()
+        }
+    }
+
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    /// The environment is handed to execve as it was given: libcontainer's map would lose its order.
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}
+
+/// Waits for one child of ours, whatever it takes.
+pub fn wait_for(pid: i32) -> nix::Result<nix::sys::wait::WaitStatus> {
+    loop {
+        match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL)) {
+            Err(nix::Error::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_socket() {
+        for word in [Word::Executing(7), Word::Executed, Word::Failed(2, "/bin/x".into()), Word::Ended(256)] {
+            assert_eq!(Word::decode(&word.encode()), Some(word));
+        }
+        assert_eq!(Word::decode(b"?"), None);
+    }
+
+    #[test]
+    fn programs_are_looked_for_as_a_shell_does() {
+        let look = |program: &str, path: &str| {
+            let entry = Entry::new(true, &[program.into()], &[format!("PATH={path}")], 0).unwrap();
+            entry.candidates().iter().map(|c| c.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(look("app", "/a::/b"), ["/a/app", "./app", "/b/app"]);
+        assert_eq!(look("./app", "/a"), ["./app"]);
+        assert_eq!(explain(libc::ENOENT, "app", "").0, 127);
+        assert_eq!(explain(libc::EACCES, "app", "/a/app").0, 126);
+    }
+}

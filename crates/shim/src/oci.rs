@@ -1,0 +1,197 @@
+//! From a Machine's spec to an OCI runtime configuration: what the inside of a Machine looks like. Pure.
+
+use godwit_driver::{Bind, Limits};
+use serde_json::{Value, json};
+use std::path::Path;
+
+use crate::seccomp;
+use crate::user::Identity;
+
+/// Docker's default set, in all sets that a root process inside uses; inheritable and ambient stay empty.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const OPEN_FILES: u64 = 1_048_576;
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// All that the configuration is made from.
+pub struct Inside<'a> {
+    pub root: &'a Path,
+    pub hostname: &'a str,
+    pub argv: &'a [String],
+    pub env: &'a [String],
+    pub cwd: &'a str,
+    pub identity: &'a Identity,
+    pub netns: Option<&'a Path>,
+    pub limits: &'a Limits,
+    pub binds: &'a [Bind],
+    pub cgroup_path: &'a str,
+    /// Limits live in cgroup v2: it is shown inside, read-only, in a cgroup namespace.
+    pub unified: bool,
+    /// A memory limit must name swap too.
+    pub limits_swap: bool,
+}
+
+pub fn configuration(inside: &Inside) -> Value {
+    let caps = &CAPABILITIES[..];
+    json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": inside.root, "readonly": false},
+        "hostname": inside.hostname,
+        "process": {
+            "terminal": false,
+            "user": {
+                "uid": inside.identity.uid,
+                "gid": inside.identity.gid,
+                "additionalGids": inside.identity.additional_gids,
+            },
+            "args": inside.argv,
+            "env": inside.env,
+            "cwd": inside.cwd,
+            "capabilities": {
+                "bounding": caps, "effective": caps, "permitted": caps, "inheritable": [], "ambient": [],
+            },
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": OPEN_FILES, "soft": OPEN_FILES}],
+            "noNewPrivileges": true,
+            "oomScoreAdj": 0,
+        },
+        "mounts": mounts(inside),
+        "linux": {
+            "namespaces": namespaces(inside),
+            "cgroupsPath": inside.cgroup_path,
+            "resources": resources(inside),
+            "seccomp": seccomp::profile(),
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+            // The namespace is the Machine's own: any user inside may serve port 80 and send pings.
+            "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
+        },
+    })
+}
+
+fn namespaces(inside: &Inside) -> Value {
+    let mut list: Vec<Value> = ["pid", "mount", "ipc", "uts"].iter().map(|kind| json!({"type": kind})).collect();
+    list.push(match inside.netns {
+        Some(path) => json!({"type": "network", "path": path}),
+        None => json!({"type": "network"}),
+    });
+    if inside.unified {
+        list.push(json!({"type": "cgroup"}));
+    }
+    Value::Array(list)
+}
+
+fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Value {
+    json!({"destination": target, "type": kind, "source": source, "options": options})
+}
+
+fn mounts(inside: &Inside) -> Vec<Value> {
+    let mut list = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+    ];
+    if inside.unified {
+        list.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
+    }
+    for bind in inside.binds {
+        let mode = if bind.read_only { "ro" } else { "rw" };
+        let options = ["rbind", "rprivate", "nosuid", "nodev", mode];
+        list.push(mount(&bind.guest_path, "bind", &bind.source.to_string_lossy(), &options));
+    }
+    list
+}
+
+fn resources(inside: &Inside) -> Value {
+    let limits = inside.limits;
+    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    if limits.memory_bytes > 0 {
+        resources["memory"] = json!({"limit": limits.memory_bytes});
+        if inside.limits_swap {
+            // Memory and swap together: no swap at all.
+            resources["memory"]["swap"] = json!(limits.memory_bytes);
+        }
+    }
+    let mut cpu = json!({});
+    if limits.cpu_shares > 0 {
+        cpu["shares"] = json!(limits.cpu_shares);
+    }
+    if limits.cpu_quota_millis > 0 {
+        cpu["period"] = json!(CPU_PERIOD_US);
+        cpu["quota"] = json!(u64::from(limits.cpu_quota_millis) * CPU_PERIOD_US / 1000);
+    }
+    resources["cpu"] = cpu;
+    if limits.pids_max > 0 {
+        resources["pids"] = json!({"limit": limits.pids_max});
+    }
+    resources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtime_can_read_the_configuration() {
+        let identity = Identity { uid: 7, gid: 8, additional_gids: vec![9], home: "/".into() };
+        let limits = Limits { cpu_quota_millis: 250, cpu_shares: 2, memory_bytes: 1 << 20, pids_max: 5 };
+        let binds = [Bind { source: "/a".into(), guest_path: "/data".into(), read_only: true }];
+        let inside = Inside {
+            root: Path::new("/root"),
+            hostname: "m",
+            argv: &["app".into()],
+            env: &["PATH=/bin".into()],
+            cwd: "/",
+            identity: &identity,
+            netns: Some(Path::new("/run/netns/x")),
+            limits: &limits,
+            binds: &binds,
+            cgroup_path: "/godwit/m",
+            unified: true,
+            limits_swap: true,
+        };
+        let value = configuration(&inside);
+        assert_eq!(value["linux"]["resources"]["cpu"]["quota"], 25_000);
+        assert!(value["mounts"].as_array().unwrap().iter().any(|m| m["destination"] == "/data"));
+        let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_value(value).unwrap();
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!(process.no_new_privileges(), Some(true));
+        assert_eq!(process.capabilities().as_ref().unwrap().ambient().as_ref().map(|c| c.len()), Some(0));
+    }
+}

@@ -1,0 +1,159 @@
+//! The few kernel calls that no library of ours wraps: poll, pidfds, death signals. No policy in here.
+
+use std::ffi::{CString, c_char};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// What to watch a descriptor for.
+pub const READABLE: i16 = libc::POLLIN;
+pub const WRITABLE: i16 = libc::POLLOUT;
+
+pub fn watch(fd: &impl AsRawFd, events: i16) -> libc::pollfd {
+    libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+}
+
+/// Waits until one of them is ready, or the time is over (`None`: no bound). An interruption counts as ready.
+pub fn poll(fds: &mut [libc::pollfd], timeout_ms: Option<u64>) -> io::Result<()> {
+    let timeout = timeout_ms.map_or(-1, |ms| ms.min(i32::MAX as u64) as i32);
+    // SAFETY: the pointer and length are those of a slice that we hold mutably during the call.
+    let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+    match ready {
+        -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a plain call with two numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+pub fn pidfd_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open; a null siginfo asks for the same as kill(2).
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The kernel shall kill this process when the thread that made it dies.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: prctl with numbers only.
+    let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Orphans below this process become its children, so that it can reap them.
+pub fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: prctl with numbers only.
+    let done = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Closes every descriptor from `first` on.
+pub fn close_from(first: RawFd) {
+    // SAFETY: the caller gives up every descriptor from `first` on; close_range touches no memory.
+    unsafe { libc::syscall(libc::SYS_close_range, first as u32, u32::MAX, 0) };
+}
+
+/// Ends this process at once: no destructor of the process that it was forked from runs.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// Forks. The program is single-threaded, so the child may go on as if nothing had happened.
+pub fn fork() -> nix::Result<nix::unistd::ForkResult> {
+    // SAFETY: there is one thread in this program (no library in it starts another), so no lock can be held by a
+    // thread that the child lacks.
+    unsafe { nix::unistd::fork() }
+}
+
+/// Replaces the process; returns only to tell why it could not.
+pub fn execve(path: &CString, argv: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |list: &[CString]| -> Vec<*const c_char> {
+        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: both lists end in null, and their strings outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// A pipe whose ends are closed on exec.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
+pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// One filter more: calls newer than `newest_known` are answered ENOSYS. Needs "no new privileges".
+pub fn deny_newer_calls(newest_known: u32) -> io::Result<()> {
+    // struct seccomp_data { int nr; u32 arch; .. }. Numbers with the x32 bit belong to the main filter; the numbers of
+    // new calls are the same for x86-64, i386 and arm64, so the architecture does not matter.
+    const X32_BIT: u32 = 0x4000_0000;
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
+    const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let mut program = [
+        libc::sock_filter { code: LOAD, jt: 0, jf: 0, k: 0 },
+        libc::sock_filter { code: AT_LEAST, jt: 2, jf: 0, k: X32_BIT },
+        libc::sock_filter { code: GREATER, jt: 0, jf: 1, k: newest_known },
+        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32 },
+        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the program outlives the call, which copies it.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &filter) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A pair of sockets for short messages, each arriving whole; the first end is told who sends.
+pub fn pipe_of_words() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    setsockopt(&ours, sockopt::PassCred, &true)?;
+    Ok((ours, theirs))
+}
+
+/// One message and its sender's pid, as this process sees it. An empty message means that all other ends are closed.
+pub fn receive_word(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
+    let mut space = nix::cmsg_space!(UnixCredentials);
+    let mut parts = [io::IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_DONTWAIT)?;
+    let sender = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
+        _ => None,
+    });
+    Ok((message.bytes, sender.filter(|pid| *pid > 0)))
+}
+
+/// Closes every descriptor from 3 on but these, and answers them as owned anew. For a process that was just forked:
+/// whoever owned descriptors in it must never drop them.
+pub fn keep_only<const N: usize>(kept: [&OwnedFd; N]) -> [OwnedFd; N] {
+    let mut numbers: Vec<RawFd> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
+    numbers.sort_unstable();
+    let mut from = 3;
+    for number in numbers {
+        if from < number {
+            // SAFETY: the caller gives up the descriptors between those that are kept.
+            unsafe { libc::syscall(libc::SYS_close_range, from as u32, number as u32 - 1, 0) };
+        }
+        from = number + 1;
+    }
+    close_from(from);
+    kept.map(|fd| {
+        // SAFETY: the descriptor is open, and the caller forgets its former owner.
+        unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) }
+    })
+}
