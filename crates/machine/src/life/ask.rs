@@ -117,17 +117,19 @@ impl Life {
                     stop_timeout_ms: timeout_ms,
                     ..Draft::of(JobKind::Restart, source)
                 };
-                self.owner_acts();
+                self.owner_acts(source);
                 self.begin(draft, Some((id, until)), cx, out);
             }
             What::Destroy => self.destroy(Some((id, until)), source, true, cx, out),
         }
     }
 
-    /// The owner's word starts the policy's count anew.
-    fn owner_acts(&mut self) {
-        self.record.retries = 0;
-        self.record.restart_count = 0;
+    /// The owner's word starts the policy's count anew; a request at the door does not.
+    fn owner_acts(&mut self, source: Source) {
+        if source == Source::User {
+            self.record.retries = 0;
+            self.record.restart_count = 0;
+        }
     }
 
     fn start(&mut self, id: AskId, source: Source, until: Until, cx: &mut Context<'_>, out: &mut Effects) {
@@ -144,11 +146,15 @@ impl Life {
             return out.answer(id, answer);
         }
         let wanted = need(&record.placement.config, true);
+        if source == Source::Proxy && record.restart_due_ms.is_some() {
+            // Requests do not drive a crash loop: they wait for the restart that the policy has set.
+            return self.promise(id, until, previous, out);
+        }
         if let Some(lacking) = lacking(wanted, cx.free) {
             return out.refuse(id, Refusal::Full(lacking));
         }
         record.reserved = wanted;
-        self.owner_acts();
+        self.owner_acts(source);
         out.note("start", MachineState::Starting, source, None);
         let draft = Draft { start: true, ..Draft::of(JobKind::Start, source) };
         self.begin(draft, Some((id, until)), cx, out);
@@ -179,6 +185,9 @@ impl Life {
         if self.record.restart_due_ms.take().is_some() {
             self.record.state = MachineState::Stopped;
             self.record.reserved = need(&self.record.placement.config, false);
+            for waiter in std::mem::take(&mut self.waiters) {
+                out.refuse(waiter, Refusal::Cancelled);
+            }
             out.note("stop", MachineState::Stopped, source, None);
             out.save(Sync::Disk);
             out.changed = true;
@@ -297,6 +306,9 @@ impl Life {
         cx: &mut Context<'_>,
         out: &mut Effects,
     ) {
+        for waiter in std::mem::take(&mut self.waiters) {
+            out.refuse(waiter, Refusal::Gone);
+        }
         for other in std::mem::take(&mut self.waiting) {
             match other.what {
                 What::Place(_) => self.waiting.push_back(other),

@@ -123,7 +123,12 @@ impl Life {
 
     fn resume(&mut self, found: Adopted, rebooted: bool, cx: &mut Context<'_>, out: &mut Effects) {
         let Some(job) = &mut self.job else { return };
-        if rebooted {
+        let alive = match &found {
+            Adopted::Running { run } => job.run.as_ref() == Some(run) || self.record.run.as_ref() == Some(run),
+            _ => false,
+        };
+        // An agent that died again after it had begun to start things anew finds them alive: that is no reboot to them.
+        if rebooted && !alive {
             // What the old id names may have run and died with the host: a new start needs a new one.
             if job.run.is_some() && job.is_forward() {
                 job.run = Some(cx.run_id());

@@ -63,9 +63,10 @@ impl Life {
                 out.note("start", MachineState::Started, job.source, None);
             }
             Step::SignalProcess => job.signalled_at_ms = Some(cx.now_ms),
-            Step::AwaitExit | Step::KillProcess => {
+            Step::AwaitExit | Step::KillProcess if job.is_forward() => {
                 let ended = record.running;
                 record.running = false;
+                record.retries = 0;
                 self.unheeded_exit = None;
                 if let Some(exit) = exit.filter(|_| ended) {
                     let exit = ExitEvent { requested_stop: true, restarting: job.start, ..exit };
@@ -82,6 +83,8 @@ impl Life {
                 }
             }
             Step::UnpackImage
+            | Step::AwaitExit
+            | Step::KillProcess
             | Step::FetchImage
             | Step::EnsureNetwork
             | Step::CloseDoor

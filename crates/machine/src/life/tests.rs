@@ -79,10 +79,14 @@ impl World {
     }
 
     fn ask(&mut self, what: What, until: Until) -> u64 {
+        self.ask_as(Source::User, what, until)
+    }
+
+    fn ask_as(&mut self, source: Source, what: What, until: Until) -> u64 {
         self.asked += 1;
         let id = self.asked;
         self.unanswered.insert(id);
-        self.event(Event::Ask(Ask { id: AskId(id), what, source: Source::User, until }));
+        self.event(Event::Ask(Ask { id: AskId(id), what, source, until }));
         id
     }
 
@@ -248,6 +252,17 @@ fn a_crash_loop_with_three_retries_makes_four_starts() {
 }
 
 #[test]
+fn requests_do_not_drive_a_crash_loop() {
+    let mut world = launched();
+    world.process_exits(1);
+    let wakes: Vec<u64> = (0..3).map(|_| world.ask_as(Source::Proxy, What::Start, Until::Ended)).collect();
+    assert_eq!((world.starts, world.life.record.retries), (1, 1), "they wait for the policy's moment");
+    world.settle();
+    assert!(wakes.iter().all(|id| matches!(world.answers[id], Answer::Ended { .. })));
+    assert_eq!(world.starts, 2);
+}
+
+#[test]
 fn a_start_while_it_starts_joins_and_while_it_runs_is_fine() {
     let mut world = launched();
     let running = world.ask(What::Start, Until::Ended);
@@ -409,7 +424,9 @@ fn every_step_of_every_job_survives_a_crash_before_and_after_it() {
 #[derive(Debug, Clone)]
 enum Move {
     Start,
+    Wake,
     Stop,
+    IdleStop,
     Restart(bool),
     Place(u64),
     Destroy,
@@ -424,6 +441,8 @@ enum Move {
 fn moves() -> impl Strategy<Value = Move> {
     prop_oneof![
         2 => Just(Move::Start),
+        2 => Just(Move::Wake),
+        1 => Just(Move::IdleStop),
         2 => Just(Move::Stop),
         1 => any::<bool>().prop_map(Move::Restart),
         1 => (1u64..4).prop_map(Move::Place),
@@ -449,6 +468,8 @@ proptest! {
         for step in moves {
             match step {
                 Move::Start => { world.ask(What::Start, Until::Ended); }
+                Move::Wake => { world.ask_as(Source::Proxy, What::Start, Until::Ended); }
+                Move::IdleStop => { world.ask_as(Source::Proxy, stop(), Until::Accepted); }
                 Move::Stop => { world.ask(stop(), Until::Accepted); }
                 Move::Restart(force) => {
                     world.ask(What::Restart { signal: None, timeout_ms: None, force }, Until::Ended);
