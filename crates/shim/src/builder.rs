@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::entry::{DEFAULT_PATH, Entry};
-use crate::oci::{Inside, configuration};
+use crate::oci::{Inside, OPEN_FILES, configuration};
 use crate::root::{Root, mount_overlay, write_files};
 use crate::user::{Identity, look_up};
 
@@ -106,6 +106,7 @@ pub fn build(
         binds: &spec.binds,
         cgroup_path: &cgroups.container_path(&spec.machine),
         unified: cgroups.unified(),
+        open_files: open_files(),
         limits_swap: cgroups.limits_swap(),
     };
     let state = StateDir::new(order);
@@ -136,6 +137,13 @@ pub fn build(
 
 pub fn identify(root: &Root, user: &str) -> Result<Identity, BuildError> {
     look_up(user, &root.read_text("/etc/passwd"), &root.read_text("/etc/group")).map_err(BuildError::User)
+}
+
+/// As many open files as Docker allows, or as this process may allow: without CAP_SYS_RESOURCE no limit can be raised.
+fn open_files() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES);
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(OPEN_FILES, |(_, hard)| hard.min(OPEN_FILES))
 }
 
 /// The image's environment, with what every program expects to find in it.

@@ -193,11 +193,16 @@ pub fn reap_one() -> Option<(i32, i32)> {
     (pid > 0).then_some((pid, status))
 }
 
-/// Back to what a fresh process has: nothing blocked, nothing ignored (Rust ignores SIGPIPE).
+/// Back to what a fresh process has: nothing blocked, nothing ignored. Rust ignores SIGPIPE, and whoever started the
+/// agent may have ignored more. The C library refuses to touch two of them, so the kernel is asked itself.
 fn plain_signals() {
-    for number in 1..=64 {
-        // SAFETY: SIG_DFL is no function of ours; numbers that cannot be set are refused by the kernel.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+    const SIGNALS: i32 = 64;
+    // The kernel's struct sigaction, all zero: SIG_DFL, no flags, an empty mask of 8 bytes.
+    let default = [0u64; 4];
+    for number in 1..=SIGNALS {
+        // SAFETY: the pointer is to a struct as large as the kernel reads; no old action is asked for. Numbers that
+        // cannot be set (SIGKILL, SIGSTOP) are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null_mut::<u8>(), 8) };
     }
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }

@@ -39,7 +39,8 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-const OPEN_FILES: u64 = 1_048_576;
+/// Docker's limit of open files, where the host allows it.
+pub const OPEN_FILES: u64 = 1_048_576;
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// All that the configuration is made from.
@@ -56,6 +57,7 @@ pub struct Inside<'a> {
     pub cgroup_path: &'a str,
     /// Limits live in cgroup v2: it is shown inside, read-only, in a cgroup namespace.
     pub unified: bool,
+    pub open_files: u64,
     /// A memory limit must name swap too.
     pub limits_swap: bool,
 }
@@ -79,7 +81,7 @@ pub fn configuration(inside: &Inside) -> Value {
             "capabilities": {
                 "bounding": caps, "effective": caps, "permitted": caps, "inheritable": [], "ambient": [],
             },
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": OPEN_FILES, "soft": OPEN_FILES}],
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": inside.open_files, "soft": inside.open_files}],
             "noNewPrivileges": true,
             "oomScoreAdj": 0,
         },
@@ -184,6 +186,7 @@ mod tests {
             binds: &binds,
             cgroup_path: "/godwit/m",
             unified: true,
+            open_files: OPEN_FILES,
             limits_swap: true,
         };
         let value = configuration(&inside);

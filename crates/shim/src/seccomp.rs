@@ -70,8 +70,10 @@ pub fn profile() -> Value {
     for personality in PERSONALITIES {
         rules.push(allow_when("personality", 0, "SCMP_CMP_EQ", personality, None));
     }
-    // (flags & value) == 0
-    rules.push(allow_when("clone", 0, "SCMP_CMP_MASKED_EQ", CLONE_NAMESPACES, Some(0)));
+    // (flags & CLONE_NAMESPACES) == 0. The OCI specification calls the mask `value` and the result `valueTwo`;
+    // libcontainer 0.7 takes them the other way round, and with the standard order lets every clone through. The
+    // break-out test would show it if a later version turned them again.
+    rules.push(allow_when("clone", 0, "SCMP_CMP_MASKED_EQ", 0, Some(CLONE_NAMESPACES)));
     // Its flags lie in memory, where a filter cannot look: C libraries fall back to clone.
     rules.push(json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS}));
     json!({
