@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::digest::Digest;
+use crate::error::Error;
+use crate::limits::Limits;
 
 /// Media types (image-spec, media-types.md; Docker's from its schema 2).
 pub mod media_type {
@@ -101,6 +103,31 @@ pub struct Index {
     pub manifests: Vec<Descriptor>,
 }
 
+impl Index {
+    /// The entry for this machine: an exact match, else one that does not say its platform
+    /// (its configuration will).
+    pub(crate) fn for_this_machine(&self) -> Result<&Descriptor, Error> {
+        let ours = self.manifests.iter().find(|e| e.platform.as_ref().is_some_and(Platform::is_ours));
+        let silent = || self.manifests.iter().find(|e| e.platform.is_none());
+        ours.or_else(silent).ok_or_else(|| no_platform(&self.manifests))
+    }
+}
+
+/// That none of the entries is for this machine.
+pub(crate) fn no_platform(entries: &[Descriptor]) -> Error {
+    let platforms = entries.iter().filter_map(|entry| entry.platform.as_ref());
+    let mut names: Vec<String> = platforms.map(|p| format!("{}/{}", p.os, p.architecture)).collect();
+    names.sort();
+    names.dedup();
+    // An index may be long; the first few tell enough.
+    names.truncate(16);
+    wrong_platform(if names.is_empty() { "none".to_owned() } else { names.join(", ") })
+}
+
+fn wrong_platform(found: String) -> Error {
+    Error::Platform { wanted: format!("{OS}/{}", architecture()), found }
+}
+
 /// Image manifest (manifest.md). Docker's schema 2 has the same fields.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -118,6 +145,27 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Whether it is an image that we take. `what` is what to call it.
+    pub(crate) fn check(&self, what: &str, limits: &Limits) -> Result<(), Error> {
+        let config_type = self.config.media_type.as_str();
+        if ![media_type::CONFIG, media_type::DOCKER_CONFIG].contains(&config_type) {
+            let reason = format!("its configuration has media type `{config_type}`");
+            return Err(Error::NotAnImage { what: what.to_owned(), reason });
+        }
+        if self.layers.len() > limits.max_layers {
+            let what = format!("an image of {} layers", self.layers.len());
+            return Err(Error::Limit { what, limit: "max_layers", bound: limits.max_layers as u64 });
+        }
+        let large = self.blobs().find(|blob| blob.size > limits.max_blob_bytes);
+        match large {
+            None => Ok(()),
+            Some(blob) => {
+                let what = format!("blob {} of {} bytes", blob.digest, blob.size);
+                Err(Error::Limit { what, limit: "max_blob_bytes", bound: limits.max_blob_bytes })
+            }
+        }
+    }
+
     /// The blobs that the image consists of besides the manifest: configuration first.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         std::iter::once(&self.config).chain(&self.layers)
@@ -179,6 +227,23 @@ pub(crate) struct ConfigDocument {
     #[serde(default, deserialize_with = "null")]
     pub config: ImageConfig,
     pub rootfs: RootFs,
+}
+
+impl ConfigDocument {
+    /// Whether it is for this machine and for a manifest of so many layers.
+    pub(crate) fn check(&self, layers: usize, what: &str) -> Result<(), Error> {
+        if !self.platform.is_ours() {
+            let Platform { os, architecture } = &self.platform;
+            return Err(wrong_platform(format!("{os}/{architecture}")));
+        }
+        match self.rootfs.diff_ids.len() {
+            n if n == layers => Ok(()),
+            n => {
+                let reason = format!("{n} DiffIDs for {layers} layers");
+                Err(Error::NotAnImage { what: what.to_owned(), reason })
+            }
+        }
+    }
 }
 
 /// The layers' DiffIDs (config.md, `rootfs`).

@@ -296,18 +296,29 @@ impl<R: Read> TarReader<R> {
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
+    /// Skips what is left of the member's data and its padding. A stream may end instead of
+    /// its last padding: `umoci insert` writes such layers, and Go reads them.
     fn skip_rest(&mut self) -> Result<()> {
-        let mut left = self.data_left.saturating_add(std::mem::take(&mut self.padding));
-        self.data_left = 0;
+        let data = std::mem::take(&mut self.data_left);
+        if self.skip(data)? < data {
+            return Err(LayerFault::Truncated);
+        }
+        let padding = std::mem::take(&mut self.padding);
+        self.skip(padding).map(drop)
+    }
+
+    /// Skips so many bytes, or fewer if the stream ends.
+    fn skip(&mut self, bytes: u64) -> Result<u64> {
+        let mut skipped = 0;
         let mut sink = [0; 16 << 10];
-        while left > 0 {
-            let want = sink.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        while skipped < bytes {
+            let want = sink.len().min(usize::try_from(bytes - skipped).unwrap_or(usize::MAX));
             match self.inner.read(&mut sink[..want]).map_err(LayerFault::from_read)? {
-                0 => return Err(LayerFault::Truncated),
-                n => left -= n as u64,
+                0 => break,
+                n => skipped += n as u64,
             }
         }
-        Ok(())
+        Ok(skipped)
     }
 
     /// One block, or `None` if the stream ends exactly before it.

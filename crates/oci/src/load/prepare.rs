@@ -12,7 +12,7 @@ use crate::error::{Error, LayerFault};
 use crate::limits::{Limits, MAX_CONFIG_BYTES, MAX_IMAGES_PER_LOAD, MAX_INDEX_DEPTH, MAX_MANIFEST_BYTES};
 use crate::progress::{Progress, ProgressSink};
 use crate::spec::{
-    ConfigDocument, Descriptor, DockerImage, Index, LayoutMarker, Manifest, OS, Platform, architecture, media_type,
+    ConfigDocument, Descriptor, DockerImage, Index, LayoutMarker, Manifest, Platform, media_type, no_platform,
 };
 use crate::store::{ContentStore, Lease};
 
@@ -113,11 +113,7 @@ impl Work<'_> {
         }
         let bytes = self.verified_document(entry, "index")?;
         let index: Index = serde_json::from_slice(&bytes).map_err(Error::document(format!("index {}", entry.digest)))?;
-        // An exact match, else one that does not say: its configuration will.
-        let ours = index.manifests.iter().find(|e| e.platform.as_ref().is_some_and(Platform::is_ours));
-        let silent = || index.manifests.iter().find(|e| e.platform.is_none());
-        let chosen = ours.or_else(silent).ok_or_else(|| no_platform(&index.manifests))?;
-        self.choose(chosen, depth - 1)
+        self.choose(index.for_this_machine()?, depth - 1)
     }
 
     fn verified_document(&self, descriptor: &Descriptor, role: &str) -> Result<Vec<u8>, Error> {
@@ -136,11 +132,7 @@ impl Work<'_> {
         let document = self.verified_document(&descriptor, "manifest")?;
         let manifest: Manifest =
             serde_json::from_slice(&document).map_err(Error::document(format!("manifest {}", descriptor.digest)))?;
-        let config_type = manifest.config.media_type.as_str();
-        if ![media_type::CONFIG, media_type::DOCKER_CONFIG].contains(&config_type) {
-            return Err(self.not_an_image(format!("its configuration has media type `{config_type}`")));
-        }
-        check_layer_count(manifest.layers.len(), self.store.limits())?;
+        manifest.check(self.what, self.store.limits())?;
         let blobs = manifest.blobs().map(|blob| blob.digest);
         let lease = self.store.lease(blobs.chain([descriptor.digest]));
         let mut files = Vec::new();
@@ -183,7 +175,6 @@ impl Work<'_> {
 
     /// Writes the OCI manifest that a `docker save` archive lacks.
     fn docker_image(&self, image: &DockerImage, names: Vec<(String, String)>) -> Result<Prepared, Error> {
-        check_layer_count(image.layers.len(), self.store.limits())?;
         let staged = |path: &str| {
             let staged = self.source.stage(path, self.progress)?;
             staged.ok_or_else(|| self.not_an_image(format!("its manifest.json names `{path}`, which is missing")))
@@ -205,6 +196,7 @@ impl Work<'_> {
         let manifest =
             Manifest { schema_version: 2, media_type: media_type::MANIFEST.into(), config, layers };
         let document = serde_json::to_vec(&manifest).map_err(Error::document("the new manifest"))?;
+        manifest.check(self.what, self.store.limits())?;
         let descriptor = descriptor(media_type::MANIFEST, Digest::of(&document), document.len() as u64);
         let lease = self.store.lease(manifest.blobs().map(|blob| blob.digest).chain([descriptor.digest]));
         let prepared = Prepared { descriptor, manifest, document, files, names, _lease: lease };
@@ -227,14 +219,9 @@ impl Work<'_> {
             .map_err(Error::io("read", config.digest.hex()))?;
         let document: ConfigDocument =
             serde_json::from_slice(&bytes).map_err(Error::document(format!("configuration {}", config.digest)))?;
-        if !document.platform.is_ours() {
-            let Platform { os, architecture } = &document.platform;
-            return Err(wrong_platform(format!("{os}/{architecture}")));
-        }
-        let (layers, diff_ids) = (&image.manifest.layers, &document.rootfs.diff_ids);
-        if layers.len() != diff_ids.len() {
-            return Err(self.not_an_image(format!("{} DiffIDs for {} layers", diff_ids.len(), layers.len())));
-        }
+        let layers = &image.manifest.layers;
+        document.check(layers.len(), self.what)?;
+        let diff_ids = &document.rootfs.diff_ids;
         let of = layers.len();
         for (index, (layer, diff_id)) in layers.iter().zip(diff_ids).enumerate() {
             let number = index + 1;
@@ -274,17 +261,6 @@ fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-pub(crate) fn check_layer_count(layers: usize, limits: &Limits) -> Result<(), Error> {
-    match layers <= limits.max_layers {
-        true => Ok(()),
-        false => Err(Error::Limit {
-            what: format!("an image of {layers} layers"),
-            limit: "max_layers",
-            bound: limits.max_layers as u64,
-        }),
-    }
-}
-
 fn check_blob(role: &str, wanted: &Descriptor, found: &Digest, size: u64) -> Result<(), Error> {
     let role = || role.to_owned();
     // The size first: of a truncated blob it says more.
@@ -295,18 +271,4 @@ fn check_blob(role: &str, wanted: &Descriptor, found: &Digest, size: u64) -> Res
         true => Ok(()),
         false => Err(Error::WrongDigest { role: role(), expected: wanted.digest, found: *found }),
     }
-}
-
-fn wrong_platform(found: String) -> Error {
-    Error::Platform { wanted: format!("{OS}/{}", architecture()), found }
-}
-
-fn no_platform(entries: &[Descriptor]) -> Error {
-    let platforms = entries.iter().filter_map(|entry| entry.platform.as_ref());
-    let mut names: Vec<String> = platforms.map(|p| format!("{}/{}", p.os, p.architecture)).collect();
-    names.sort();
-    names.dedup();
-    // An index may be long; the first few tell enough.
-    names.truncate(16);
-    wrong_platform(if names.is_empty() { "none".to_owned() } else { names.join(", ") })
 }

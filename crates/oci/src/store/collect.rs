@@ -52,24 +52,21 @@ impl ContentStore {
         };
         let mut done = Collected::default();
 
-        let mut kept: BTreeSet<Digest> = in_use.clone();
-        let mut unused = Vec::new();
-        for image in self.images() {
-            let digest = image.id.digest;
-            let old = is_old(&blob_path(&self.dir, &digest));
-            match in_use.contains(&digest) || self.leases.is_held(&digest) || !old {
-                true => drop(kept.insert(digest)),
-                false => unused.push(image.id),
+        // Before anything is deleted: can all that is in use be read?
+        self.reachable(in_use)?;
+        for id in self.images().into_iter().map(|image| image.id) {
+            if !in_use.contains(&id.digest) && is_old(&blob_path(&self.dir, &id.digest)) {
+                let removed = self.leases.unless_held(&id.digest, || self.remove(&id));
+                if removed.transpose()?.is_some() {
+                    done.images.push(id);
+                }
             }
         }
-        let reachable = self.reachable(&kept)?;
+        // After the names are gone: whoever leased an image just before has kept its name,
+        // and all that a name leads to stays.
+        let named = self.images().into_iter().map(|image| image.id.digest);
+        let reachable = self.reachable(&in_use.iter().copied().chain(named).collect())?;
 
-        for id in unused {
-            if let Some(removed) = self.leases.unless_held(&id.digest, || self.remove(&id)) {
-                removed?;
-                done.images.push(id);
-            }
-        }
         self.collect_blobs(&reachable, is_old, &mut done)?;
         self.collect_layers(&reachable, is_old, &mut done)?;
         self.collect_partial(is_old)?;

@@ -75,7 +75,8 @@ impl Leases {
         (!kept).then(act)
     }
 
-    pub(crate) fn is_held(&self, digest: &Digest) -> bool {
+    #[cfg(test)]
+    fn is_held(&self, digest: &Digest) -> bool {
         self.unless_held(digest, || ()).is_none()
     }
 }

@@ -186,13 +186,8 @@ impl ContentStore {
         let bytes = self.read_blob(config, MAX_CONFIG_BYTES, "MAX_CONFIG_BYTES", "configuration")?;
         let document: ConfigDocument =
             serde_json::from_slice(&bytes).map_err(Error::document(format!("configuration {config}")))?;
+        document.check(manifest.layers.len(), &format!("configuration {config}"))?;
         let diff_ids = document.rootfs.diff_ids;
-        if diff_ids.len() != manifest.layers.len() {
-            return Err(Error::NotAnImage {
-                what: format!("configuration {config}"),
-                reason: format!("{} DiffIDs for {} layers", diff_ids.len(), manifest.layers.len()),
-            });
-        }
         Ok(Image { manifest, diff_ids, config: document.config })
     }
 
