@@ -119,15 +119,19 @@ fn set_up(conn: &Connection, cache_kib: i64) -> Result<(), Error> {
 
 fn set_up_writer(conn: &Connection, path: &Path) -> Result<(), Error> {
     let pragma = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let read = Error::sqlite("read the database header");
-    let (application, version) =
-        pragma("application_id").and_then(|application| Ok((application, pragma("user_version")?))).map_err(read)?;
+    let header = || -> rusqlite::Result<(i64, i64, bool)> {
+        let tables = "select exists (select 1 from sqlite_schema)";
+        let used = conn.query_row(tables, [], |row| row.get(0))?;
+        Ok((pragma("application_id")?, pragma("user_version")?, used))
+    };
+    let header = header().map_err(Error::sqlite("read the database header"))?;
     let format = |reason: String| Error::Format { path: path.to_owned(), reason };
-    match (application, version) {
-        (0, 0) | (APPLICATION_ID, FORMAT_VERSION) => {}
-        (APPLICATION_ID, version) => return Err(format(format!("its format is {version}"))),
+    let is_new = match header {
+        (0, 0, false) => true,
+        (APPLICATION_ID, FORMAT_VERSION, _) => false,
+        (APPLICATION_ID, version, _) => return Err(format(format!("its format is {version}"))),
         _ => return Err(format("it belongs to another application".to_owned())),
-    }
+    };
     let mode: String = conn
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
         .map_err(Error::sqlite("switch to a write-ahead log"))?;
@@ -137,7 +141,7 @@ fn set_up_writer(conn: &Connection, path: &Path) -> Result<(), Error> {
     conn.pragma_update(None, "synchronous", "full")
         .and_then(|()| conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES))
         .map_err(Error::sqlite("configure the writer"))?;
-    if application == 0 {
+    if is_new {
         create(conn).map_err(Error::sqlite("create the tables"))?;
     }
     Ok(())

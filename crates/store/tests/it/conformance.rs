@@ -347,12 +347,17 @@ async fn a_second_opener_and_a_foreign_file_are_refused() {
     let second = SqliteStore::open(bed.path(), Options::default());
     assert!(matches!(second, Err(Error::InUse { .. })));
 
-    let foreign = bed.dir.path().join("foreign.db");
-    let conn = rusqlite::Connection::open(&foreign).expect("made");
-    conn.execute_batch("pragma application_id = 77; create table t (x)").expect("made");
-    drop(conn);
-    let opened = SqliteStore::open(&foreign, Options::default());
-    assert!(matches!(opened, Err(Error::Format { .. })));
+    for (name, header) in [("marked.db", "pragma application_id = 77"), ("plain.db", "")] {
+        let foreign = bed.dir.path().join(name);
+        let conn = rusqlite::Connection::open(&foreign).expect("made");
+        let tables = format!("{header}; create table t (x)");
+        conn.execute_batch(&tables).expect("made");
+        let opened = SqliteStore::open(&foreign, Options::default());
+        assert!(matches!(opened, Err(Error::Format { .. })), "{name}");
+        let count = "select count(*) from sqlite_schema";
+        let tables = conn.query_row(count, [], |row| row.get::<_, i64>(0));
+        assert_eq!(tables, Ok(1), "left as it was");
+    }
     let text = bed.dir.path().join("text.db");
     std::fs::write(&text, "no database at all, but long enough to look at".repeat(50)).expect("written");
     assert!(SqliteStore::open(&text, Options::default()).is_err());
