@@ -70,6 +70,27 @@ fn a_partition_of_one_direction_lets_the_other_through() {
 }
 
 #[test]
+fn taking_h1_off_leaves_h10_alone() {
+    world::run(async |w: World| {
+        let (one, ten) = (w.host("h1", 1).await, w.host("h10", 10).await);
+        world::echo(Some(&ten.link.netns), SocketAddr::new(ten.link.v6.into(), PORT)).await;
+        w.fabric.partition("h1", Direction::Both).await.unwrap();
+        for _ in 0..2 {
+            w.fabric.remove_host_netns("h1").await.unwrap();
+            dial(None, ten.link.v6.into(), PORT).unwrap();
+        }
+        assert!(!one.link.netns.exists());
+        // What is cut off stays so, too.
+        w.host("h1", 1).await;
+        w.fabric.partition("h10", Direction::Both).await.unwrap();
+        w.fabric.remove_host_netns("h1").await.unwrap();
+        world::assert_unreachable(None, ten.link.v6.into(), PORT);
+        w.fabric.heal("h10").await.unwrap();
+        dial(None, ten.link.v6.into(), PORT).unwrap();
+    });
+}
+
+#[test]
 fn hosts_have_a_way_to_the_world_when_asked_for() {
     world::run(async |w: World| {
         let host = w.host("h1", 1).await;
