@@ -114,7 +114,7 @@ impl Bridge {
                 self.netlink.delete(&port).await?;
             }
         }
-        namespace::remove(&netns_dir(&self.options.dir).join(host))?;
+        namespace::remove(netns_dir(&self.options.dir).join(host)).await?;
         // Last: as long as something may be left, the record says so.
         if record.hosts.remove(host).is_some() {
             record.write(&self.options.dir)?;
@@ -271,7 +271,7 @@ pub(crate) async fn remove_all(fleet: &str, dir: &Path) -> Result<(), Error> {
     }
     let netns = netns_dir(dir);
     for host in host_files(&netns)? {
-        namespace::remove(&netns.join(host))?;
+        namespace::remove(netns.join(host)).await?;
     }
     namespace::remove_private_dir(&netns)?;
     if record.is_some_and(|r| r.enabled_forwarding) {

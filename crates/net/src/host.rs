@@ -93,7 +93,7 @@ impl Host {
         let _one_at_a_time = self.lock(machine).await;
         let interface = self.interface(machine);
         self.remove_interface(&interface, Some(machine)).await?;
-        namespace::remove(&self.netns_path(machine))
+        namespace::remove(self.netns_path(machine)).await
     }
 
     /// What exists, whole or in part, sorted by Machine.

@@ -43,20 +43,28 @@ pub(crate) async fn on_thread<T: Send + 'static>(
     entry: Entry<'_>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
+    let (answer, wait) = oneshot::channel();
+    start_thread(entry, move |entered| {
+        // A caller that has gone away needs no answer.
+        let _ = answer.send(entered.map(|()| work()));
+    })?;
+    wait.await.unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace ended early")))
+}
+
+/// Starts a thread that enters a namespace, tells `work` whether it could, and ends with it.
+pub(crate) fn start_thread(entry: Entry<'_>, work: impl FnOnce(io::Result<()>) + Send + 'static) -> io::Result<()> {
     let into = match entry {
         Entry::Fresh => None,
         Entry::Into(file) => Some(file.try_clone()?),
     };
-    let (answer, wait) = oneshot::channel();
     std::thread::Builder::new().name("netns".to_owned()).spawn(move || {
-        let entered = match &into {
+        let entered = match into {
             None => unshare(CloneFlags::CLONE_NEWNET),
             Some(file) => setns(file, CloneFlags::CLONE_NEWNET),
         };
-        // A caller that has gone away needs no answer.
-        let _ = answer.send(entered.map_err(io::Error::from).map(|()| work()));
+        work(entered.map_err(io::Error::from));
     })?;
-    wait.await.unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace ended early")))
+    Ok(())
 }
 
 /// The namespace of the calling thread, to come back to later.
@@ -91,7 +99,15 @@ pub(crate) async fn ensure(path: &Path) -> Result<File, Error> {
 /// Deleting the file also detaches the copies of the mount that other mount
 /// namespaces made when they were born (kernel: `detach_mounts` in unlink), so
 /// none of them keeps the namespace alive.
-pub(crate) fn remove(path: &Path) -> Result<(), Error> {
+///
+/// The kernel waits for readers of its mount table, some 20 ms; a worker of the
+/// async runtime must not.
+pub(crate) async fn remove(path: PathBuf) -> Result<(), Error> {
+    let done = tokio::task::spawn_blocking(move || remove_now(&path)).await;
+    done.unwrap_or_else(|ended| Err(io_error("remove", Path::new("a namespace"), io::Error::other(ended))))
+}
+
+fn remove_now(path: &Path) -> Result<(), Error> {
     for _ in 0..STACKED_MOUNTS_MAX {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {}

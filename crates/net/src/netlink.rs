@@ -3,16 +3,22 @@
 //! Must not know Machines or fleets: those decide what to ask for.
 
 use std::fs::File;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use futures_util::TryStreamExt;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressHeaderFlags, AddressScope};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
+use rtnetlink::proto::Connection;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::namespace::{self, Entry, io_error};
@@ -22,8 +28,8 @@ use crate::plan::Mac;
 /// these may be used from any thread afterwards.
 pub(crate) struct Netlink {
     handle: rtnetlink::Handle,
-    /// Ends with this value: an open socket would pin its namespace.
-    task: tokio::task::JoinHandle<()>,
+    /// Dropped with this value, which ends the thread: its socket pins the namespace.
+    _stop: oneshot::Sender<()>,
 }
 
 /// What this crate reads of a link.
@@ -47,25 +53,33 @@ pub(crate) struct Pair<'a> {
     pub(crate) peer_namespace: &'a File,
 }
 
-impl Drop for Netlink {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl Netlink {
-    /// Opens a socket in `namespace`.
+    /// Opens a socket in `namespace`, served by a thread that lives there until this
+    /// value is dropped. A request is carried out inside the `send` that makes it,
+    /// and deleting a link waits 20 ms there: not on a worker of the async runtime.
     pub(crate) async fn open(namespace: &File) -> Result<Self, Error> {
-        let runtime = tokio::runtime::Handle::current();
-        let opened = namespace::on_thread(Entry::Into(namespace), move || {
-            let _context = runtime.enter();
-            rtnetlink::new_connection()
-        });
-        let (connection, handle, _) = opened
-            .await
-            .and_then(|opened| opened)
-            .map_err(|source| io_error("open a netlink socket in", Path::new("netns"), source))?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (answer, opened) = oneshot::channel();
+        let serve = move |entered: io::Result<()>| match entered.and_then(|()| connect()) {
+            Ok((runtime, connection, handle)) => {
+                if answer.send(Ok(handle)).is_ok() {
+                    runtime.block_on(async {
+                        tokio::select! {
+                            () = connection => {}
+                            _ = stopped => {}
+                        }
+                    });
+                }
+            }
+            // A caller that has gone away needs no answer.
+            Err(error) => drop(answer.send(Err(error))),
+        };
+        let opened = match namespace::start_thread(Entry::Into(namespace), serve) {
+            Ok(()) => opened.await.unwrap_or_else(|_| Err(io::Error::other("the thread that serves it ended"))),
+            Err(error) => Err(error),
+        };
+        let handle = opened.map_err(|source| io_error("open a netlink socket in", Path::new("netns"), source))?;
+        Ok(Self { handle, _stop: stop })
     }
 
     /// The link of exactly this name.
@@ -275,6 +289,16 @@ impl Netlink {
             None => Ok(()),
         }
     }
+}
+
+/// A socket in the calling thread's namespace, and what drives it.
+fn connect() -> io::Result<(Runtime, Connection<RouteNetlinkMessage>, rtnetlink::Handle)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (connection, handle, _) = {
+        let _context = runtime.enter();
+        rtnetlink::new_connection()?
+    };
+    Ok((runtime, connection, handle))
 }
 
 fn read_link(message: &LinkMessage) -> Link {
