@@ -1,2 +1,50 @@
-//! The one binary.
-fn main() {}
+//! The one binary: the command line, the roles, the dev fleet. This file parses, dispatches, and turns the outcome
+//! into an exit code; it must not know what any command does.
+
+mod args;
+mod cli;
+mod dev;
+mod error;
+mod exit;
+mod roles;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+use error::Result;
+
+fn main() -> ExitCode {
+    // A reader that has seen enough (`| head`) ends us quietly, as it does any filter.
+    default_sigpipe();
+    let arguments = Arguments::parse();
+    let style = cli::output::Style::for_stderr(arguments.global.color);
+    match dispatch(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{} {error}", style.error("Error:"));
+            error.exit.into()
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Command::Run(command) => roles::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Dev(options) => dev::run(options, &arguments.global).map(|()| ExitCode::SUCCESS),
+        Command::DevHost(options) => dev::run_host(&options).map(|()| ExitCode::SUCCESS),
+        Command::Help { topic } => cli::help::print(&topic).map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => {
+            cli::help::completions(shell);
+            Ok(ExitCode::SUCCESS)
+        }
+        command => cli::run(command, arguments.global),
+    }
+}
+
+fn default_sigpipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action is no handler of ours, so nothing can run in signal context; no other thread exists.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}

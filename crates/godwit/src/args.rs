@@ -1,0 +1,101 @@
+//! The command line as a whole: one definition from which parser, help and completions come. What a group of commands
+//! takes stands beside the code that carries it out.
+
+use clap::{Parser, Subcommand};
+
+use crate::{cli, dev, roles};
+
+#[derive(Parser)]
+#[command(
+    name = "godwit",
+    version,
+    about = "Runs images as Machines on your own Linux servers",
+    disable_help_subcommand = true,
+    infer_subcommands = false,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Exit codes: `godwit help exit-codes`."
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(clap::Args, Clone)]
+pub struct Global {
+    /// Answer with JSON on standard output
+    #[arg(short = 'j', long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// Say only what was asked for: ids in lists, no progress
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+    /// Do not ask
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub yes: bool,
+    /// Where control's API is
+    #[arg(long, global = true, env = "GODWIT_API_URL", value_name = "URL", help_heading = "Global options")]
+    pub api_url: Option<String>,
+    /// An operator's token
+    #[arg(
+        short = 't',
+        long,
+        visible_alias = "access-token",
+        global = true,
+        env = "GODWIT_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        help_heading = "Global options"
+    )]
+    pub token: Option<String>,
+    /// When to use colour; NO_COLOR turns it off too
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
+    pub color: ColorChoice,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum ColorChoice {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Named groups of Machines that serve the same thing
+    #[command(subcommand, visible_alias = "app")]
+    Apps(cli::apps::Command),
+    /// Run and manage Machines
+    #[command(subcommand, visible_aliases = ["machines", "m"])]
+    Machine(cli::machine::Command),
+    /// Images that Machines run
+    #[command(subcommand, visible_alias = "images")]
+    Image(cli::image::Command),
+    /// The servers of the fleet
+    #[command(subcommand, visible_alias = "hosts")]
+    Host(cli::host::Command),
+    /// Show an app and its Machines
+    Status(cli::status::Options),
+    /// Show what Machines write to their output
+    Logs(cli::logs::Options),
+    /// Which fleet this command line talks to
+    #[command(subcommand)]
+    Config(cli::config::Command),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Run one role of the platform in the foreground
+    #[command(subcommand)]
+    Run(roles::Command),
+    /// A whole fleet on this machine, for development and proofs (needs root)
+    Dev(dev::Options),
+    /// One host of a dev fleet; started by `godwit dev`
+    #[command(hide = true)]
+    DevHost(dev::HostOptions),
+    /// Print help for a command, or the table of exit codes
+    Help {
+        /// A command, or `exit-codes`
+        topic: Vec<String>,
+    },
+}

@@ -1,0 +1,187 @@
+//! What every command of the API has at hand: the client, the way to speak, the way to ask, and the way to find which
+//! app and Machine are meant.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use godwit_api::endpoint::Empty;
+use godwit_api::endpoints::{AppsList, MachinesList, MachinesShow, OrgQuery};
+use godwit_api::machine::{ListMachines, Machine, MachineState};
+use godwit_api::{ApiError, AppName, MachineId};
+use godwit_base::http::client::{CallError, Client};
+
+use super::output::{Output, Style};
+use super::settings::Settings;
+use crate::args::Global;
+use crate::error::{CliError, Result};
+use crate::exit::Exit;
+
+/// How often a state is looked at while it is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(150);
+/// A started Machine that is in none of these has failed to start.
+pub const ON_THE_WAY_UP: [MachineState; 5] = [
+    MachineState::Created,
+    MachineState::Starting,
+    MachineState::Restarting,
+    MachineState::Replacing,
+    MachineState::Stopping,
+];
+
+pub struct Context {
+    pub client: Client,
+    pub output: Output,
+    pub yes: bool,
+    default_app: Option<String>,
+}
+
+/// Which app a command means.
+#[derive(clap::Args, Clone)]
+pub struct AppOption {
+    /// The app; GODWIT_APP or the configuration may name it instead
+    #[arg(short, long, value_name = "NAME")]
+    pub app: Option<String>,
+}
+
+impl Context {
+    pub fn new(global: &Global) -> Result<Self> {
+        let settings = Settings::load(global)?;
+        Ok(Self {
+            client: Client::tcp(&settings.api_url.0, settings.token.map(|(token, _)| token)),
+            output: Output { json: global.json, quiet: global.quiet, style: Style::for_stdout(global.color) },
+            yes: global.yes,
+            default_app: settings.app.map(|(app, _)| app),
+        })
+    }
+
+    /// The named app, or the default.
+    pub fn app(&self, option: &AppOption) -> Result<AppName> {
+        let name = self.named_app(option).ok_or_else(|| {
+            CliError::usage("which app?").hint("name it with --app, GODWIT_APP or `godwit config set app NAME`")
+        })?;
+        AppName::parse(&name).map_err(|error| CliError::usage(error.to_string()))
+    }
+
+    fn named_app(&self, option: &AppOption) -> Option<String> {
+        option.app.clone().or_else(|| self.default_app.clone())
+    }
+
+    /// The Machine of exactly this id or, within a named app, exactly this name. Without an app, all are looked at.
+    pub async fn machine(&self, option: &AppOption, which: &str) -> Result<(AppName, Machine)> {
+        if self.named_app(option).is_some() {
+            let app = self.app(option)?;
+            let machine = self.machine_of(&app, which).await?;
+            return machine.map(|machine| (app.clone(), machine)).ok_or_else(|| {
+                CliError::not_found(format!("app {app} has no Machine {which}"))
+                    .hint(format!("`godwit machine list --app {app}` shows those it has"))
+            });
+        }
+        let apps = self.client.call::<AppsList>(&[], &OrgQuery::default(), &Empty {}).await?;
+        for app in apps.apps {
+            let app = AppName::parse(&app.name).map_err(|error| CliError::failed(error.to_string()))?;
+            // A name may stand in several apps, an id in one.
+            if MachineId::parse(which).is_ok()
+                && let Some(machine) = self.machine_of(&app, which).await?
+            {
+                return Ok((app, machine));
+            }
+        }
+        Err(CliError::not_found(format!("no app has a Machine {which}"))
+            .hint("a Machine is found by its name only within --app"))
+    }
+
+    async fn machine_of(&self, app: &AppName, which: &str) -> Result<Option<Machine>> {
+        if MachineId::parse(which).is_ok() {
+            return match self.client.call::<MachinesShow>(&[app.as_str(), which], &Empty {}, &Empty {}).await {
+                Ok(machine) => Ok(Some(machine)),
+                Err(CallError::Answered(ApiError { code: 404, .. })) => Ok(None),
+                Err(error) => Err(error.into()),
+            };
+        }
+        let machines = self.client.call::<MachinesList>(&[app.as_str()], &ListMachines::default(), &Empty {}).await?;
+        Ok(machines.into_iter().find(|machine| machine.name == which))
+    }
+
+    pub async fn show(&self, app: &AppName, id: &MachineId) -> Result<Machine> {
+        Ok(self.client.call::<MachinesShow>(&[app.as_str(), id.as_str()], &Empty {}, &Empty {}).await?)
+    }
+
+    /// Waits until the Machine is in `wanted`; a state outside `on_the_way` (when given) is a failure at once.
+    pub async fn wait_for(
+        &self,
+        app: &AppName,
+        id: &MachineId,
+        wanted: &[MachineState],
+        on_the_way: Option<&[MachineState]>,
+        timeout: Duration,
+    ) -> Result<Machine> {
+        let names: Vec<&str> = wanted.iter().map(|state| state.as_str()).collect();
+        let names = names.join(" or ");
+        let _progress = self.output.progress(format!("waiting until Machine {id} is {names}"));
+        let deadline = Instant::now() + timeout;
+        loop {
+            let machine = tokio::select! {
+                machine = self.show(app, id) => machine,
+                _ = tokio::signal::ctrl_c() => return Err(detached(id)),
+            };
+            let state = match machine {
+                Ok(machine) if wanted.contains(&machine.state) => return Ok(machine),
+                Ok(machine) => {
+                    if on_the_way.is_some_and(|states| !states.contains(&machine.state)) {
+                        return Err(went_wrong(app, &machine, &names));
+                    }
+                    machine.state.as_str()
+                }
+                // A destroyed Machine is soon unknown.
+                Err(error) if error.exit == Exit::NotFound => return Err(error),
+                Err(error) if error.exit == Exit::Unreachable => "unknown: control does not answer",
+                Err(error) => return Err(error),
+            };
+            if Instant::now() > deadline {
+                let why = format!("Machine {id} is {state}, not {names}, after {} s", timeout.as_secs());
+                return Err(
+                    CliError::new(Exit::TimedOut, why).hint(format!("it goes on: `godwit machine wait {id} -a {app}`"))
+                );
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                _ = tokio::signal::ctrl_c() => return Err(detached(id)),
+            }
+        }
+    }
+
+    /// Asks a question that `--yes` answers. Where nobody can be asked, that is an error.
+    pub fn confirm(&self, question: &str) -> Result<()> {
+        if self.yes {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return Err(CliError::usage("--yes must be given where nobody can be asked").hint(question.to_owned()));
+        }
+        eprint!("{question} [y/N] ");
+        std::io::stderr().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer)?;
+        if matches!(answer.trim(), "y" | "Y" | "yes") {
+            return Ok(());
+        }
+        Err(CliError::new(Exit::Declined, "nothing was changed"))
+    }
+}
+
+fn detached(id: &MachineId) -> CliError {
+    CliError::new(Exit::Interrupted, format!("no longer waiting; what Machine {id} was told goes on"))
+}
+
+fn went_wrong(app: &AppName, machine: &Machine, wanted: &str) -> CliError {
+    let reason = machine.events.iter().find_map(|event| {
+        let detail = event.request.as_ref()?;
+        detail.reason.clone().or_else(|| {
+            let exit = detail.exit_event.as_ref()?;
+            let oom = if exit.oom_killed { ", out of memory" } else { "" };
+            Some(format!("its process ended with code {} (signal {}{oom})", exit.exit_code, exit.signal))
+        })
+    });
+    let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+    CliError::failed(format!("Machine {} is {}, not {wanted}{why}", machine.id, machine.state.as_str()))
+        .hint(format!("`godwit logs -a {app} --machine {}` shows what it wrote", machine.id))
+}

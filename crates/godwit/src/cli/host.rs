@@ -1,0 +1,98 @@
+//! `godwit host`: the servers that run Machines.
+
+use clap::Subcommand;
+use godwit_api::HostId;
+use godwit_api::endpoint::Empty;
+use godwit_api::endpoints::{HostsCordon, HostsList, HostsShow, HostsUncordon};
+use godwit_api::fleet::Host;
+
+use super::context::Context;
+use crate::error::{CliError, Result};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List hosts
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show a host
+    #[command(visible_alias = "status")]
+    Show { id: String },
+    /// Place nothing new on a host
+    Cordon { id: String },
+    /// Place on a host again
+    Uncordon { id: String },
+}
+
+pub async fn run(command: Command, context: &Context) -> Result<()> {
+    let (client, output) = (&context.client, context.output);
+    match command {
+        Command::List => {
+            let hosts = client.call::<HostsList>(&[], &Empty {}, &Empty {}).await?;
+            if output.json {
+                return output.json(&hosts);
+            }
+            if output.quiet {
+                hosts.iter().for_each(|host| println!("{}", host.id));
+                return Ok(());
+            }
+            let headings = ["ID", "REGION", "STATE", "MACHINES", "CPU USED", "MEMORY USED", "DISK USED", "LAST SEEN"];
+            output.table(&headings, hosts.iter().map(|host| row(host).to_vec()).collect());
+        }
+        Command::Show { id } => {
+            let id = parse(&id)?;
+            let host = client.call::<HostsShow>(&[id.as_str()], &Empty {}, &Empty {}).await?;
+            if output.json {
+                return output.json(&host);
+            }
+            let [.., machines, cpu, memory, disk, seen] = row(&host);
+            output.facts(&[
+                ("ID", host.id),
+                ("Region", host.region),
+                ("State", host.state),
+                ("Machines", machines),
+                ("CPU used", cpu),
+                ("Memory used", memory),
+                ("Disk used", disk),
+                ("Last seen", seen),
+                ("Agent", format!("{} at {}", host.agent_version, host.agent_url)),
+                ("Door", host.door_addr),
+                ("Drivers", host.drivers.join(", ")),
+            ]);
+        }
+        Command::Cordon { id } => {
+            let id = parse(&id)?;
+            let answer = client.call::<HostsCordon>(&[id.as_str()], &Empty {}, &Empty {}).await?;
+            if output.json {
+                return output.json(&answer);
+            }
+            output.say(format!("Host {id} is cordoned: nothing new is placed on it; what runs there runs on."));
+        }
+        Command::Uncordon { id } => {
+            let id = parse(&id)?;
+            let answer = client.call::<HostsUncordon>(&[id.as_str()], &Empty {}, &Empty {}).await?;
+            if output.json {
+                return output.json(&answer);
+            }
+            output.say(format!("Host {id} takes new Machines again."));
+        }
+    }
+    Ok(())
+}
+
+fn row(host: &Host) -> [String; 8] {
+    let cpus = |millis: u64| format!("{:.1}", millis as f64 / 1000.0);
+    [
+        host.id.clone(),
+        host.region.clone(),
+        host.state.clone(),
+        host.machines.to_string(),
+        format!("{} of {}", cpus(host.used.cpu_millis), cpus(host.capacity.cpu_millis)),
+        format!("{} of {} MB", host.used.memory_mb, host.capacity.memory_mb),
+        format!("{} of {} MB", host.used.disk_mb, host.capacity.disk_mb),
+        host.last_seen_ms.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
+    ]
+}
+
+fn parse(id: &str) -> Result<HostId> {
+    HostId::parse(id).map_err(|error| CliError::usage(error.to_string()))
+}

@@ -1,0 +1,176 @@
+//! `godwit image`: puts images into control, from an OCI layout folder, an OCI archive or a `docker save` archive.
+//! What an image must look like is control's to judge; here bytes are only carried.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Subcommand;
+use futures_util::StreamExt;
+use godwit_api::endpoint::{Empty, percent_encode};
+use godwit_api::endpoints::{IMAGE_UPLOAD, ImagesList};
+use godwit_api::fleet::Image;
+use godwit_base::http::client::Body;
+use http_body::Frame;
+use http_body_util::{BodyExt, Limited, StreamBody};
+use tokio::sync::mpsc;
+
+use super::context::Context;
+use super::output::bytes;
+use crate::error::{CliError, Result};
+
+/// Uploading and unpacking together take at most this long.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(3600);
+const CHUNK_BYTES: usize = 256 << 10;
+/// Chunks read ahead of the network.
+const CHUNKS_QUEUED: usize = 16;
+const ANSWER_LIMIT_BYTES: usize = 4 << 20;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Load an image into the fleet
+    Load {
+        /// An OCI layout folder, an OCI archive, or a `docker save` archive
+        path: PathBuf,
+        /// What to call it, `name[:tag]`; otherwise its own name counts
+        #[arg(long, visible_alias = "tag", value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// List images
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+pub async fn run(command: Command, context: &Context) -> Result<()> {
+    let output = context.output;
+    let images = match command {
+        Command::Load { path, name } => load(context, &path, name.as_deref()).await?,
+        Command::List => context.client.call::<ImagesList>(&[], &Empty {}, &Empty {}).await?,
+    };
+    if output.json {
+        return output.json(&images);
+    }
+    if output.quiet {
+        images.iter().for_each(|image| println!("{}", image.name));
+        return Ok(());
+    }
+    let rows = images.into_iter().map(|image| {
+        let digest = image.digest.chars().take("sha256:".len() + 12).collect();
+        let used = if image.in_use { "yes" } else { "no" };
+        vec![image.name, digest, bytes(image.size_bytes), image.layers.to_string(), used.to_owned(), image.created_at]
+    });
+    output.table(&["NAME", "DIGEST", "SIZE", "LAYERS", "IN USE", "CREATED"], rows.collect());
+    Ok(())
+}
+
+async fn load(context: &Context, path: &Path, name: Option<&str>) -> Result<Vec<Image>> {
+    let (total_bytes, folder) = measure(path)?;
+    let bar = context.output.byte_progress(&format!("loading {}", path.display()), total_bytes);
+    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_QUEUED);
+    let from = path.to_owned();
+    let reading = tokio::task::spawn_blocking(move || read(&from, folder, sender));
+    let counted = bar.clone();
+    let chunks = futures_util::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|chunk| (chunk, receiver))
+    })
+    .map(move |chunk| {
+        let chunk = chunk?;
+        counted.inc(chunk.len() as u64);
+        Ok(Frame::data(chunk))
+    });
+    let body: Body = BodyExt::map_err(StreamBody::new(chunks), |error: io::Error| error.into()).boxed();
+    let mut upload = IMAGE_UPLOAD.to_owned();
+    if let Some(name) = name {
+        upload.push_str("?name=");
+        percent_encode(name, &mut upload);
+    }
+    let request = http::Request::post("/")
+        .header(http::header::CONTENT_TYPE, "application/x-tar")
+        .body(body)
+        .map_err(|error| CliError::failed(error.to_string()))?;
+    let answer = context.client.send(&upload, request, LOAD_TIMEOUT).await;
+    bar.finish_and_clear();
+    // The reader ends when the body is dropped, so this waits for nothing; its own fault explains the other's best.
+    let read = reading.await.map_err(|error| CliError::failed(error.to_string()))?;
+    if let Err(error) = read
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(CliError::failed(format!("cannot read {}: {error}", path.display())));
+    }
+    let answer = Limited::new(answer?.into_body(), ANSWER_LIMIT_BYTES).collect().await;
+    let answer = answer.map_err(|error| CliError::failed(format!("the answer broke off: {error}")))?.to_bytes();
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Size in bytes, and whether it is a folder to be packed on the way.
+fn measure(path: &Path) -> Result<(u64, bool)> {
+    let found = std::fs::metadata(path).map_err(|error| {
+        let made = CliError::failed(format!("cannot read {}: {error}", path.display()));
+        if error.kind() == io::ErrorKind::NotFound { CliError::not_found(made.message) } else { made }
+    })?;
+    if !found.is_dir() {
+        return Ok((found.len(), false));
+    }
+    if !path.join("oci-layout").is_file() {
+        return Err(CliError::failed(format!("{} is no OCI layout: it holds no file `oci-layout`", path.display()))
+            .hint("make one with `skopeo copy ... oci:DIR`, umoci or buildah"));
+    }
+    let mut total_bytes = 0;
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let kind = entry.metadata()?;
+            if kind.is_dir() { folders.push(entry.path()) } else { total_bytes += kind.len() }
+        }
+    }
+    Ok((total_bytes, true))
+}
+
+/// Sends the archive's bytes, whole or with the error that cut them off: half an archive must not look like one.
+fn read(path: &Path, folder: bool, sender: mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
+    let mut chunks = Chunks { sender: sender.clone(), buffer: Vec::with_capacity(CHUNK_BYTES) };
+    let mut pack = || {
+        if folder {
+            let mut tar = tar::Builder::new(&mut chunks);
+            tar.follow_symlinks(false);
+            tar.append_dir_all(".", path)?;
+            tar.finish()?;
+        } else {
+            io::copy(&mut std::fs::File::open(path)?, &mut chunks)?;
+        }
+        chunks.flush()
+    };
+    let packed = pack();
+    if let Err(error) = &packed {
+        // Nobody may be listening any more; then the error goes up the other way.
+        let _ = sender.blocking_send(Err(io::Error::new(error.kind(), error.to_string())));
+    }
+    packed
+}
+
+/// Gathers what is written into chunks of one size and sends them.
+struct Chunks {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    buffer: Vec<u8>,
+}
+
+impl Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(CHUNK_BYTES - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..taken]);
+        if self.buffer.len() == CHUNK_BYTES {
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_BYTES));
+        self.sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}

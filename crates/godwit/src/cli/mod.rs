@@ -1,0 +1,41 @@
+//! Commands that talk to control's public API, one file a noun. They know the API and the terminal, and nothing of
+//! how the roles work.
+
+pub mod apps;
+pub mod config;
+pub mod context;
+pub mod help;
+pub mod host;
+pub mod image;
+pub mod logs;
+pub mod machine;
+pub mod output;
+pub mod settings;
+pub mod status;
+
+use std::process::ExitCode;
+
+use crate::args::{Command, Global};
+use crate::error::{CliError, Result};
+use context::Context;
+
+/// Runs a command of the API on a runtime of its own.
+pub fn run(command: Command, global: Global) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        if let Command::Config(command) = command {
+            return config::run(command, &global).map(|()| ExitCode::SUCCESS);
+        }
+        let context = Context::new(&global)?;
+        let done = match command {
+            Command::Apps(command) => apps::run(command, &context).await,
+            Command::Machine(command) => return machine::run(command, &context).await,
+            Command::Image(command) => image::run(command, &context).await,
+            Command::Host(command) => host::run(command, &context).await,
+            Command::Status(options) => status::run(&options, &context).await,
+            Command::Logs(options) => logs::run(&options, &context).await,
+            _ => Err(CliError::usage("this command does not use the API")),
+        };
+        done.map(|()| ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,57 @@
+//! What the process's exit code tells: one table, from which help, documentation and `main` take it.
+
+use std::process::ExitCode;
+
+/// Why a command ended as it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Failed,
+    Usage,
+    NotFound,
+    Conflict,
+    Auth,
+    TimedOut,
+    Unreachable,
+    Declined,
+    /// `exec` could not run the command at all; other codes are the command's own.
+    Exec,
+    Interrupted,
+}
+
+/// Code, name, meaning; in the order of the codes.
+pub const TABLE: [(u8, &str, &str); 11] = [
+    (0, "ok", "it is done"),
+    (1, "failed", "it was refused or failed; the message says why"),
+    (2, "usage", "the command line is wrong, or --yes is missing where nobody can be asked"),
+    (3, "not found", "the app, Machine, host or image does not exist"),
+    (4, "conflict", "it does not fit the present state: a lease is held, a name is taken, a version is stale"),
+    (5, "auth", "the token is missing, wrong, or may not do this"),
+    (6, "timed out", "waiting took too long; the operation itself goes on"),
+    (7, "unreachable", "control cannot be reached, or cannot answer now; try again"),
+    (8, "declined", "you answered no"),
+    (125, "exec", "`machine exec` could not run the command; otherwise its exit code is the command's own"),
+    (130, "interrupted", "Ctrl-C; what was begun goes on"),
+];
+
+impl Exit {
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::Auth => 5,
+            Self::TimedOut => 6,
+            Self::Unreachable => 7,
+            Self::Declined => 8,
+            Self::Exec => 125,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.code())
+    }
+}
