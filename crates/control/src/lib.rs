@@ -1,2 +1,87 @@
-//! Control.
+//! Control: the public API, placement, and the reconcilers that make desire and facts meet. It writes desire (apps,
+//! Machines, placements, leases, routes) and never run state.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `world` | the fleet store in memory, typed (pure) |
+//! | `place`, `routes`, `view`, `validate`, `names` | decisions and shapes (pure) |
+//! | `control` | what handlers and reconcilers share: the picture, commits, tokens |
+//! | `placing` | giving a Machine a host, taking it back |
+//! | `http`, `handlers` | the API, one file a noun |
+//! | `hosts`, `liveness` | calls to agents, and who is there |
+//! | `reconcile` | what follows from facts, without an input |
+
+pub mod config;
+mod control;
+mod counters;
+mod auth;
+mod handlers;
+mod hosts;
+mod http;
+mod liveness;
+mod names;
 pub mod place;
+mod placing;
+mod reconcile;
+mod routes;
+mod validate;
+mod view;
+pub mod world;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use godwit_base::TaskGroup;
+use godwit_base::http::server::serve_tcp;
+use tokio::net::TcpListener;
+
+pub use config::{Config, Raw};
+pub use control::Control;
+pub use http::router;
+
+/// Requests in flight and reconcilers end by then.
+pub const DRAIN_BOUND: Duration = Duration::from_secs(10);
+
+/// Why control did not start, or stopped. Always for the operator to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("configuration: `{field}`: {why}")]
+    Config { field: &'static str, why: String },
+    #[error("cannot use {}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("the fleet store cannot be used")]
+    Store(#[from] godwit_store::Error),
+    #[error("the image store cannot be used")]
+    Images(#[source] godwit_oci::Error),
+    #[error("cannot listen on {address}")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("the fleet store told nothing for {waited_s} s")]
+    StoreSilent { waited_s: u64 },
+}
+
+/// Runs control until `shutdown` resolves, then drains.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    let address = config.listen;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let control = Control::open(config).await?;
+    serve(control, listener, shutdown).await;
+    Ok(())
+}
+
+/// The same on a listener and a control that are open already.
+pub async fn serve(control: Arc<Control>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    let group = TaskGroup::new();
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "control serves");
+    }
+    reconcile::start(&control, &group);
+    group.spawn(serve_tcp(listener, router(control), group.clone()));
+    shutdown.await;
+    tracing::info!("control stops");
+    if !group.drain(DRAIN_BOUND).await {
+        tracing::warn!("control stopped with requests in flight");
+    }
+}

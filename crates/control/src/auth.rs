@@ -1,0 +1,68 @@
+//! Who calls: from a bearer to a `Peer`, by hashes that stand in the store.
+
+use axum::http::HeaderMap;
+use godwit_api::ApiError;
+use godwit_base::http::bearer;
+use godwit_base::{Peer, Verb, clock, may, secret};
+use godwit_store::Refused;
+
+use crate::control::Control;
+use crate::world::KeyOwner;
+
+impl Control {
+    /// Names the caller, or says 401 and why.
+    pub(crate) fn peer(&self, headers: &HeaderMap) -> Result<Peer, ApiError> {
+        let Some(token) = bearer(headers) else {
+            return Err(ApiError::unauthenticated("no token: send `Authorization: Bearer TOKEN`"));
+        };
+        let sha256 = secret::sha256_hex(token);
+        if secret::equal(&sha256, &self.join_token_sha256) {
+            return Ok(Peer::Joiner);
+        }
+        let world = self.world();
+        match world.keys.get(&sha256) {
+            Some(KeyOwner::Host(id)) => Ok(Peer::Host(id.clone())),
+            Some(KeyOwner::Edge(id)) => Ok(Peer::Edge(id.clone())),
+            Some(KeyOwner::Token(name)) => {
+                let expires = world.tokens.get(name).and_then(|row| row.expires_at_ms);
+                if expires.is_some_and(|at_ms| at_ms <= clock::unix_ms()) {
+                    return Err(ApiError::unauthenticated("the token has expired"));
+                }
+                Ok(Peer::Operator(name.clone()))
+            }
+            None => Err(ApiError::unauthenticated("the token is not known here")),
+        }
+    }
+
+    /// Names the caller and asks whether it may: 401 or 403 if not.
+    pub(crate) fn allow(&self, headers: &HeaderMap, verb: Verb, key: &str) -> Result<Peer, ApiError> {
+        let peer = self.peer(headers)?;
+        may(&peer, verb, key).map_err(|refused| {
+            let hint = match peer {
+                Peer::Host(_) | Peer::Edge(_) => " (the key of a host or an edge is no operator's token)",
+                _ => "",
+            };
+            ApiError::forbidden(format!("{refused}{hint}"))
+        })?;
+        Ok(peer)
+    }
+
+    /// The store's authoriser. A host that speaks is a host that is there.
+    pub(crate) fn allow_store(
+        &self,
+        headers: &HeaderMap,
+        verb: godwit_store::Verb,
+        key: &str,
+    ) -> Result<(), Refused> {
+        let peer = self.peer(headers).map_err(|_| Refused::Unauthenticated)?;
+        if let Peer::Host(id) = &peer {
+            self.liveness.agent(id);
+        }
+        let verb = match verb {
+            godwit_store::Verb::Read => Verb::Read,
+            godwit_store::Verb::Write => Verb::Write,
+            godwit_store::Verb::Watch => Verb::Watch,
+        };
+        may(&peer, verb, key).map_err(|refused| Refused::Forbidden { reason: refused.to_string() })
+    }
+}

@@ -1,0 +1,285 @@
+//! What all of control shares: the store and its picture in memory, images, hosts, keys. Handlers and reconcilers
+//! read the picture, decide, and commit what they decided by compare-and-set.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use godwit_api::error::Status;
+use godwit_api::row::{GenerationRow, MachineRow, TokenRow};
+use godwit_api::{ApiError, AppName, HostId, MachineId, keys};
+use godwit_base::http::client::Body;
+use godwit_base::metrics::Metrics;
+use godwit_base::{clock, durable, secret};
+use godwit_oci::{ContentStore, Limits};
+use godwit_store::{Compare, Heard, Options, SqliteStore, Store, StoreExt, Txn, TxnReply, follow, put_json};
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::hosts::HostClients;
+use crate::liveness::Liveness;
+use crate::world::{Known, World};
+use crate::{StartError, view};
+
+/// What was committed is seen in memory by then, or the answer is that the store is away.
+const SEEN_WAIT: Duration = Duration::from_secs(10);
+/// The first picture of the store is there by then.
+const FIRST_WAIT: Duration = Duration::from_secs(30);
+/// The store counts as away when nothing was heard from it for so long.
+const STORE_STALE: Duration = Duration::from_secs(5);
+/// Requests that wait for a Machine's state at once.
+const WAITS_MAX: usize = 4_096;
+/// Uploads at once: each holds a thread.
+const UPLOADS_MAX: usize = 4;
+/// A transaction that loses its compare is decided anew so many times.
+pub(crate) const COMMIT_ATTEMPTS: usize = 8;
+
+pub struct Control {
+    pub(crate) config: Config,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) images: Arc<ContentStore>,
+    pub(crate) hosts: HostClients,
+    pub(crate) liveness: Liveness,
+    pub(crate) metrics: Metrics,
+    pub(crate) counters: Counters,
+    pub(crate) join_token_sha256: String,
+    pub(crate) waits: Semaphore,
+    pub(crate) uploads: Semaphore,
+    world: RwLock<World>,
+    changed: watch::Sender<u64>,
+    heard: Heard,
+}
+
+impl Control {
+    /// Opens the store and the images, writes the first tokens, and has the whole picture when it returns.
+    pub async fn open(config: Config) -> Result<Arc<Self>, StartError> {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
+        let store = SqliteStore::open(config.data_dir.join("store.db"), Options::default())?;
+        let images_dir = config.data_dir.join("images");
+        let images = ContentStore::open(images_dir, Limits::default()).map_err(StartError::Images)?;
+        Self::with_store(config, Arc::new(store), Arc::new(images)).await
+    }
+
+    /// The same on a store that is open already.
+    pub async fn with_store(
+        config: Config,
+        store: Arc<dyn Store>,
+        images: Arc<ContentStore>,
+    ) -> Result<Arc<Self>, StartError> {
+        let admin = token_file(&config.admin_token_file, "gwo")?;
+        let join = token_file(&config.join_token_file, "gwj")?;
+        write_admin_token(&*store, &admin).await?;
+        begin_generation(&*store, config.restored).await?;
+        let metrics = Metrics::new();
+        let mut following = follow(store.clone(), "");
+        let control = Arc::new(Self {
+            counters: Counters::register(&metrics),
+            liveness: Liveness::new(config.lost_after),
+            hosts: HostClients::default(),
+            join_token_sha256: secret::sha256_hex(&join),
+            waits: Semaphore::new(WAITS_MAX),
+            uploads: Semaphore::new(UPLOADS_MAX),
+            world: RwLock::default(),
+            changed: watch::Sender::new(0),
+            heard: following.heard(),
+            config,
+            store,
+            images,
+            metrics,
+        });
+        let weak = Arc::downgrade(&control);
+        tokio::spawn(async move {
+            // Ends with the last handle on control, or with the store.
+            while let Ok(update) = following.next().await {
+                let Some(control) = weak.upgrade() else { return };
+                control.take_in(update);
+            }
+        });
+        let mut changed = control.changed.subscribe();
+        let complete = changed.wait_for(|_| control.world().complete);
+        match tokio::time::timeout(FIRST_WAIT, complete).await {
+            Ok(_) => {}
+            Err(_) => return Err(StartError::StoreSilent { waited_s: FIRST_WAIT.as_secs() }),
+        }
+        Ok(control)
+    }
+
+    fn take_in(&self, update: godwit_store::Update) {
+        let (revision, unreadable) = {
+            let mut world = self.world_mut();
+            let before = world.unreadable.len();
+            world.apply(update);
+            let new = world.unreadable.len() > before;
+            (world.revision, new.then(|| world.unreadable.clone()))
+        };
+        if let Some(keys) = unreadable {
+            tracing::error!(?keys, "the store holds rows that cannot be read; they are passed over");
+        }
+        self.changed.send_replace(revision);
+    }
+
+    /// The picture, for reading: hold it shortly, never over an await.
+    pub(crate) fn world(&self) -> RwLockReadGuard<'_, World> {
+        self.world.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn world_mut(&self) -> RwLockWriteGuard<'_, World> {
+        self.world.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Tells each new revision of the picture.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Commits, and returns once the picture holds what was committed (or what made it fail).
+    pub(crate) async fn commit(&self, txn: Txn) -> Result<TxnReply, ApiError> {
+        let reply = self.store.txn(txn).await.map_err(store_error)?;
+        let mut changed = self.changed.subscribe();
+        let seen = changed.wait_for(|revision| *revision >= reply.revision);
+        match tokio::time::timeout(SEEN_WAIT, seen).await {
+            Ok(Ok(_)) => {}
+            _ => return Err(ApiError::unavailable("the fleet store tells no changes; try again", 1)),
+        }
+        if !reply.succeeded {
+            self.counters.conflicts.inc();
+        }
+        Ok(reply)
+    }
+
+    pub(crate) fn healthy(&self) -> Result<(), String> {
+        match self.heard.age() {
+            Some(age) if age < STORE_STALE => Ok(()),
+            Some(age) => Err(format!("nothing was heard from the fleet store for {} s", age.as_secs())),
+            None => Err("the fleet store has not been read yet".into()),
+        }
+    }
+
+    // ---- what handlers ask for ---------------------------------------------------------
+
+    /// A Machine's row, or the 404 that names what is unknown.
+    pub(crate) fn machine_row(&self, app: &AppName, machine: &MachineId) -> Result<Known<MachineRow>, ApiError> {
+        let world = self.world();
+        if !world.apps.contains_key(app) {
+            return Err(no_app(app));
+        }
+        let row = world.machine(app, machine).cloned();
+        row.ok_or_else(|| ApiError::not_found(format!("app {app} has no Machine {machine}")))
+    }
+
+    /// The same for what changes a Machine: one that is destroyed, or about to be, changes no more.
+    pub(crate) fn living_row(&self, app: &AppName, machine: &MachineId) -> Result<Known<MachineRow>, ApiError> {
+        let row = self.machine_row(app, machine)?;
+        let world = self.world();
+        let placement = world.placement(&row.host, machine);
+        if row.destroyed_at_ms.is_some() || placement.is_none_or(|placement| placement.destroy) {
+            return Err(ApiError::conflict(format!("Machine {machine} is destroyed or being destroyed")));
+        }
+        Ok(row)
+    }
+
+    pub(crate) fn view(&self, row: &MachineRow) -> godwit_api::machine::Machine {
+        let world = self.world();
+        let placement = world.placement(&row.host, &row.id).map(|placement| &**placement);
+        let fact = world.fact_of(row).map(|fact| &**fact);
+        view::machine(row, placement, fact, self.liveness.reach(&row.host))
+    }
+
+    /// Manifests that Machines run: never collected.
+    pub(crate) fn images_in_use(&self) -> BTreeSet<String> {
+        let world = self.world();
+        let rows = world.machines.values().flat_map(|rows| rows.values());
+        rows.filter(|row| row.destroyed_at_ms.is_none()).map(|row| row.image_ref.digest.clone()).collect()
+    }
+}
+
+pub(crate) fn no_app(app: &AppName) -> ApiError {
+    ApiError::not_found(format!("there is no app {app}"))
+}
+
+pub(crate) fn no_host(host: &HostId) -> ApiError {
+    ApiError::not_found(format!("there is no host {host}"))
+}
+
+/// Turns a store's failure into an answer.
+pub(crate) fn store_error(error: godwit_store::Error) -> ApiError {
+    if let godwit_store::Error::TooLarge { .. } = error {
+        return ApiError::new(413, Status::InvalidArgument, error.to_string());
+    }
+    tracing::error!(error = godwit_base::telemetry::chain(&error), "the fleet store failed");
+    match error.is_retryable() {
+        true => ApiError::unavailable("the fleet store is not available; try again", 1),
+        false => ApiError::internal("the fleet store failed; the log of control has the cause"),
+    }
+}
+
+/// Read-modify-write that lost its compares too often.
+pub(crate) fn contended() -> ApiError {
+    ApiError::unavailable("others are changing the same thing; try again", 1)
+}
+
+/// The token in a file, drawn and written there first if there is none.
+fn token_file(path: &Path, prefix: &str) -> Result<String, StartError> {
+    let failed = |source| StartError::Io { path: path.to_owned(), source };
+    let stands = durable::read(path).map_err(failed)?;
+    let stands = stands.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()).unwrap_or_default();
+    if !stands.is_empty() {
+        return Ok(stands);
+    }
+    let token = secret::new_key(prefix);
+    durable::write(path, format!("{token}\n").as_bytes(), 0o600).map_err(failed)?;
+    Ok(token)
+}
+
+async fn write_admin_token(store: &dyn Store, token: &str) -> Result<(), StartError> {
+    let key = keys::token("admin");
+    let sha256 = secret::sha256_hex(token);
+    let stands = store.get_json::<TokenRow>(&key).await?;
+    if stands.is_some_and(|row| row.value.sha256 == sha256) {
+        return Ok(());
+    }
+    let row = TokenRow { name: "admin".into(), sha256, created_at_ms: clock::unix_ms(), expires_at_ms: None };
+    store.txn(Txn::of([put_json(key, &row)?])).await?;
+    Ok(())
+}
+
+/// Epochs of one history of the store share a generation. A new history (the first start, a restored copy) begins a
+/// higher one than any that a host has seen, so that nothing of the lost history outranks it.
+async fn begin_generation(store: &dyn Store, restored: bool) -> Result<(), StartError> {
+    let identity = store.identity().await?.generation;
+    let stands = store.get_json::<GenerationRow>(keys::GENERATION).await?;
+    if let Some(row) = &stands
+        && row.value.store_identity == identity
+        && !restored
+    {
+        return Ok(());
+    }
+    let mut highest = stands.as_ref().map_or(0, |row| row.value.generation);
+    for row in store.list(keys::FACTS).await?.rows {
+        // Host facts have no epoch; what cannot be read says nothing of one either.
+        if let Ok(fact) = row.json::<godwit_api::fact::MachineFact>() {
+            highest = highest.max(fact.value.epoch.generation);
+        }
+    }
+    let generation = clock::unix_ms().max(highest + 1);
+    let row = GenerationRow { generation, store_identity: identity };
+    let unchanged = Compare::unchanged(keys::GENERATION, stands.map_or(0, |row| row.mod_revision));
+    let reply = store.txn(Txn::of([put_json(keys::GENERATION, &row)?]).when(unchanged)).await?;
+    if reply.succeeded {
+        tracing::info!(generation, "a new generation of epochs begins");
+    }
+    Ok(())
+}
+
+/// A body that streams through us.
+pub(crate) fn streamed(response: http::Response<hyper::body::Incoming>) -> axum::response::Response {
+    response.map(axum::body::Body::new)
+}
+
+/// A request without a body.
+pub(crate) fn get_request() -> http::Request<Body> {
+    http::Request::new(godwit_base::http::client::empty())
+}

@@ -1,0 +1,52 @@
+//! A Machine's output, streamed through from its host.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::{IntoResponse, Response};
+use godwit_api::host::LogQuery;
+use godwit_api::{ApiError, AppName, MachineId};
+use godwit_base::Verb;
+use godwit_base::http::Failure;
+use godwit_base::http::client::query_string;
+
+use crate::control::{Control, get_request, streamed};
+use crate::hosts::{COMMAND_TIMEOUT, host_error};
+use crate::http::query;
+
+/// Lines that one request may ask for from the end.
+const TAIL_MAX: u64 = 10_000;
+
+pub async fn stream(
+    State(control): State<Arc<Control>>,
+    Path((app, machine)): Path<(String, String)>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    match open(&control, &app, &machine, &headers, &uri).await {
+        Ok(response) => response,
+        Err(error) => Failure(error).into_response(),
+    }
+}
+
+async fn open(
+    control: &Control,
+    app: &str,
+    machine: &str,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Result<Response, ApiError> {
+    control.allow(headers, Verb::Operate, "")?;
+    let not_found = |error: godwit_api::ids::InvalidId| ApiError::not_found(error.to_string());
+    let app: AppName = app.parse().map_err(not_found)?;
+    let machine: MachineId = machine.parse().map_err(not_found)?;
+    let mut wanted: LogQuery = query(uri)?;
+    wanted.tail = wanted.tail.map(|tail| tail.min(TAIL_MAX));
+    let row = control.machine_row(&app, &machine)?;
+    let path = format!("/host/v1/machines/{machine}/logs?{}", query_string(&wanted));
+    let client = control.host_client(&row.host)?;
+    // The head has a deadline; the lines come as long as both sides want them.
+    let response = client.send(&path, get_request(), COMMAND_TIMEOUT).await;
+    Ok(streamed(response.map_err(|error| host_error(&row, error))?))
+}

@@ -1,0 +1,351 @@
+//! Machines as desire: created, shown, updated, destroyed, cordoned.
+
+use axum::http::HeaderMap;
+use godwit_api::endpoints::*;
+use godwit_api::event::MachineEvent;
+use godwit_api::host::PlaceReply;
+use godwit_api::machine::{Acknowledged, CreateMachine, Machine, MachineState, MachineVersion};
+use godwit_api::row::{MachineRow, VERSIONS_KEPT};
+use godwit_api::{ApiError, AppName, InstanceId, MachineId, keys};
+use godwit_base::{clock, secret};
+use godwit_machine::capacity;
+use godwit_store::{Compare, Op, Txn};
+
+use super::lease;
+use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
+use crate::http::Call;
+use crate::names;
+use crate::place::NoHost;
+use crate::placing::{Draft, claim_ports, json, no_room, placement_of, release_ports};
+use crate::validate::{self, raw_ports};
+use crate::view;
+use crate::world::Known;
+
+/// A Machine's row with its older versions may be as large; the oldest go first.
+const ROW_LIMIT_BYTES: usize = 768 << 10;
+
+pub async fn list(call: Call<MachinesList>) -> Result<Vec<Machine>, ApiError> {
+    let app = call.app()?;
+    let control = &call.control;
+    let query = &call.query;
+    let metadata: Vec<(&str, &str)> = query
+        .rest
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix("metadata.")?, value.as_str())))
+        .collect();
+    let states = query.state.as_deref().map(states).transpose()?;
+    let rows: Vec<Known<MachineRow>> = {
+        let world = control.world();
+        if !world.apps.contains_key(&app) {
+            return Err(no_app(&app));
+        }
+        world.machines_of(&app).cloned().collect()
+    };
+    let include_deleted = query.include_deleted.unwrap_or(false);
+    let mut machines = Vec::new();
+    for row in rows {
+        let wanted = query.region.as_deref().is_none_or(|region| region == row.region)
+            && metadata.iter().all(|(key, value)| row.config.metadata.get(*key).is_some_and(|has| has == value));
+        if !wanted {
+            continue;
+        }
+        let machine = control.view(&row);
+        if (include_deleted || machine.state != MachineState::Destroyed)
+            && states.as_ref().is_none_or(|states| states.contains(&machine.state))
+        {
+            machines.push(machine);
+        }
+    }
+    Ok(machines)
+}
+
+/// A list of states, separated by commas.
+pub(crate) fn states(text: &str) -> Result<Vec<MachineState>, ApiError> {
+    let parse = |word: &str| {
+        MachineState::parse(word.trim()).ok_or_else(|| ApiError::bad_request(format!("state: {word:?} is no state")))
+    };
+    text.split(',').map(parse).collect()
+}
+
+pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
+    let app = call.app()?;
+    let control = &call.control;
+    if !control.world().apps.contains_key(&app) {
+        return Err(no_app(&app));
+    }
+    let body = call.body;
+    validate::config(&body.config)?;
+    let region = body.region.filter(|region| !region.is_empty());
+    if let Some(region) = &region {
+        validate::region(region)?;
+    }
+    let name = body.name.filter(|name| !name.is_empty());
+    if let Some(name) = &name {
+        validate::machine_name(name)?;
+    }
+    fits_somewhere(control, &body.config)?;
+    let image_ref = control.pin_image(&body.config.image).await?;
+    let instance_id = InstanceId::from_parts(clock::unix_ms(), secret::random_u128());
+    let lease = match body.lease_ttl.filter(|ttl| *ttl > 0) {
+        None => None,
+        ttl => Some(lease::of_version(&call.peer, instance_id.clone(), lease::ttl(ttl)?, String::new())),
+    };
+    let draft = Draft {
+        id: MachineId::from_bits(secret::random_u64()),
+        instance_id,
+        name: name.unwrap_or_else(|| names::draw(secret::random_u64())),
+        app,
+        region,
+        image_ref,
+        launch: !body.skip_launch,
+        skip_service_registration: body.skip_service_registration,
+        config: body.config,
+        lease,
+    };
+    // A client that goes away must not leave a Machine half handed over.
+    let task = tokio::spawn({
+        let control = control.clone();
+        async move { control.create(&draft).await.map(|row| (row, draft.lease.map(|lease| lease.nonce))) }
+    });
+    let (row, nonce) = task.await.map_err(|_| ApiError::internal("the creation ended unexpectedly"))??;
+    let mut machine = control.view(&row);
+    machine.nonce = nonce;
+    Ok(machine)
+}
+
+/// 422 for a size that no host has, however empty.
+fn fits_somewhere(control: &Control, config: &godwit_api::config::MachineConfig) -> Result<(), ApiError> {
+    let guest = &config.guest;
+    if control.world().snapshot.fits_anywhere(capacity::need(config, true), guest.cpus) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        422,
+        godwit_api::Status::InsufficientCapacity,
+        format!("config.guest: {} cpus and {} MB are larger than every host of the fleet", guest.cpus, guest.memory_mb),
+    ))
+}
+
+pub async fn show(call: Call<MachinesShow>) -> Result<Machine, ApiError> {
+    let row = call.control.machine_row(&call.app()?, &call.machine()?)?;
+    Ok(call.control.view(&row))
+}
+
+pub async fn update(call: Call<MachinesUpdate>) -> Result<Machine, ApiError> {
+    let (app, id) = (call.app()?, call.machine()?);
+    let control = &call.control;
+    let body = call.body;
+    control.living_row(&app, &id)?;
+    validate::config(&body.config)?;
+    fits_somewhere(control, &body.config)?;
+    let image_ref = control.pin_image(&body.config.image).await?;
+    for _ in 0..COMMIT_ATTEMPTS {
+        let row = control.living_row(&app, &id)?;
+        let guard = lease::check(control, &id, &call.headers)?;
+        if body.current_version.as_deref().is_some_and(|version| version != row.instance_id.as_str()) {
+            return Err(ApiError::conflict(format!(
+                "current_version is stale: Machine {id} is at version {}",
+                row.instance_id
+            )));
+        }
+        if body.region.as_deref().is_some_and(|region| !region.is_empty() && region != row.region) {
+            return Err(ApiError::unprocessable(format!("region: Machine {id} stays in region {}", row.region)));
+        }
+        let (txn, new_lease) = update_rows(control, &row, &body, &image_ref, guard, &call.peer)?;
+        if !control.commit(txn).await?.succeeded {
+            continue;
+        }
+        let next = control.machine_row(&app, &id)?;
+        hand_over_update(control, &row, &next).await?;
+        let mut machine = control.view(&next);
+        machine.nonce = new_lease;
+        return Ok(machine);
+    }
+    Err(contended())
+}
+
+/// The rows of a new version, at the same epoch: the same life goes on with another configuration.
+fn update_rows(
+    control: &Control,
+    row: &Known<MachineRow>,
+    body: &CreateMachine,
+    image_ref: &godwit_api::machine::ImageRef,
+    guard: Compare,
+    peer: &godwit_base::Peer,
+) -> Result<(Txn, Option<String>), ApiError> {
+    let world = control.world();
+    let placement = world.placement(&row.host, &row.id).ok_or_else(contended)?;
+    let running = world.fact_of(row).is_some_and(|fact| fact.state == MachineState::Started);
+    has_room_to_grow(&world, row, body, running && !body.skip_launch)?;
+    let mut next = (*row.value).clone();
+    next.versions.insert(0, (row.instance_id.clone(), row.config.clone()));
+    next.versions.truncate(VERSIONS_KEPT);
+    next.config = body.config.clone();
+    next.image_ref = image_ref.clone();
+    next.instance_id = InstanceId::from_parts(clock::unix_ms(), secret::random_u128());
+    next.updated_at_ms = clock::unix_ms();
+    next.skip_service_registration = body.skip_service_registration;
+    while !next.versions.is_empty() && serde_json::to_vec(&next).map_or(0, |text| text.len()) > ROW_LIMIT_BYTES {
+        next.versions.pop();
+    }
+    let (machine_key, placement_key) = (keys::machine(&row.app, &row.id), keys::placement(&row.host, &row.id));
+    let mut txn = Txn::default()
+        .when(guard)
+        .when(Compare::unchanged(machine_key.clone(), row.revision))
+        .when(Compare::unchanged(placement_key.clone(), placement.revision));
+    if let Some(name) = body.name.as_deref().filter(|name| !name.is_empty() && *name != row.name) {
+        validate::machine_name(name)?;
+        if world.names.contains_key(&(row.app.clone(), name.to_owned())) {
+            return Err(ApiError::new(409, godwit_api::Status::NameTaken, format!("the name {name:?} is taken")));
+        }
+        let key = keys::machine_name(&row.app, name);
+        txn = txn.when(Compare::absent(key.clone()));
+        txn.then.push(json(key, &row.id)?);
+        txn.then.push(Op::delete(keys::machine_name(&row.app, &row.name)));
+        next.name = name.to_owned();
+    }
+    let (old_ports, new_ports) = (raw_ports(&row.config), raw_ports(&next.config));
+    claim_ports(&world, &row.app, &new_ports, &mut txn)?;
+    let given_back: Vec<u16> = old_ports.into_iter().filter(|port| !new_ports.contains(port)).collect();
+    release_ports(&world, row, &given_back, &mut txn);
+    let mut nonce = None;
+    if let Some(ttl) = body.lease_ttl.filter(|ttl| *ttl > 0) {
+        let lease = lease::new(peer, &next, lease::ttl(Some(ttl))?, String::new());
+        nonce = Some(lease.nonce.clone());
+        txn.then.push(json(keys::lease(&row.id), &lease)?);
+    }
+    txn.then.push(json(placement_key, &placement_of(&next, &placement.network, !body.skip_launch))?);
+    txn.then.push(json(machine_key, &next)?);
+    Ok((txn, nonce))
+}
+
+/// A Machine that grows must find the difference on its own host.
+fn has_room_to_grow(
+    world: &crate::world::World,
+    row: &MachineRow,
+    body: &CreateMachine,
+    running: bool,
+) -> Result<(), ApiError> {
+    let (old, new) = (capacity::need(&row.config, running), capacity::need(&body.config, !body.skip_launch));
+    let more = capacity::left(new, old);
+    if more == Default::default() || world.snapshot.has_room(&row.host, more) {
+        return Ok(());
+    }
+    let why = NoHost { hosts: 1, full: 1, ..NoHost::default() };
+    Err(no_room(&why, None, &[(row.host.clone(), format!("{} MB more do not fit", more.memory_mb))]))
+}
+
+/// The host may refuse a new version; then the old one stands again.
+async fn hand_over_update(
+    control: &Control,
+    old: &Known<MachineRow>,
+    new: &Known<MachineRow>,
+) -> Result<(), ApiError> {
+    let placement = control.world().placement(&new.host, &new.id).cloned();
+    let Some(placement) = placement else { return Ok(()) };
+    let Ok(PlaceReply::Refused { reason }) = control.hint(&placement).await else { return Ok(()) };
+    let back = MachineRow { versions: old.versions.clone(), ..(*old.value).clone() };
+    let (machine_key, placement_key) = (keys::machine(&new.app, &new.id), keys::placement(&new.host, &new.id));
+    let mut txn = Txn::of([
+        json(machine_key.clone(), &back)?,
+        json(placement_key.clone(), &placement_of(&back, &placement.network, placement.launch))?,
+    ])
+    .when(Compare::unchanged(machine_key, new.revision))
+    .when(Compare::unchanged(placement_key, placement.revision));
+    {
+        let world = control.world();
+        let (old_ports, new_ports) = (raw_ports(&old.config), raw_ports(&new.config));
+        claim_ports(&world, &old.app, &old_ports, &mut txn)?;
+        let given_back: Vec<u16> = new_ports.into_iter().filter(|port| !old_ports.contains(port)).collect();
+        release_ports(&world, new, &given_back, &mut txn);
+        if old.name != new.name {
+            txn.then.push(Op::delete(keys::machine_name(&new.app, &new.name)));
+            txn.then.push(json(keys::machine_name(&old.app, &old.name), &old.id)?);
+        }
+    }
+    control.commit(txn).await?;
+    Err(ApiError::new(
+        422,
+        godwit_api::Status::InsufficientCapacity,
+        format!("host {} refused the new configuration: {reason}", new.host),
+    ))
+}
+
+/// Works with the host away: the tombstone waits for it.
+pub async fn delete(call: Call<MachinesDelete>) -> Result<Acknowledged, ApiError> {
+    let control = &call.control;
+    let row = control.machine_row(&call.app()?, &call.machine()?)?;
+    let guard = lease::check(control, &row.id, &call.headers)?;
+    let force = call.query.force.unwrap_or(false) || call.query.kill.unwrap_or(false);
+    if let Some(tombstone) = control.write_tombstone(&row, force, Some(guard)).await? {
+        let control = control.clone();
+        // The answer does not wait for the host, which may be away.
+        tokio::spawn(async move { control.hint(&tombstone).await });
+    }
+    Ok(Acknowledged { ok: true })
+}
+
+pub async fn events(call: Call<MachinesEvents>) -> Result<Vec<MachineEvent>, ApiError> {
+    let row = call.control.machine_row(&call.app()?, &call.machine()?)?;
+    let world = call.control.world();
+    Ok(view::events(&row, world.fact_of(&row).map(|fact| &**fact)))
+}
+
+pub async fn versions(call: Call<MachinesVersions>) -> Result<Vec<MachineVersion>, ApiError> {
+    let row = call.control.machine_row(&call.app()?, &call.machine()?)?;
+    let present = MachineVersion { version: row.instance_id.clone(), user_config: row.config.clone() };
+    let older = row.versions.iter().map(|(version, config)| MachineVersion {
+        version: version.clone(),
+        user_config: config.clone(),
+    });
+    Ok(std::iter::once(present).chain(older).collect())
+}
+
+pub async fn cordon(call: Call<MachinesCordon>) -> Result<Acknowledged, ApiError> {
+    set_cordoned(&call.control, &call.app()?, &call.machine()?, &call.headers, true).await
+}
+
+pub async fn uncordon(call: Call<MachinesUncordon>) -> Result<Acknowledged, ApiError> {
+    set_cordoned(&call.control, &call.app()?, &call.machine()?, &call.headers, false).await
+}
+
+async fn set_cordoned(
+    control: &Control,
+    app: &AppName,
+    machine: &MachineId,
+    headers: &HeaderMap,
+    cordoned: bool,
+) -> Result<Acknowledged, ApiError> {
+    change(control, app, machine, headers, |row| {
+        row.cordoned = cordoned;
+        Ok(())
+    })
+    .await?;
+    Ok(Acknowledged { ok: true })
+}
+
+/// Changes a Machine's row by compare-and-set, under its lease.
+pub(crate) async fn change(
+    control: &Control,
+    app: &AppName,
+    machine: &MachineId,
+    headers: &HeaderMap,
+    edit: impl Fn(&mut MachineRow) -> Result<(), ApiError>,
+) -> Result<(), ApiError> {
+    for _ in 0..COMMIT_ATTEMPTS {
+        let row = control.living_row(app, machine)?;
+        let guard = lease::check(control, machine, headers)?;
+        let mut next = (*row.value).clone();
+        edit(&mut next)?;
+        if next == *row.value {
+            return Ok(());
+        }
+        next.updated_at_ms = clock::unix_ms();
+        let key = keys::machine(app, machine);
+        let txn = Txn::of([json(key.clone(), &next)?]).when(Compare::unchanged(key, row.revision)).when(guard);
+        if control.commit(txn).await?.succeeded {
+            return Ok(());
+        }
+    }
+    Err(contended())
+}

@@ -1,0 +1,114 @@
+//! Run state is the host's own: these calls go to the host that holds the Machine, and change no row.
+
+use std::time::Duration;
+
+use godwit_api::duration::Span;
+use godwit_api::endpoint::Empty;
+use godwit_api::endpoints::*;
+use godwit_api::host::{RunRestart, RunStart, RunStop};
+use godwit_api::machine::{Acknowledged, ExecAnswer, ProcessStat, StartAnswer};
+use godwit_api::row::MachineRow;
+use godwit_api::{ApiError, Endpoint, Method};
+
+use super::lease;
+use crate::hosts::{CALL_MARGIN, COMMAND_TIMEOUT};
+use crate::http::Call;
+use crate::validate;
+use crate::world::Known;
+
+/// A command in a Machine may take so long; without a `timeout`, `EXEC_DEFAULT`.
+const EXEC_MAX: Duration = Duration::from_secs(300);
+const EXEC_DEFAULT: Duration = Duration::from_secs(30);
+/// A stop waits for the Machine's own bound at most, and a restart waits for the stop.
+const STOP_MAX: Duration = Duration::from_secs(validate::STOP_TIMEOUT_MAX_S);
+
+/// The row of a Machine that the caller may command.
+fn commanded<E: Endpoint>(call: &Call<E>) -> Result<Known<MachineRow>, ApiError> {
+    let row = call.control.living_row(&call.app()?, &call.machine()?)?;
+    lease::check(&call.control, &row.id, &call.headers)?;
+    Ok(row)
+}
+
+pub async fn start(call: Call<MachinesStart>) -> Result<StartAnswer, ApiError> {
+    let row = commanded(&call)?;
+    let request = RunStart { epoch: row.epoch };
+    call.control.ask_host(&row, Method::Post, "/start", Some(&request), COMMAND_TIMEOUT).await
+}
+
+pub async fn stop(call: Call<MachinesStop>) -> Result<Acknowledged, ApiError> {
+    let row = commanded(&call)?;
+    let signal = call.body.signal.filter(|signal| !signal.is_empty());
+    if let Some(signal) = &signal {
+        validate::signal(signal, "signal")?;
+    }
+    let timeout = call.body.timeout;
+    if timeout.is_some_and(|timeout| timeout.0 > STOP_MAX) {
+        return Err(ApiError::unprocessable(format!("timeout: at most {} s", STOP_MAX.as_secs())));
+    }
+    let wait = timeout.map_or(STOP_MAX, |timeout| timeout.0) + CALL_MARGIN;
+    let request = RunStop { epoch: row.epoch, signal, timeout };
+    call.control.ask_host(&row, Method::Post, "/stop", Some(&request), wait).await
+}
+
+pub async fn restart(call: Call<MachinesRestart>) -> Result<Acknowledged, ApiError> {
+    let row = commanded(&call)?;
+    let signal = call.query.signal.clone().filter(|signal| !signal.is_empty());
+    if let Some(signal) = &signal {
+        validate::signal(signal, "signal")?;
+    }
+    let timeout = call.query.timeout.as_deref().map(span).transpose()?;
+    if timeout.is_some_and(|timeout| timeout.0 > STOP_MAX) {
+        return Err(ApiError::unprocessable(format!("timeout: at most {} s", STOP_MAX.as_secs())));
+    }
+    let wait = timeout.map_or(STOP_MAX, |timeout| timeout.0) + CALL_MARGIN;
+    let force = call.query.force_stop.unwrap_or(false);
+    let request = RunRestart { epoch: row.epoch, signal, timeout, force };
+    call.control.ask_host(&row, Method::Post, "/restart", Some(&request), wait).await
+}
+
+/// A duration, or a number of seconds.
+fn span(text: &str) -> Result<Span, ApiError> {
+    let seconds = text.parse().ok().map(Span::from_secs);
+    seconds.or_else(|| Span::parse(text)).ok_or_else(|| ApiError::bad_request(format!("timeout: {text:?} is no duration")))
+}
+
+pub async fn signal(call: Call<MachinesSignal>) -> Result<Acknowledged, ApiError> {
+    let row = commanded(&call)?;
+    validate::signal(&call.body.signal, "signal")?;
+    call.control.ask_host(&row, Method::Post, "/signal", Some(&call.body), COMMAND_TIMEOUT).await
+}
+
+pub async fn exec(call: Call<MachinesExec>) -> Result<ExecAnswer, ApiError> {
+    let row = commanded(&call)?;
+    if call.body.command.is_empty() && call.body.cmd.as_deref().is_none_or(str::is_empty) {
+        return Err(ApiError::unprocessable("command is missing: the words to run"));
+    }
+    let wait = call.body.timeout.filter(|timeout| *timeout > 0).map_or(EXEC_DEFAULT, Duration::from_secs);
+    if wait > EXEC_MAX {
+        return Err(ApiError::unprocessable(format!("timeout: at most {} seconds", EXEC_MAX.as_secs())));
+    }
+    let mut request = call.body.clone();
+    request.timeout = Some(wait.as_secs());
+    call.control.ask_host(&row, Method::Post, "/exec", Some(&request), wait + CALL_MARGIN).await
+}
+
+pub async fn ps(call: Call<MachinesPs>) -> Result<Vec<ProcessStat>, ApiError> {
+    let row = call.control.living_row(&call.app()?, &call.machine()?)?;
+    let processes = call.control.ask_host::<Empty, Vec<ProcessStat>>(&row, Method::Get, "/ps", None, COMMAND_TIMEOUT);
+    let mut processes = processes.await?;
+    match call.query.sort_by.as_deref().unwrap_or("pid") {
+        "pid" => processes.sort_by_key(|process| process.pid),
+        "cpu" => processes.sort_by_key(|process| process.cpu),
+        "rss" => processes.sort_by_key(|process| process.rss),
+        "stime" => processes.sort_by_key(|process| process.stime),
+        "rtime" => processes.sort_by_key(|process| process.rtime),
+        "command" => processes.sort_by(|a, b| a.command.cmp(&b.command)),
+        other => return Err(ApiError::bad_request(format!("sort_by: {other:?} is none of pid, cpu, rss, stime, rtime, command"))),
+    }
+    match call.query.order.as_deref().unwrap_or("asc") {
+        "asc" => {}
+        "desc" => processes.reverse(),
+        other => return Err(ApiError::bad_request(format!("order: {other:?} is neither asc nor desc"))),
+    }
+    Ok(processes)
+}

@@ -1,0 +1,102 @@
+//! Calls to agents: the host API, with a deadline each, and errors that say which host did not answer.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use godwit_api::host::PlaceReply;
+use godwit_api::row::{HostRow, MachineRow, Placement};
+use godwit_api::{ApiError, HostId, Method};
+use godwit_base::http::client::{CallError, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::control::Control;
+
+/// A placement is journaled by then, or asked for again.
+pub const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A start, stop or signal is journaled by then.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Added to what a call itself is told to wait (a restart's stop, a command).
+pub const CALL_MARGIN: Duration = Duration::from_secs(20);
+/// When a caller may try again after a host was not reached.
+pub const RETRY_AFTER_S: u32 = 2;
+
+/// One client a host, made anew when the host's URL or key changed.
+#[derive(Default)]
+pub struct HostClients {
+    clients: Mutex<HashMap<HostId, (String, String, Client)>>,
+}
+
+impl HostClients {
+    pub fn of(&self, row: &HostRow) -> Client {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((url, key, client)) = clients.get(&row.id)
+            && *url == row.agent_url
+            && *key == row.control_key
+        {
+            return client.clone();
+        }
+        let client = Client::tcp(&row.agent_url, Some(row.control_key.clone()));
+        clients.insert(row.id.clone(), (row.agent_url.clone(), row.control_key.clone(), client.clone()));
+        client
+    }
+}
+
+impl Control {
+    pub(crate) fn host_client(&self, host: &HostId) -> Result<Client, ApiError> {
+        let row = self.world().hosts.get(host).cloned();
+        let row = row.ok_or_else(|| ApiError::unavailable(format!("host {host} is gone"), RETRY_AFTER_S))?;
+        Ok(self.hosts.of(&row))
+    }
+
+    /// Hands a placement to its host. `Err` means that the outcome is unknown.
+    pub(crate) async fn put_placement(&self, placement: &Placement) -> Result<PlaceReply, CallError> {
+        let client = self.host_client(&placement.host).map_err(CallError::Answered)?;
+        let path = format!("/host/v1/placements/{}", placement.machine);
+        let reply = client.json(Method::Put, &path, Some(placement), PLACE_TIMEOUT).await;
+        if reply.is_ok() {
+            self.liveness.agent(&placement.host);
+        }
+        reply
+    }
+
+    /// Asks the host that holds a Machine. `path` follows `/host/v1/machines/{id}`.
+    pub(crate) async fn ask_host<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        row: &MachineRow,
+        method: Method,
+        path: &str,
+        request: Option<&Q>,
+        timeout: Duration,
+    ) -> Result<A, ApiError> {
+        let client = self.host_client(&row.host)?;
+        let path = format!("/host/v1/machines/{}{path}", row.id);
+        let answer = client.json(method, &path, request, timeout).await;
+        answer.map_err(|error| host_error(row, error))
+    }
+}
+
+/// What a caller is told when a Machine's host did not do what was asked.
+pub(crate) fn host_error(row: &MachineRow, error: CallError) -> ApiError {
+    match error {
+        // Written moments ago: the host has not taken it in yet.
+        CallError::Answered(error) if error.code == 404 => ApiError::unavailable(
+            format!("host {} does not hold Machine {} yet; try again", row.host, row.id),
+            RETRY_AFTER_S,
+        ),
+        // The host refuses control's key: nothing that the caller could mend.
+        CallError::Answered(error) if matches!(error.code, 401 | 403) => {
+            tracing::error!(host = %row.host, %error, "a host does not know control");
+            ApiError::unavailable(format!("host {} does not accept control's key", row.host), RETRY_AFTER_S)
+        }
+        CallError::Answered(error) => error,
+        error => {
+            tracing::warn!(host = %row.host, error = godwit_base::telemetry::chain(&error), "a host did not answer");
+            ApiError::unavailable(
+                format!("host {} of Machine {} is not reached; try again", row.host, row.id),
+                RETRY_AFTER_S,
+            )
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What follows from facts: refused Machines go elsewhere, destroyed ones give back what they held, leases end, and
+//! hosts that have not taken in their placements are told to pull.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use godwit_api::fact::MachineFact;
+use godwit_api::machine::{Acknowledged, MachineState};
+use godwit_api::row::{MachineRow, Placement};
+use godwit_api::{ApiError, HostId, Method, keys};
+use godwit_base::clock;
+use godwit_store::{Compare, Op, Txn};
+
+use crate::control::Control;
+use crate::placing::Replaced;
+use crate::world::{Known, World};
+
+/// A host that refused a Machine is not asked again for so long.
+const REFUSAL_MEMORY_MS: u64 = 30_000;
+/// A host is told to pull at most this often.
+const PULL_INTERVAL: Duration = Duration::from_secs(5);
+/// A placement is the host's to pull by itself for so long before it is told.
+const PULL_AFTER_MS: u64 = 2_000;
+const PULL_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub async fn settle(control: Arc<Control>) -> Result<(), ApiError> {
+    destroyed(&control).await?;
+    refused(&control).await?;
+    leases(&control).await?;
+    prune(&control).await?;
+    hints(&control);
+    Ok(())
+}
+
+/// Has the host acknowledged that nothing of the Machine is left there? A journaled refusal says so as well.
+fn is_gone(placement: &Placement, fact: Option<&MachineFact>) -> bool {
+    fact.is_some_and(|fact| {
+        let destroyed = fact.state == MachineState::Destroyed && fact.epoch >= placement.epoch;
+        let refused = placement.destroy && fact.refused.is_some() && fact.epoch == placement.epoch;
+        destroyed || refused
+    })
+}
+
+async fn destroyed(control: &Control) -> Result<(), ApiError> {
+    let (gone, strays) = {
+        let world = control.world();
+        let mut gone: Vec<Known<MachineRow>> = Vec::new();
+        let mut strays = Vec::new();
+        for (host, placements) in &world.placements {
+            for placement in placements.values() {
+                let fact = world.facts.get(host).and_then(|facts| facts.get(&placement.machine));
+                if !is_gone(placement, fact.map(|fact| &**fact)) {
+                    continue;
+                }
+                match row_of(&world, placement) {
+                    Some(row) => gone.push(row.clone()),
+                    // A past host's tombstone, or one whose Machine row is gone.
+                    None => strays.push((keys::placement(host, &placement.machine), placement.revision)),
+                }
+            }
+        }
+        (gone, strays)
+    };
+    for row in gone {
+        if control.erase(&row, Some(clock::unix_ms())).await? {
+            tracing::info!(machine = %row.id, app = %row.app, "destroyed");
+        }
+    }
+    for (key, revision) in strays {
+        control.commit(Txn::of([Op::delete(key.clone())]).when(Compare::unchanged(key, revision))).await?;
+    }
+    Ok(())
+}
+
+/// The Machine whose present placement this is.
+fn row_of<'a>(world: &'a World, placement: &Placement) -> Option<&'a Known<MachineRow>> {
+    let row = world.machines.get(&placement.app)?.get(&placement.machine)?;
+    (row.host == placement.host && row.destroyed_at_ms.is_none()).then_some(row)
+}
+
+async fn refused(control: &Control) -> Result<(), ApiError> {
+    let now_ms = clock::unix_ms();
+    let waiting: Vec<(Known<Placement>, Vec<HostId>)> = {
+        let world = control.world();
+        let placements = world.placements.values().flat_map(|rows| rows.values());
+        let refused = placements.filter(|placement| {
+            let fact = world.facts.get(&placement.host).and_then(|facts| facts.get(&placement.machine));
+            !placement.destroy
+                && fact.is_some_and(|fact| fact.refused.is_some() && fact.epoch == placement.epoch)
+                && row_of(&world, placement).is_some()
+        });
+        refused.map(|placement| (placement.clone(), recently_refused(&world, placement, now_ms))).collect()
+    };
+    for (placement, tried) in waiting {
+        match control.replace_refused(&placement, &tried).await? {
+            Replaced::Placed(next) => {
+                tracing::info!(machine = %next.machine, from = %placement.host, to = %next.host, "placed again after a refusal");
+                control.counters.refused.inc();
+                // A lost answer is nobody's loss: the host pulls.
+                let _ = control.hint(&next).await;
+            }
+            Replaced::Nowhere(why) => tracing::debug!(machine = %placement.machine, %why, "refused, and no other host"),
+            Replaced::Overtaken => {}
+        }
+    }
+    Ok(())
+}
+
+fn recently_refused(world: &World, placement: &Placement, now_ms: u64) -> Vec<HostId> {
+    let facts = world.facts.iter().filter_map(|(host, facts)| Some((host, facts.get(&placement.machine)?)));
+    facts
+        .filter(|(_, fact)| fact.refused.is_some() && fact.updated_at_ms + REFUSAL_MEMORY_MS > now_ms)
+        .map(|(host, _)| host.clone())
+        .collect()
+}
+
+/// Leases that have ended are deleted; whoever looked before had to compare the time anyway.
+async fn leases(control: &Control) -> Result<(), ApiError> {
+    let now_ms = clock::unix_ms();
+    let ended: Vec<(String, u64)> = {
+        let world = control.world();
+        let ended = world.leases.iter().filter(|(_, lease)| lease.expires_at_ms <= now_ms);
+        ended.map(|(machine, lease)| (keys::lease(machine), lease.revision)).collect()
+    };
+    for (key, revision) in ended {
+        control.commit(Txn::of([Op::delete(key.clone())]).when(Compare::unchanged(key, revision))).await?;
+    }
+    Ok(())
+}
+
+/// Rows of destroyed Machines are kept for a while, to be shown.
+async fn prune(control: &Control) -> Result<(), ApiError> {
+    let kept_ms = u64::try_from(control.config.destroyed_kept.as_millis()).unwrap_or(u64::MAX);
+    let limit_ms = clock::unix_ms().saturating_sub(kept_ms);
+    let old: Vec<(String, u64)> = {
+        let world = control.world();
+        let rows = world.machines.values().flat_map(|rows| rows.values());
+        let old = rows.filter(|row| row.destroyed_at_ms.is_some_and(|at_ms| at_ms <= limit_ms));
+        old.map(|row| (keys::machine(&row.app, &row.id), row.revision)).collect()
+    };
+    for (key, revision) in old {
+        control.commit(Txn::of([Op::delete(key.clone())]).when(Compare::unchanged(key, revision))).await?;
+    }
+    Ok(())
+}
+
+/// Tells hosts with placements that they have not applied to pull now.
+fn hints(control: &Arc<Control>) {
+    let now_ms = clock::unix_ms();
+    let behind: Vec<HostId> = {
+        let world = control.world();
+        let hosts = world.placements.iter().filter(|(host, placements)| {
+            let fact = world.host_facts.get(*host);
+            let applied = fact.map_or(0, |fact| fact.applied_revision);
+            placements.values().any(|placement| {
+                let written_ms = world
+                    .machines
+                    .get(&placement.app)
+                    .and_then(|rows| rows.get(&placement.machine))
+                    .map_or(0, |row| row.updated_at_ms);
+                placement.revision > applied && written_ms + PULL_AFTER_MS < now_ms
+            })
+        });
+        hosts.map(|(host, _)| host.clone()).collect()
+    };
+    for host in behind {
+        if !control.liveness.may_hint(&host, PULL_INTERVAL) {
+            continue;
+        }
+        let Ok(client) = control.host_client(&host) else { continue };
+        tokio::spawn(async move {
+            let hint = client.json::<(), Acknowledged>(Method::Post, "/host/v1/pull", None, PULL_TIMEOUT);
+            if let Err(error) = hint.await {
+                tracing::debug!(%host, %error, "a host was not told to pull");
+            }
+        });
+    }
+}

@@ -1,0 +1,262 @@
+//! Is a Machine's configuration one that a host can carry out? Pure: each refusal names the field and its rule.
+
+use base64::Engine;
+use godwit_api::ApiError;
+use godwit_api::config::{Check, MachineConfig, Port, Service};
+
+/// A configuration as JSON: with its older versions it must fit a row of the store.
+pub const CONFIG_LIMIT_BYTES: usize = 256 << 10;
+pub const CPUS_MAX: u32 = 256;
+pub const MEMORY_MAX_MB: u32 = 4 << 20;
+pub const SERVICES_MAX: usize = 64;
+pub const CHECKS_MAX: usize = 64;
+/// Public ports with raw bytes of one Machine: each is a row of the transaction that claims it.
+pub const RAW_PORTS_MAX: usize = 32;
+pub const STOP_TIMEOUT_MAX_S: u64 = 300;
+pub const CHECK_INTERVAL_MIN_MS: u64 = 50;
+
+const SIGNALS: [&str; 15] = [
+    "SIGABRT", "SIGALRM", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSEGV", "SIGTERM",
+    "SIGTRAP", "SIGUSR1", "SIGUSR2", "SIGWINCH",
+];
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+fn wrong(text: impl Into<String>) -> ApiError {
+    ApiError::unprocessable(text)
+}
+
+pub fn config(config: &MachineConfig) -> Result<(), ApiError> {
+    if config.image.is_empty() {
+        return Err(wrong("config.image is missing: name the image to run"));
+    }
+    let size = serde_json::to_vec(config).map_or(usize::MAX, |text| text.len());
+    if size > CONFIG_LIMIT_BYTES {
+        return Err(wrong(format!("config is {size} bytes long, more than the {CONFIG_LIMIT_BYTES} allowed")));
+    }
+    guest(config)?;
+    for (name, value) in &config.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(wrong(format!("config.env: {name:?} is no variable: a name without '=', and no NUL")));
+        }
+    }
+    let words = [&config.init.exec, &config.init.entrypoint, &config.init.cmd];
+    if words.into_iter().flatten().any(|word| word.contains('\0')) {
+        return Err(wrong("config.init: a command holds no NUL"));
+    }
+    if config.services.len() > SERVICES_MAX {
+        return Err(wrong(format!("config.services: at most {SERVICES_MAX}")));
+    }
+    for (number, of) in config.services.iter().enumerate() {
+        service(of, &format!("config.services[{number}]"))?;
+    }
+    if raw_ports(config).len() > RAW_PORTS_MAX {
+        return Err(wrong(format!("config.services: at most {RAW_PORTS_MAX} ports without handlers")));
+    }
+    if config.checks.len() > CHECKS_MAX {
+        return Err(wrong(format!("config.checks: at most {CHECKS_MAX}")));
+    }
+    for (name, of) in &config.checks {
+        check(of, None, &format!("config.checks.{name}"))?;
+    }
+    files(config)?;
+    if let Some(name) = &config.stop_config.signal {
+        signal(name, "config.stop_config.signal")?;
+    }
+    if config.stop_config.timeout.is_some_and(|timeout| timeout.0.as_secs() > STOP_TIMEOUT_MAX_S) {
+        return Err(wrong(format!("config.stop_config.timeout: at most {STOP_TIMEOUT_MAX_S}s")));
+    }
+    dns(config)
+}
+
+fn guest(config: &MachineConfig) -> Result<(), ApiError> {
+    let guest = &config.guest;
+    if !["shared", "performance"].contains(&guest.cpu_kind.as_str()) {
+        return Err(wrong(format!("config.guest.cpu_kind: {:?} is neither shared nor performance", guest.cpu_kind)));
+    }
+    if !(1..=CPUS_MAX).contains(&guest.cpus) {
+        return Err(wrong(format!("config.guest.cpus: {} is not between 1 and {CPUS_MAX}", guest.cpus)));
+    }
+    if !(1..=MEMORY_MAX_MB).contains(&guest.memory_mb) {
+        return Err(wrong(format!("config.guest.memory_mb: {} is not between 1 and {MEMORY_MAX_MB}", guest.memory_mb)));
+    }
+    Ok(())
+}
+
+fn service(service: &Service, at: &str) -> Result<(), ApiError> {
+    if service.protocol != "tcp" {
+        return Err(wrong(format!("{at}.protocol: {:?} is not tcp", service.protocol)));
+    }
+    if service.internal_port == 0 {
+        return Err(wrong(format!("{at}.internal_port is missing: name the port that the Machine listens on")));
+    }
+    for (number, port) in service.ports.iter().enumerate() {
+        let at = format!("{at}.ports[{number}]");
+        match port.range() {
+            Some((0, _)) | None => {
+                return Err(wrong(format!("{at}: set `port`, or `start_port` and `end_port`, within 1 to 65535")));
+            }
+            Some(_) => {}
+        }
+        if let Some(handler) = port.handlers.iter().find(|handler| *handler != "http") {
+            return Err(wrong(format!("{at}.handlers: {handler:?} is no handler")));
+        }
+    }
+    if let Some(concurrency) = &service.concurrency {
+        if !["connections", "requests"].contains(&concurrency.kind.as_str()) {
+            return Err(wrong(format!("{at}.concurrency.type: {:?} is neither connections nor requests", concurrency.kind)));
+        }
+        if concurrency.hard_limit == Some(0) {
+            return Err(wrong(format!("{at}.concurrency.hard_limit: 0 would admit nothing")));
+        }
+        if concurrency.hard_limit.is_some_and(|hard| hard < concurrency.soft_limit) {
+            return Err(wrong(format!("{at}.concurrency: hard_limit is below soft_limit")));
+        }
+    }
+    for (number, of) in service.checks.iter().enumerate() {
+        check(of, Some(service.internal_port), &format!("{at}.checks[{number}]"))?;
+    }
+    Ok(())
+}
+
+fn check(check: &Check, port: Option<u16>, at: &str) -> Result<(), ApiError> {
+    let kind = check.kind.as_deref().unwrap_or("tcp");
+    if !["tcp", "http"].contains(&kind) {
+        return Err(wrong(format!("{at}.type: {kind:?} is neither tcp nor http")));
+    }
+    if check.port.or(port).is_none_or(|port| port == 0) {
+        return Err(wrong(format!("{at}.port is missing")));
+    }
+    if check.interval.is_some_and(|interval| interval.as_millis() < CHECK_INTERVAL_MIN_MS) {
+        return Err(wrong(format!("{at}.interval: at least {CHECK_INTERVAL_MIN_MS}ms")));
+    }
+    if check.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+        return Err(wrong(format!("{at}.timeout: more than 0")));
+    }
+    if check.protocol.as_deref().is_some_and(|protocol| !["http", ""].contains(&protocol)) {
+        return Err(wrong(format!("{at}.protocol: only http")));
+    }
+    if check.path.as_deref().is_some_and(|path| !path.starts_with('/') || path.contains(|c: char| c <= ' ')) {
+        return Err(wrong(format!("{at}.path: begins with / and holds no blanks")));
+    }
+    if check.method.as_deref().is_some_and(|method| !METHODS.contains(&method.to_ascii_uppercase().as_str())) {
+        return Err(wrong(format!("{at}.method: is no method of HTTP")));
+    }
+    Ok(())
+}
+
+fn files(config: &MachineConfig) -> Result<(), ApiError> {
+    for (number, file) in config.files.iter().enumerate() {
+        let at = format!("config.files[{number}]");
+        let path = &file.guest_path;
+        if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+            return Err(wrong(format!("{at}.guest_path: {path:?} is not an absolute path to a file without `..`")));
+        }
+        if base64::engine::general_purpose::STANDARD.decode(&file.raw_value).is_err() {
+            return Err(wrong(format!("{at}.raw_value is not base64")));
+        }
+        if file.mode.is_some_and(|mode| mode > 0o7777) {
+            return Err(wrong(format!("{at}.mode: at most 0o7777")));
+        }
+    }
+    Ok(())
+}
+
+fn dns(config: &MachineConfig) -> Result<(), ApiError> {
+    if let Some(server) = config.dns.nameservers.iter().find(|server| server.parse::<std::net::IpAddr>().is_err()) {
+        return Err(wrong(format!("config.dns.nameservers: {server:?} is no IP address")));
+    }
+    let is_name = |name: &str| {
+        (1..=253).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    };
+    if let Some(search) = config.dns.searches.iter().find(|search| !is_name(search)) {
+        return Err(wrong(format!("config.dns.searches: {search:?} is no domain")));
+    }
+    if config.dns.hostname.as_deref().is_some_and(|name| !is_name(name) || name.len() > 63) {
+        return Err(wrong("config.dns.hostname: 1 to 63 of letters, digits, '-', '_' and '.'"));
+    }
+    Ok(())
+}
+
+/// A signal by name, with or without `SIG`.
+pub fn signal(name: &str, at: &str) -> Result<(), ApiError> {
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    if SIGNALS.contains(&full.as_str()) {
+        return Ok(());
+    }
+    Err(wrong(format!("{at}: {name:?} is none of {}", SIGNALS.join(", "))))
+}
+
+/// Names of Machines become keys and host names.
+pub fn machine_name(name: &str) -> Result<(), ApiError> {
+    let fits = (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if fits { Ok(()) } else { Err(wrong(format!("name: {name:?} is not 1 to 63 of letters, digits, '-', '_' and '.'"))) }
+}
+
+pub fn region(region: &str) -> Result<(), ApiError> {
+    let fits = (1..=32).contains(&region.len())
+        && region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if fits { Ok(()) } else { Err(wrong(format!("region: {region:?} is not 1 to 32 of a-z, 0-9 and '-'"))) }
+}
+
+pub fn metadata_key(key: &str) -> Result<(), ApiError> {
+    let fits = (1..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
+    if fits { Ok(()) } else { Err(wrong(format!("metadata: {key:?} is not 1 to 128 printable characters"))) }
+}
+
+/// The public ports whose bytes pass raw, in order, each once.
+pub fn raw_ports(config: &MachineConfig) -> Vec<u16> {
+    let raw = |port: &&Port| port.handlers.is_empty();
+    let ranges = config.services.iter().flat_map(|service| service.ports.iter().filter(raw)).filter_map(Port::range);
+    let mut ports: Vec<u16> = ranges.flat_map(|(first, last)| first..=last).take(RAW_PORTS_MAX * 64).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    #[track_caller]
+    fn refused(config: Value, by: &str) {
+        let parsed = serde_json::from_value(config.clone()).unwrap();
+        let error = super::config(&parsed).expect_err(&config.to_string());
+        assert_eq!(error.code, 422);
+        assert!(error.error.contains(by), "{} does not name {by}", error.error);
+    }
+
+    #[test]
+    fn each_refusal_names_its_field() {
+        let with = |extra: Value| {
+            let mut config = json!({ "image": "a" });
+            config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            config
+        };
+        refused(json!({}), "config.image");
+        refused(with(json!({ "guest": { "cpus": 0 } })), "config.guest.cpus");
+        refused(with(json!({ "guest": { "memory_mb": 0 } })), "config.guest.memory_mb");
+        refused(with(json!({ "guest": { "cpu_kind": "fast" } })), "cpu_kind");
+        refused(with(json!({ "services": [{}] })), "config.services[0].internal_port");
+        refused(with(json!({ "services": [{ "internal_port": 1, "ports": [{}] }] })), "config.services[0].ports[0]");
+        refused(with(json!({ "services": [{ "internal_port": 1, "ports": [{ "port": 0 }] }] })), "ports[0]");
+        refused(with(json!({ "services": [{ "internal_port": 1, "ports": [{ "start_port": 1, "end_port": 9999 }] }] })), "without handlers");
+        refused(with(json!({ "checks": { "a": { "type": "http" } } })), "config.checks.a.port");
+        refused(with(json!({ "files": [{ "guest_path": "/a/../b" }] })), "guest_path");
+        refused(with(json!({ "files": [{ "guest_path": "/a", "raw_value": "?" }] })), "raw_value");
+        refused(with(json!({ "stop_config": { "signal": "SIGNOPE" } })), "stop_config.signal");
+        refused(with(json!({ "dns": { "nameservers": ["a"] } })), "nameservers");
+        refused(with(json!({ "env": { "A=B": "c" } })), "config.env");
+        refused(with(json!({ "metadata": { "a": "x".repeat(300_000) } })), "bytes long");
+    }
+
+    #[test]
+    fn raw_ports_are_counted_once() {
+        let config = serde_json::from_value(json!({ "image": "a", "services": [
+            { "internal_port": 1, "ports": [{ "port": 80, "handlers": ["http"] }, { "port": 25 }, { "start_port": 24, "end_port": 26 }] },
+        ]}))
+        .unwrap();
+        assert_eq!(super::raw_ports(&config), [24, 25, 26]);
+        assert!(super::config(&config).is_ok());
+    }
+}

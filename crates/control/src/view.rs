@@ -1,0 +1,132 @@
+//! A Machine, an app and a host as the API shows them, from rows and facts. Pure.
+
+use godwit_api::app::{App, ListedApp, Organization};
+use godwit_api::event::MachineEvent;
+use godwit_api::fact::{HostFact, MachineFact};
+use godwit_api::fleet::Host;
+use godwit_api::machine::{Machine, MachineState};
+use godwit_api::row::{AppRow, HostRow, MachineRow, Placement};
+use godwit_base::clock::rfc3339;
+
+/// What control knows of a host's being there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    Ok,
+    /// Control has not listened for long enough to say.
+    Unknown,
+    Unreachable,
+}
+
+impl Reach {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Unknown => "unknown",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// The state that users see: what the host says of this epoch; before it has said anything, `created`.
+pub fn state(row: &MachineRow, placement: Option<&Placement>, fact: Option<&MachineFact>) -> MachineState {
+    if row.destroyed_at_ms.is_some() {
+        return MachineState::Destroyed;
+    }
+    let told = fact.filter(|fact| fact.refused.is_none());
+    if placement.is_some_and(|placement| placement.destroy) {
+        return match told.map(|fact| fact.state) {
+            Some(MachineState::Destroyed) => MachineState::Destroyed,
+            _ => MachineState::Destroying,
+        };
+    }
+    match told {
+        None => MachineState::Created,
+        Some(fact) if fact.instance_id != row.instance_id && !is_final(fact.state) => MachineState::Replacing,
+        Some(fact) => fact.state,
+    }
+}
+
+fn is_final(state: MachineState) -> bool {
+    matches!(state, MachineState::Destroying | MachineState::Destroyed | MachineState::Failed)
+}
+
+pub fn machine(row: &MachineRow, placement: Option<&Placement>, fact: Option<&MachineFact>, reach: Reach) -> Machine {
+    let state = state(row, placement, fact);
+    let updated_at_ms = fact.map_or(0, |fact| fact.updated_at_ms).max(row.updated_at_ms);
+    Machine {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        state,
+        region: row.region.clone(),
+        image_ref: row.image_ref.clone(),
+        instance_id: row.instance_id.clone(),
+        private_ip: row.private_ip.to_string(),
+        created_at: rfc3339(row.created_at_ms),
+        updated_at: rfc3339(updated_at_ms),
+        config: row.config.clone(),
+        events: events(row, fact),
+        checks: fact.map(|fact| fact.checks.clone()).unwrap_or_default(),
+        nonce: None,
+        host_status: reach.as_str().to_owned(),
+        host_id: row.host.to_string(),
+        cordoned: row.cordoned,
+    }
+}
+
+/// The host's events; before it has any, that the Machine was created.
+pub fn events(row: &MachineRow, fact: Option<&MachineFact>) -> Vec<MachineEvent> {
+    match fact.map(|fact| &fact.events) {
+        Some(events) if !events.is_empty() => events.clone(),
+        _ => vec![MachineEvent {
+            id: format!("{}-created", row.instance_id),
+            kind: "launch".into(),
+            status: MachineState::Created.as_str().into(),
+            source: "user".into(),
+            timestamp: row.created_at_ms,
+            request: None,
+        }],
+    }
+}
+
+pub fn app(row: &AppRow, machines: u64) -> App {
+    App {
+        id: row.id.clone(),
+        name: row.name.to_string(),
+        status: if machines > 0 { "deployed" } else { "pending" }.to_owned(),
+        organization: Organization { name: row.organization.clone(), slug: row.organization.clone() },
+        machine_count: machines,
+        volume_count: 0,
+        network: row.network.clone(),
+    }
+}
+
+pub fn listed_app(row: &AppRow, machines: u64) -> ListedApp {
+    ListedApp {
+        id: row.id.clone(),
+        name: row.name.to_string(),
+        machine_count: machines,
+        volume_count: 0,
+        network: serde_json::json!({ "name": row.network }),
+    }
+}
+
+pub fn host(row: &HostRow, fact: Option<&HostFact>, reach: Reach, last_seen_ms: Option<u64>) -> Host {
+    let state = match (reach, row.cordoned) {
+        (Reach::Unreachable, _) => "unreachable",
+        (_, true) => "cordoned",
+        _ => "active",
+    };
+    Host {
+        id: row.id.to_string(),
+        region: row.region.clone(),
+        state: state.to_owned(),
+        capacity: fact.map(|fact| fact.capacity).unwrap_or_default(),
+        used: fact.map(|fact| fact.used).unwrap_or_default(),
+        machines: fact.map_or(0, |fact| fact.machines),
+        agent_version: fact.map(|fact| fact.agent_version.clone()).unwrap_or_default(),
+        drivers: fact.map(|fact| fact.drivers.clone()).unwrap_or_default(),
+        agent_url: row.agent_url.clone(),
+        door_addr: row.door_addr.clone(),
+        last_seen_ms,
+    }
+}
