@@ -68,11 +68,7 @@ impl Bounds {
     }
 
     pub(crate) fn archive(limits: &Limits) -> Self {
-        Self {
-            max_bytes: limits.max_archive_bytes,
-            max_bytes_name: "max_archive_bytes",
-            ..Self::layer(limits)
-        }
+        Self { max_bytes: limits.max_archive_bytes, max_bytes_name: "max_archive_bytes", ..Self::layer(limits) }
     }
 }
 
@@ -179,12 +175,8 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    const BOUNDS: Bounds = Bounds {
-        max_bytes: 1 << 20,
-        max_bytes_name: "max_layer_bytes",
-        max_ratio: 10,
-        ratio_free_bytes: 4096,
-    };
+    const BOUNDS: Bounds =
+        Bounds { max_bytes: 1 << 20, max_bytes_name: "max_layer_bytes", max_ratio: 10, ratio_free_bytes: 4096 };
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());

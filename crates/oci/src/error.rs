@@ -107,7 +107,7 @@ pub enum Error {
         /// Name of the member as the layer spells it, if one is to blame.
         path: Option<String>,
         /// What is wrong.
-        source: LayerFault,
+        source: Box<LayerFault>,
     },
     /// A member of an archive (not of a layer) cannot be taken.
     #[error("archive{}", at(.path))]
@@ -115,7 +115,7 @@ pub enum Error {
         /// Name of the member, if one is to blame.
         path: Option<String>,
         /// What is wrong.
-        source: LayerFault,
+        source: Box<LayerFault>,
     },
     /// The archive holds no name, and none was given.
     #[error("the image has no name: give one")]
@@ -252,9 +252,10 @@ impl Error {
     pub fn blame(&self) -> Blame {
         match self {
             Error::Io { .. } | Error::StoreInUse(_) | Error::ShortIdTaken(_) | Error::TaskEnded => Blame::Host,
-            Error::Layer { source: LayerFault::Io { .. }, .. } | Error::Archive { source: LayerFault::Io { .. }, .. } => {
-                Blame::Host
-            }
+            Error::Layer { source, .. } | Error::Archive { source, .. } => match **source {
+                LayerFault::Io { .. } => Blame::Host,
+                _ => Blame::Image,
+            },
             Error::Transport { .. } | Error::Registry { .. } => Blame::Registry,
             _ => Blame::Image,
         }

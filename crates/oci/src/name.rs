@@ -63,16 +63,11 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let wrong = |reason| ReferenceError {
-            text: text.chars().take(300).collect(),
-            reason,
-        };
+        let wrong = |reason| ReferenceError { text: text.chars().take(300).collect(), reason };
         let (rest, digest) = match text.split_once('@') {
             None => (text, None),
             Some((rest, digest)) => {
-                let digest = digest
-                    .parse()
-                    .map_err(|_| wrong("what follows @ is not a sha256 digest"))?;
+                let digest = digest.parse().map_err(|_| wrong("what follows @ is not a sha256 digest"))?;
                 (rest, Some(digest))
             }
         };
@@ -96,11 +91,7 @@ impl FromStr for Reference {
                 "a name is made of lower-case letters, digits, `.`, `_`, `-` and `/` (at most 240 bytes)",
             ));
         }
-        Ok(Self {
-            name: name.to_owned(),
-            tag: tag.map(str::to_owned),
-            digest,
-        })
+        Ok(Self { name: name.to_owned(), tag: tag.map(str::to_owned), digest })
     }
 }
 
@@ -146,10 +137,7 @@ mod tests {
     #[track_caller]
     fn check(text: &str, name: &str, tag: Option<&str>, digest: bool) {
         let r: Reference = text.parse().unwrap();
-        assert_eq!(
-            (r.name.as_str(), r.tag.as_deref(), r.digest.is_some()),
-            (name, tag, digest)
-        );
+        assert_eq!((r.name.as_str(), r.tag.as_deref(), r.digest.is_some()), (name, tag, digest));
     }
 
     #[test]
@@ -167,8 +155,28 @@ mod tests {
     fn what_is_no_reference() {
         let long = "a".repeat(241);
         for text in [
-            "", ":", "a:", "@", "A", "a/", "/a", "a//b", "../a", "a/../b", "a..b", "a___b", "-a", "a-",
-            "localhost:5000/a", "localhost:5000/a:v1", "a:b:c", "a@sha256:00", "a:ä", "ä", "a b", "a:-x",
+            "",
+            ":",
+            "a:",
+            "@",
+            "A",
+            "a/",
+            "/a",
+            "a//b",
+            "../a",
+            "a/../b",
+            "a..b",
+            "a___b",
+            "-a",
+            "a-",
+            "localhost:5000/a",
+            "localhost:5000/a:v1",
+            "a:b:c",
+            "a@sha256:00",
+            "a:ä",
+            "ä",
+            "a b",
+            "a:-x",
             long.as_str(),
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");

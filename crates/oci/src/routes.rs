@@ -92,26 +92,25 @@ fn not_found(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal(StatusCode::NOT_FOUND, code, message.into())
 }
 
-fn check_method(method: &Method) -> Result<(), Response> {
+/// The answer to a method that only a registry with pushes would take.
+fn refused_method(method: &Method) -> Option<Response> {
     match *method {
-        Method::GET | Method::HEAD => Ok(()),
+        Method::GET | Method::HEAD => None,
         _ => {
             let refusal = Refusal(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "only pulling is served here".into());
-            Err(([(ALLOW, "GET, HEAD")], refusal).into_response())
+            Some(([(ALLOW, "GET, HEAD")], refusal).into_response())
         }
     }
 }
 
 /// "Determining Support": 200 says that this is a registry.
 async fn base(method: Method) -> Response {
-    match check_method(&method) {
-        Ok(()) => ([(API_VERSION, "registry/2.0")], Json(serde_json::json!({}))).into_response(),
-        Err(refused) => refused,
-    }
+    refused_method(&method)
+        .unwrap_or_else(|| ([(API_VERSION, "registry/2.0")], Json(serde_json::json!({}))).into_response())
 }
 
 async fn pull(State(store): State<Arc<ContentStore>>, method: Method, uri: Uri, headers: HeaderMap) -> Response {
-    if let Err(refused) = check_method(&method) {
+    if let Some(refused) = refused_method(&method) {
         return refused;
     }
     let answer = match endpoint(uri.path()) {
@@ -142,7 +141,12 @@ fn check_digest(text: &str) -> Result<Digest, Refusal> {
     text.parse().map_err(invalid)
 }
 
-async fn manifest(store: Arc<ContentStore>, name: &str, reference: &str, headers: &HeaderMap) -> Result<Response, Refusal> {
+async fn manifest(
+    store: Arc<ContentStore>,
+    name: &str,
+    reference: &str,
+    headers: &HeaderMap,
+) -> Result<Response, Refusal> {
     let name = check_name(name)?;
     let text = match reference.contains(':') {
         true => format!("{name}@{}", check_digest(reference)?),
@@ -183,12 +187,13 @@ async fn blob(
     if is_known(headers, &digest) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag(&digest))]).into_response());
     }
-    let opened = tokio::task::spawn_blocking(move || store.open_blob(&digest)).await.map_err(|_| Error::TaskEnded)??;
+    let opened =
+        tokio::task::spawn_blocking(move || store.open_blob(&digest)).await.map_err(|_| Error::TaskEnded)??;
     let opened = opened.ok_or_else(unknown)?;
     let size = opened.size;
     // RFC 9110, 14.2: only GET has ranges; 13.1.5: If-Range must match or the whole is sent.
-    let wants_range = method == Method::GET
-        && headers.get(IF_RANGE).is_none_or(|known| known.as_bytes() == etag(&digest).as_bytes());
+    let wants_range =
+        method == Method::GET && headers.get(IF_RANGE).is_none_or(|known| known.as_bytes() == etag(&digest).as_bytes());
     let range = headers.get(RANGE).filter(|_| wants_range).and_then(|value| value.to_str().ok());
     let common = [
         (CONTENT_TYPE, "application/octet-stream".to_owned()),
@@ -245,7 +250,8 @@ fn tags(store: &ContentStore, name: &str, query: &str) -> Result<Response, Refus
     let mut rest = all.into_iter().filter(|tag| tag.as_str() > after);
     let page: Vec<String> = rest.by_ref().take(n).collect();
     let more = rest.next().is_some();
-    let link = page.last().filter(|_| more).map(|last| format!("</v2/{name}/tags/list?n={n}&last={last}>; rel=\"next\""));
+    let link =
+        page.last().filter(|_| more).map(|last| format!("</v2/{name}/tags/list?n={n}&last={last}>; rel=\"next\""));
     let body = Json(serde_json::json!({ "name": name, "tags": page }));
     let mut response = ([(API_VERSION, "registry/2.0")], body).into_response();
     response.headers_mut().extend(link.and_then(|text| Some((LINK, text.parse().ok()?))));

@@ -6,8 +6,14 @@
 //! (data after a link, one zero block at the end) we do as Go's `archive/tar` does: images
 //! are written by it, and a second reading of the same bytes is how things get smuggled.
 
+mod fields;
+
 use std::io::{self, Read};
 
+use self::fields::{
+    BAD_SPARSE, MAX_SPARSE_SEGMENTS, check_map, decimal, gnu_segments, number, pairs, pax_records, signed_number,
+    timestamp, until_nul,
+};
 use crate::error::LayerFault;
 
 const BLOCK: usize = 512;
@@ -15,8 +21,6 @@ const BLOCK: usize = 512;
 pub(crate) const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// Extension headers before one member.
 const MAX_HEADERS_PER_MEMBER: usize = 16;
-/// Data segments of one sparse file.
-const MAX_SPARSE_SEGMENTS: usize = 64 << 10;
 
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub(crate) struct TarReader<R> {
     inner: R,
     data_left: u64,
     padding: u64,
+    /// Of the member that was read last, or was being read when an error came.
+    last_name: Option<Vec<u8>>,
 }
 
 type Result<T> = std::result::Result<T, LayerFault>;
@@ -99,7 +105,12 @@ impl Extensions {
 
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, data_left: 0, padding: 0 }
+        Self { inner, data_left: 0, padding: 0, last_name: None }
+    }
+
+    /// The member that an error of [`TarReader::next`] is about, or comes after.
+    pub(crate) fn last_label(&self) -> Option<String> {
+        self.last_name.as_deref().map(label)
     }
 
     /// The stream behind the archive, to read what follows its end.
@@ -139,6 +150,7 @@ impl<R: Read> TarReader<R> {
             (None, Some(name)) => name.clone(),
             (None, None) => header_name(header),
         };
+        self.last_name = Some(name.clone());
         let link = match (extensions.text("linkpath")?, &extensions.link) {
             (Some(link), _) => link,
             (None, Some(link)) => link.clone(),
@@ -345,11 +357,8 @@ impl<R: Read> TarReader<R> {
                 Some(_) => Err(LayerFault::Tar("a single block of zeros between members")),
             };
         }
-        let sum: u64 = block
-            .iter()
-            .enumerate()
-            .map(|(at, &b)| u64::from(if (148..156).contains(&at) { b' ' } else { b }))
-            .sum();
+        let sum: u64 =
+            block.iter().enumerate().map(|(at, &b)| u64::from(if (148..156).contains(&at) { b' ' } else { b })).sum();
         match number(&block[148..156])? == sum {
             true => Ok(Some(block)),
             false => Err(LayerFault::Tar("a header's checksum is wrong")),
@@ -373,8 +382,6 @@ impl<R: Read> TarReader<R> {
     }
 }
 
-const BAD_SPARSE: LayerFault = LayerFault::Tar("a bad map of a sparse file");
-
 fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
     let name = until_nul(&header[..100]);
     // Only POSIX headers have the prefix; GNU keeps times there.
@@ -384,158 +391,9 @@ fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
     }
 }
 
-fn until_nul(field: &[u8]) -> &[u8] {
-    field.split(|&b| b == 0).next().unwrap_or_default()
-}
-
-fn number(field: &[u8]) -> Result<u64> {
-    u64::try_from(signed_number(field)?).map_err(|_| LayerFault::Tar("a negative number"))
-}
-
-/// Octal text, or base 256 when the highest bit is set. An empty field is 0, as in Go.
-fn signed_number(field: &[u8]) -> Result<i64> {
-    let bad = LayerFault::Tar("a bad number in a header");
-    let Some(&first) = field.first() else { return Err(bad) };
-    if first & 0x80 != 0 {
-        // Two's complement with the marker bit taken out; the next bit is the sign.
-        let negative = first & 0x40 != 0;
-        let start = if negative { -1i128 } else { 0 };
-        let head = if negative { first | 0x80 } else { first & 0x7f };
-        let mut value = (start << 8) | i128::from(head);
-        for &byte in &field[1..] {
-            value = (value << 8) | i128::from(byte);
-        }
-        return i64::try_from(value).map_err(|_| bad);
-    }
-    let text: Vec<u8> = until_nul(field).iter().copied().filter(|&b| b != b' ').collect();
-    text.iter().try_fold(0i64, |sum, &digit| match digit {
-        b'0'..=b'7' => sum.checked_mul(8).and_then(|s| s.checked_add(i64::from(digit - b'0'))),
-        _ => None,
-    })
-    .ok_or(bad)
-}
-
-fn decimal(text: &[u8]) -> Result<u64> {
-    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let parsed = std::str::from_utf8(text).ok().filter(|_| digits).and_then(|t| t.parse().ok());
-    parsed.ok_or(LayerFault::Tar("a bad number in a PAX header"))
-}
-
-/// `seconds[.fraction]`, possibly negative.
-fn timestamp(text: &[u8]) -> Result<(i64, u32)> {
-    let bad = || LayerFault::Tar("a bad time in a PAX header");
-    let text = std::str::from_utf8(text).map_err(|_| bad())?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = whole.parse().map_err(|_| bad())?;
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(bad());
-    }
-    // Nine digits, cut or filled up.
-    let nanos = fraction.bytes().chain(std::iter::repeat(b'0')).take(9).fold(0, |sum, b| sum * 10 + u32::from(b - b'0'));
-    match whole.starts_with('-') && nanos > 0 {
-        // -1.25 s is 0.75 s after -2 s.
-        true => Ok((seconds.checked_sub(1).ok_or_else(bad)?, 1_000_000_000 - nanos)),
-        false => Ok((seconds, nanos)),
-    }
-}
-
-/// Records `<length> <key>=<value>\n`, where the length counts itself and the newline.
-fn pax_records(mut body: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
-    let bad = || LayerFault::Tar("a bad PAX record");
-    let mut records = Vec::new();
-    while !body.is_empty() && body[0] != 0 {
-        let space = body.iter().take(20).position(|&b| b == b' ').ok_or_else(bad)?;
-        let length = usize::try_from(decimal(&body[..space])?).map_err(|_| bad())?;
-        let record = body.get(space + 1..length).and_then(|r| r.strip_suffix(b"\n")).ok_or_else(bad)?;
-        let equals = record.iter().position(|&b| b == b'=').ok_or_else(bad)?;
-        let key = std::str::from_utf8(&record[..equals]).map_err(|_| bad())?;
-        records.push((key.to_owned(), record[equals + 1..].to_vec()));
-        body = &body[length..];
-    }
-    Ok(records)
-}
-
-fn pairs(mut numbers: impl Iterator<Item = Result<u64>>) -> Result<Vec<(u64, u64)>> {
-    let mut map = Vec::new();
-    while let Some(offset) = numbers.next() {
-        let length = numbers.next().ok_or(BAD_SPARSE)??;
-        map.push((offset?, length));
-        if map.len() > MAX_SPARSE_SEGMENTS {
-            return Err(BAD_SPARSE);
-        }
-    }
-    Ok(map)
-}
-
-fn gnu_segments(fields: &[u8], map: &mut Vec<(u64, u64)>) -> Result<()> {
-    for field in fields.chunks_exact(24).take_while(|f| f[0] != 0) {
-        map.push((number(&field[..12])?, number(&field[12..])?));
-        if map.len() > MAX_SPARSE_SEGMENTS {
-            return Err(BAD_SPARSE);
-        }
-    }
-    Ok(())
-}
-
-/// Segments in order, inside of the file, and together exactly the data that follow.
-fn check_map(map: &[(u64, u64)], size: u64, data_bytes: u64) -> Result<()> {
-    let (mut end, mut sum) = (0u64, 0u64);
-    for &(offset, length) in map {
-        let next = offset.checked_add(length).filter(|&next| offset >= end && next <= size);
-        end = next.ok_or(BAD_SPARSE)?;
-        sum += length; // No overflow: the segments do not overlap and all lie below `size`.
-    }
-    if sum == data_bytes { Ok(()) } else { Err(BAD_SPARSE) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_as_tars_write_them() {
-        for (field, value) in [
-            (&b"0000644\0"[..], 0o644),
-            (b"   644 \0", 0o644),
-            (b"\0\0\0\0\0\0\0\0", 0),
-            (b"\x80\0\0\0\0\0\x01\0", 256),
-            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", -2),
-        ] {
-            assert_eq!(signed_number(field).unwrap(), value, "{field:?}");
-        }
-        assert!(signed_number(b"12x").is_err() && number(b"\xff\xff").is_err());
-    }
-
-    #[test]
-    fn times_with_fractions() {
-        assert_eq!(timestamp(b"1.5").unwrap(), (1, 500_000_000));
-        assert_eq!(timestamp(b"-1.25").unwrap(), (-2, 750_000_000));
-        assert_eq!(timestamp(b"7").unwrap(), (7, 0));
-        assert_eq!(timestamp(b"7.1234567899").unwrap(), (7, 123_456_789));
-        assert!(timestamp(b"7.x").is_err() && timestamp(b"").is_err());
-    }
-
-    #[test]
-    fn pax_records_may_hold_anything_in_their_values() {
-        let records = pax_records(b"12 a=b=c\nd\n\n").unwrap();
-        assert_eq!(records, [("a".to_owned(), b"b=c\nd\n".to_vec())]);
-        for bad in [&b"5 a=b"[..], b"99 a=b\n", b"x a=b\n", b"6 abc\n", b"2 \n", b"0 a=b\n"] {
-            assert!(pax_records(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_sparse_map_stays_inside_of_its_file() {
-        assert!(check_map(&[(0, 1), (5, 5)], 10, 6).is_ok());
-        for (map, size, data) in [
-            (&[(0, 1), (5, 6)][..], 10, 7),
-            (&[(5, 1), (0, 1)], 10, 2),
-            (&[(0, 1)], 10, 2),
-            (&[(u64::MAX, 2)], 10, 2),
-        ] {
-            assert!(check_map(map, size, data).is_err(), "{map:?}");
-        }
-    }
 
     #[test]
     fn a_huge_header_is_refused_before_it_is_read() {

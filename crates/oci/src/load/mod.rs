@@ -47,7 +47,12 @@ impl ContentStore {
 
     /// Loads the images of an archive that is read from a stream. Blocking; see
     /// [`ContentStore::load_path`]. A stream that breaks off is refused as truncated.
-    pub fn load_stream(&self, stream: impl Read, name: Option<&str>, progress: &ProgressSink) -> Result<Vec<ImageId>, Error> {
+    pub fn load_stream(
+        &self,
+        stream: impl Read,
+        name: Option<&str>,
+        progress: &ProgressSink,
+    ) -> Result<Vec<ImageId>, Error> {
         let naming = Naming::new(name, None)?;
         let what = "the archive";
         let source = Source::archive(self, stream, what, progress)?;
@@ -68,7 +73,13 @@ impl ContentStore {
         work.await.map_err(|_| Error::TaskEnded)?
     }
 
-    fn load(&self, source: Source, what: &str, naming: &Naming, progress: &ProgressSink) -> Result<Vec<ImageId>, Error> {
+    fn load(
+        &self,
+        source: Source,
+        what: &str,
+        naming: &Naming,
+        progress: &ProgressSink,
+    ) -> Result<Vec<ImageId>, Error> {
         let prepared = prepare::all(self, &source, what, naming, progress)?;
         let mut loaded = Vec::new();
         for image in &prepared {

@@ -95,7 +95,8 @@ impl Work<'_> {
         }
         self.check_count(entries.len())?;
         let image = |entry: &&Descriptor| {
-            let own: Vec<String> = NAME_ANNOTATIONS.iter().filter_map(|key| entry.annotations.get(*key)).take(1).cloned().collect();
+            let own: Vec<String> =
+                NAME_ANNOTATIONS.iter().filter_map(|key| entry.annotations.get(*key)).take(1).cloned().collect();
             let names = naming.names(self.what, &own, entries.len())?;
             let descriptor = self.choose(entry, MAX_INDEX_DEPTH)?;
             self.oci_image(descriptor, names)
@@ -112,7 +113,8 @@ impl Work<'_> {
             return Err(self.not_an_image(format!("its indexes nest deeper than {MAX_INDEX_DEPTH}")));
         }
         let bytes = self.verified_document(entry, "index")?;
-        let index: Index = serde_json::from_slice(&bytes).map_err(Error::document(format!("index {}", entry.digest)))?;
+        let index: Index =
+            serde_json::from_slice(&bytes).map_err(Error::document(format!("index {}", entry.digest)))?;
         self.choose(index.for_this_machine()?, depth - 1)
     }
 
@@ -190,11 +192,10 @@ impl Work<'_> {
         for path in &image.layers {
             let layer = staged(path)?;
             let packing = packing(&layer, self.store.limits())
-                .map_err(|source| Error::Archive { path: Some(path.clone()), source })?;
+                .map_err(|source| Error::Archive { path: Some(path.clone()), source: Box::new(source) })?;
             layers.push(described(layer, packing.layer_media_type()));
         }
-        let manifest =
-            Manifest { schema_version: 2, media_type: media_type::MANIFEST.into(), config, layers };
+        let manifest = Manifest { schema_version: 2, media_type: media_type::MANIFEST.into(), config, layers };
         let document = serde_json::to_vec(&manifest).map_err(Error::document("the new manifest"))?;
         manifest.check(self.what, self.store.limits())?;
         let descriptor = descriptor(media_type::MANIFEST, Digest::of(&document), document.len() as u64);
@@ -226,7 +227,8 @@ impl Work<'_> {
         for (index, (layer, diff_id)) in layers.iter().zip(diff_ids).enumerate() {
             let number = index + 1;
             let file = self.open(image, &layer.digest, &format!("layer {number} of {of}"))?;
-            let fault = |source| Error::Layer { number, of, digest: layer.digest, path: None, source };
+            let fault =
+                |source| Error::Layer { number, of, digest: layer.digest, path: None, source: Box::new(source) };
             let decoded = Decoded::new(file, Bounds::layer(self.store.limits())).map_err(fault)?;
             let found = decoded.finish().map_err(fault)?;
             if found != *diff_id {

@@ -53,7 +53,12 @@ impl Source {
     }
 
     /// Stages every file of an archive, in whatever order they come.
-    pub(super) fn archive(store: &ContentStore, stream: impl Read, what: &str, progress: &ProgressSink) -> Result<Self, Error> {
+    pub(super) fn archive(
+        store: &ContentStore,
+        stream: impl Read,
+        what: &str,
+        progress: &ProgressSink,
+    ) -> Result<Self, Error> {
         let mut staging = Staging {
             temp: store.temp_dir()?,
             files: HashMap::new(),
@@ -63,11 +68,10 @@ impl Source {
             progress: progress.clone(),
             max_blob_bytes: store.limits().max_blob_bytes,
         };
-        let fault = |path, source| Error::Archive { path, source };
+        let fault = |path, source| Error::Archive { path, source: Box::new(source) };
         let decoded = Decoded::new(stream, Bounds::archive(store.limits())).map_err(|f| fault(None, f))?;
         let mut tar = TarReader::new(io::BufReader::with_capacity(COPY_BUFFER_BYTES, decoded));
         let mut members = 0;
-        let mut last = None;
         loop {
             let member = match tar.next() {
                 Ok(Some(member)) => member,
@@ -76,7 +80,7 @@ impl Source {
                 Err(LayerFault::Tar(_) | LayerFault::Truncated) if members == 0 => {
                     return Err(Error::NotAnImage { what: what.to_owned(), reason: "it is not a tar archive".into() });
                 }
-                Err(error) => return Err(fault(last, error)),
+                Err(error) => return Err(fault(tar.last_label(), error)),
             };
             members += 1;
             if members > store.limits().max_archive_members {
@@ -84,9 +88,9 @@ impl Source {
                 return Err(fault(None, LayerFault::Limit { limit: "max_archive_members", bound }));
             }
             staging.take(&member, &mut tar).map_err(|error| fault(Some(member.label()), error))?;
-            last = Some(member.label());
         }
         // A stream that is cut off after the last member is cut off all the same.
+        let last = tar.last_label();
         tar.into_inner().into_inner().finish().map_err(|error| fault(last, error))?;
         let Staging { temp, files, links, max_blob_bytes, .. } = staging;
         Ok(Self { place: Place::Archive { files, links }, temp, max_blob_bytes })
@@ -107,7 +111,9 @@ impl Source {
     /// A file with its digest, staged; `None` if there is none.
     pub(super) fn stage(&self, path: &str, progress: &ProgressSink) -> Result<Option<Staged>, Error> {
         let folder = match &self.place {
-            Place::Archive { files, .. } => return Ok(self.member(Path::new(path)).and_then(|path| files.get(&path)).cloned()),
+            Place::Archive { files, .. } => {
+                return Ok(self.member(Path::new(path)).and_then(|path| files.get(&path)).cloned());
+            }
             Place::Folder(folder) => folder,
         };
         let from = folder.join(path);
@@ -116,15 +122,17 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("open", from)(error)),
         };
-        let to = tempfile::NamedTempFile::new_in(self.temp.path()).map_err(Error::io("create a file in", self.temp.path()))?;
+        let to = tempfile::NamedTempFile::new_in(self.temp.path())
+            .map_err(Error::io("create a file in", self.temp.path()))?;
         // The folder's guard removes it.
         let (mut to, path) = to.keep().map_err(|error| Error::io("create", &from)(error.error))?;
         let mut limited = file.take(self.max_blob_bytes + 1);
         let mut told = Told { progress, done_bytes: 0, next_bytes: 0 };
-        let (digest, size) = copy_hashed(|buf| limited.read(buf), &mut to, |n| told.add(n)).map_err(|error| match error {
-            CopyError::Read(error) => Error::io("read", &from)(error),
-            CopyError::Write(error) => Error::io("write", &path)(error),
-        })?;
+        let (digest, size) =
+            copy_hashed(|buf| limited.read(buf), &mut to, |n| told.add(n)).map_err(|error| match error {
+                CopyError::Read(error) => Error::io("read", &from)(error),
+                CopyError::Write(error) => Error::io("write", &path)(error),
+            })?;
         match size <= self.max_blob_bytes {
             true => Ok(Some(Staged { path, digest, size })),
             false => Err(Error::Limit {

@@ -39,7 +39,9 @@ enum Ended {
     Whole(PathBuf),
     /// What an earlier try or process had left was not a beginning of the blob, or the rest
     /// was no end of it; both are gone.
-    StartOver { found: Digest },
+    StartOver {
+        found: Digest,
+    },
 }
 
 impl Puller {
@@ -224,8 +226,6 @@ fn starts_at(headers: &HeaderMap, bytes: u64) -> bool {
 fn check_size(role: &str, blob: &Descriptor, found: u64) -> Result<(), Error> {
     match found == blob.size {
         true => Ok(()),
-        false => {
-            Err(Error::WrongSize { role: role.to_owned(), digest: blob.digest, expected: blob.size, found })
-        }
+        false => Err(Error::WrongSize { role: role.to_owned(), digest: blob.digest, expected: blob.size, found }),
     }
 }

@@ -142,7 +142,8 @@ impl Puller {
             }
             let kind = kind(&document);
             if media_type::is_index(&kind) {
-                let index: Index = serde_json::from_slice(&document).map_err(Error::document(format!("index {digest}")))?;
+                let index: Index =
+                    serde_json::from_slice(&document).map_err(Error::document(format!("index {digest}")))?;
                 digest = index.for_this_machine()?.digest;
                 continue;
             }
@@ -153,7 +154,8 @@ impl Puller {
                 });
             }
             let size = document.len() as u64;
-            let descriptor = Descriptor { media_type: kind, digest, size, annotations: Default::default(), platform: None };
+            let descriptor =
+                Descriptor { media_type: kind, digest, size, annotations: Default::default(), platform: None };
             return Ok((descriptor, document, leases));
         }
         Err(Error::NotAnImage {
@@ -183,7 +185,8 @@ impl Puller {
         let answer = self.transport.get(path, headers).await?;
         let url = || self.transport.url(path);
         let bytes = whole(answer.into_body(), MAX_MANIFEST_BYTES).await;
-        let bytes = bytes.map_err(|source| Error::Transport { action: "the manifest broke off", url: url(), source })?;
+        let bytes =
+            bytes.map_err(|source| Error::Transport { action: "the manifest broke off", url: url(), source })?;
         bytes.ok_or_else(|| Error::Limit {
             what: format!("the manifest at {}", url()),
             limit: "MAX_MANIFEST_BYTES",

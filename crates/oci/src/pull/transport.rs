@@ -53,7 +53,8 @@ impl Transport {
         C: Connect + Clone + Send + Sync + 'static,
     {
         let base_url = base_url.trim_end_matches('/').to_owned();
-        let invalid = |source: Source| Error::Transport { action: "cannot use the address", url: base_url.clone(), source };
+        let invalid =
+            |source: Source| Error::Transport { action: "cannot use the address", url: base_url.clone(), source };
         let uri: Uri = base_url.parse().map_err(|error: http::uri::InvalidUri| invalid(error.into()))?;
         if uri.scheme().is_none() || uri.query().is_some() {
             return Err(invalid("it is not of the form http://host[:port][/path]".into()));

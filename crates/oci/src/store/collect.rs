@@ -87,7 +87,12 @@ impl ContentStore {
         Ok(reachable)
     }
 
-    fn collect_blobs(&self, reachable: &BTreeSet<Digest>, is_old: impl Fn(&Path) -> bool, done: &mut Collected) -> Result<(), Error> {
+    fn collect_blobs(
+        &self,
+        reachable: &BTreeSet<Digest>,
+        is_old: impl Fn(&Path) -> bool,
+        done: &mut Collected,
+    ) -> Result<(), Error> {
         for entry in list(&self.dir.join("blobs/sha256"))? {
             let Some(digest) = digest_named(&entry.file_name()) else { continue };
             let path = entry.path();
@@ -104,7 +109,12 @@ impl ContentStore {
         Ok(())
     }
 
-    fn collect_layers(&self, reachable: &BTreeSet<Digest>, is_old: impl Fn(&Path) -> bool, done: &mut Collected) -> Result<(), Error> {
+    fn collect_layers(
+        &self,
+        reachable: &BTreeSet<Digest>,
+        is_old: impl Fn(&Path) -> bool,
+        done: &mut Collected,
+    ) -> Result<(), Error> {
         for entry in list(&self.layers_dir())? {
             let path = entry.path();
             let Some(note) = read_note(&path) else { continue };

@@ -192,7 +192,13 @@ impl ContentStore {
     }
 
     /// Records a complete image. Its blobs must be there and leased.
-    pub(crate) fn record(&self, name: &str, tag: Option<&str>, descriptor: &Descriptor, manifest: &Manifest) -> Result<ImageId, Error> {
+    pub(crate) fn record(
+        &self,
+        name: &str,
+        tag: Option<&str>,
+        descriptor: &Descriptor,
+        manifest: &Manifest,
+    ) -> Result<ImageId, Error> {
         let image = ImageRecord {
             media_type: descriptor.media_type.clone(),
             manifest_bytes: descriptor.size,
@@ -247,7 +253,13 @@ impl ContentStore {
     }
 
     /// A small blob's bytes. The digest is checked again: documents decide what is run.
-    pub(crate) fn read_blob(&self, digest: &Digest, max_bytes: u64, limit: &'static str, role: &str) -> Result<Vec<u8>, Error> {
+    pub(crate) fn read_blob(
+        &self,
+        digest: &Digest,
+        max_bytes: u64,
+        limit: &'static str,
+        role: &str,
+    ) -> Result<Vec<u8>, Error> {
         let blob = self.open_blob(digest)?;
         let mut blob = blob.ok_or_else(|| Error::MissingBlob { role: role.to_owned(), digest: *digest })?;
         if blob.size > max_bytes {

@@ -84,7 +84,11 @@ impl Names {
     }
 
     /// Changes one name's record, on disk first. A record without images is removed.
-    pub(crate) fn change<T>(&self, name: &str, change: impl FnOnce(&mut NameRecord) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn change<T>(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut NameRecord) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let _writing = locked(&self.writing);
         let mut record = self.read(|records| records.get(name).cloned()).unwrap_or_default();
         record.name = name.to_owned();

@@ -40,9 +40,15 @@ pub(crate) struct Folder {
 pub(crate) enum Found {
     Absent,
     /// A whiteout of that layer hides whatever is below.
-    Hidden { layer: usize },
+    Hidden {
+        layer: usize,
+    },
     Folder(Folder),
-    Leaf { layer: usize, path: PathBuf, stat: FileStat },
+    Leaf {
+        layer: usize,
+        path: PathBuf,
+        stat: FileStat,
+    },
 }
 
 impl Merged {

@@ -7,6 +7,7 @@
 //! layer carries the boot id it was unpacked under, and `ContentStore::open` drops the
 //! layers of an earlier boot; the synced blobs make them again.
 
+mod attributes;
 mod member;
 mod merged;
 mod sys;
@@ -94,7 +95,7 @@ struct LayerName {
 
 impl LayerName {
     fn fault(&self, path: Option<String>, source: LayerFault) -> Error {
-        Error::Layer { number: self.number, of: self.of, digest: self.digest, path, source }
+        Error::Layer { number: self.number, of: self.of, digest: self.digest, path, source: Box::new(source) }
     }
 }
 
@@ -118,6 +119,13 @@ impl ContentStore {
         let chain_ids = image.chain_ids();
         let lease = self.lease(image.blobs().chain(chain_ids.iter().copied()).chain([*manifest]));
         drop(first);
+        // An image that nobody had leased may have been going while we read it. From here on
+        // nothing of it goes, so this one look tells.
+        for blob in image.blobs().chain([*manifest]) {
+            if !self.has_blob(&blob) {
+                return Err(Error::MissingBlob { role: "blob".into(), digest: blob });
+            }
+        }
         self.touch(manifest);
 
         let base = self.layers_dir();
@@ -136,7 +144,13 @@ impl ContentStore {
         Ok(Unpacked { base, lowers, config: image.config, lease })
     }
 
-    fn unpack_layer(&self, name: &LayerName, chain_id: &Digest, diff_id: &Digest, below: &[PathBuf]) -> Result<(), Error> {
+    fn unpack_layer(
+        &self,
+        name: &LayerName,
+        chain_id: &Digest,
+        diff_id: &Digest,
+        below: &[PathBuf],
+    ) -> Result<(), Error> {
         let turn = self.turn(chain_id);
         let _turn = turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let target = self.layers_dir().join(short_id(chain_id));
@@ -147,7 +161,8 @@ impl ContentStore {
             };
         }
         let role = || format!("layer {} of {}", name.number, name.of);
-        let blob = self.open_blob(&name.digest)?.ok_or_else(|| Error::MissingBlob { role: role(), digest: name.digest })?;
+        let blob =
+            self.open_blob(&name.digest)?.ok_or_else(|| Error::MissingBlob { role: role(), digest: name.digest })?;
         let temp = self.temp_dir()?;
         let tree = temp.path().join(TREE);
         std::fs::create_dir(&tree).map_err(Error::io("create", &tree))?;
@@ -196,16 +211,8 @@ fn write_layer(
     // The tar reader asks for blocks of 512 bytes; hashing likes more.
     let mut tar = TarReader::new(std::io::BufReader::with_capacity(128 << 10, decoded));
     let mut writer = LayerWriter::new(tree, below, limits).map_err(whole)?;
-    let mut last = None;
-    loop {
-        // A stream that breaks breaks after the member that was read last.
-        let member = match tar.next() {
-            Ok(Some(member)) => member,
-            Ok(None) => break,
-            Err(fault) => return Err((last, fault)),
-        };
+    while let Some(member) = tar.next().map_err(|fault| (tar.last_label(), fault))? {
         writer.apply(&member, &mut tar).map_err(|fault| (Some(member.label()), fault))?;
-        last = Some(member.label());
     }
     let counts = writer.finish().map_err(whole)?;
     let found = tar.into_inner().into_inner().finish().map_err(whole)?;

@@ -85,9 +85,7 @@ pub(crate) fn set_xattr(fd: impl AsFd, name: &str, value: &[u8]) -> io::Result<(
 pub(crate) fn set_xattr_c(fd: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: the descriptor is open for the length of the call, the name ends with a NUL,
     // and the kernel only reads `value.len()` bytes of `value`.
-    let done = unsafe {
-        libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
-    };
+    let done = unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     Errno::result(done).map(drop).map_err(io::Error::from)
 }
 
@@ -97,9 +95,7 @@ pub(crate) fn get_xattr(fd: impl AsFd, name: &CStr) -> io::Result<Option<Vec<u8>
     let mut value = vec![0u8; 64 << 10];
     // SAFETY: the descriptor is open, the name ends with a NUL, and the kernel writes at most
     // `value.len()` bytes into `value`, which we own.
-    let got = unsafe {
-        libc::fgetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
-    };
+    let got = unsafe { libc::fgetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     match Errno::result(got) {
         Ok(length) => {
             value.truncate(length as usize); // Not negative: checked by `result`.
@@ -133,7 +129,8 @@ pub(crate) fn is_opaque(fd: impl AsFd) -> io::Result<bool> {
 
 /// Names in a folder, without `.` and `..`.
 pub(crate) fn names_in(folder: impl AsFd) -> nix::Result<Vec<std::ffi::OsString>> {
-    let mut dir = nix::dir::Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut dir =
+        nix::dir::Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut names = Vec::new();
     for entry in dir.iter() {
         let entry = entry?;

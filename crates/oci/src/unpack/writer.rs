@@ -21,6 +21,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags};
 
+use super::attributes::{Attributes, CopiedAttributes};
 use super::member::{self, Role};
 use super::merged::{Folder, Found, Merged, Trail};
 use super::sys;
@@ -29,66 +30,8 @@ use crate::limits::Limits;
 use crate::tarball::{Kind, Member, TarReader, label};
 
 const COPY_BUFFER_BYTES: usize = 256 << 10;
-/// Mode of a folder that no layer describes.
-const IMPLIED_MODE: u32 = 0o755;
 
 type Result<T> = std::result::Result<T, LayerFault>;
-
-/// Owner, mode and the like.
-struct Attributes<'a> {
-    uid: u32,
-    gid: u32,
-    mode: u32,
-    time: TimeSpec,
-    xattrs: &'a [(String, Vec<u8>)],
-}
-
-impl<'a> Attributes<'a> {
-    fn of(member: &'a Member) -> Self {
-        Self {
-            uid: member.uid,
-            gid: member.gid,
-            mode: member.mode,
-            time: TimeSpec::new(member.mtime.0, member.mtime.1.into()),
-            xattrs: &member.xattrs,
-        }
-    }
-
-    fn copied(stat: &FileStat, xattrs: &'a [(String, Vec<u8>)]) -> Self {
-        Self {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            mode: stat.st_mode & 0o7777,
-            time: sys::mtime(stat),
-            xattrs,
-        }
-    }
-
-    /// In this order: chown drops setuid and file capabilities, and writing drops times.
-    fn put_on(&self, fd: &OwnedFd) -> Result<()> {
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        nix::unistd::fchown(fd, Some(uid), Some(gid)).map_err(LayerFault::sys("set the owner"))?;
-        let mode = Mode::from_bits_truncate(self.mode);
-        nix::sys::stat::fchmod(fd, mode).map_err(LayerFault::sys("set the mode"))?;
-        for (name, value) in self.xattrs.iter().filter(|(name, _)| is_wanted_xattr(name)) {
-            match sys::set_xattr(fd, name, value) {
-                // A file system without them still runs most images.
-                Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => {}
-                other => other.map_err(LayerFault::io("set an extended attribute"))?,
-            }
-        }
-        sys::set_times(fd, self.time).map_err(LayerFault::sys("set the time"))
-    }
-}
-
-/// Attributes that belong to an image. Those of overlayfs itself (`trusted.overlay.*`,
-/// `user.overlay.*`) would let a layer redirect the mount; labels belong to the host.
-fn is_wanted_xattr(name: &str) -> bool {
-    match name {
-        "security.capability" | "system.posix_acl_access" | "system.posix_acl_default" => true,
-        other => other.starts_with("user.") && !other.starts_with("user.overlay."),
-    }
-}
 
 /// The folder that members are going into, kept open from one to the next.
 struct Parent {
@@ -118,8 +61,8 @@ impl<'a> LayerWriter<'a> {
         let roots: Vec<PathBuf> = std::iter::once(target.to_owned()).chain(lowers.iter().cloned()).collect();
         let view = Merged::open(&roots)?;
         match view.roots.get(1) {
-            Some(below) => copied_attributes(below)?.put_on(&view.roots[0])?,
-            None => implied_attributes().put_on(&view.roots[0])?,
+            Some(below) => CopiedAttributes::read(below)?.put_on(&view.roots[0])?,
+            None => Attributes::implied().put_on(&view.roots[0])?,
         }
         Ok(Self { view, parent: None, limits, files: 0, bytes: 0, buffer: vec![0; COPY_BUFFER_BYTES] })
     }
@@ -373,7 +316,7 @@ impl<'a> LayerWriter<'a> {
                     let below = folder.layers.first().map(|&layer| &self.view.roots[layer]);
                     let below = below.map(|root| sys::open_folder(root, &folder.path)).transpose();
                     let below = below.map_err(LayerFault::sys("open a folder"))?;
-                    let attributes = below.as_ref().map(copied_attributes).transpose()?;
+                    let attributes = below.as_ref().map(CopiedAttributes::read).transpose()?;
                     self.imply_folder(&path, attributes, false)?;
                     folder.layers.insert(0, 0);
                     trail.enter(folder);
@@ -414,7 +357,7 @@ impl<'a> LayerWriter<'a> {
         }
         match attributes {
             Some(attributes) => attributes.put_on(&fd)?,
-            None => implied_attributes().put_on(&fd)?,
+            None => Attributes::implied().put_on(&fd)?,
         }
         sys::set_times(&parent, time).map_err(LayerFault::sys("set the time"))
     }
@@ -459,7 +402,7 @@ impl<'a> LayerWriter<'a> {
                 let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
                 let from = sys::open_beneath(&self.view.roots[layer], path, flags)
                     .map_err(LayerFault::sys("open the file of a lower layer"))?;
-                let attributes = copied_attributes(&from)?;
+                let attributes = CopiedAttributes::read(&from)?;
                 let mut to = create(&self.here()?.fd, &name)?;
                 io::copy(&mut File::from(from), &mut to).map_err(LayerFault::io("copy the file of a lower layer"))?;
                 attributes.put_on(&to.into())
@@ -497,38 +440,6 @@ impl<'a> LayerWriter<'a> {
         nix::sys::stat::utimensat(here, name, &time, &time, UtimensatFlags::NoFollowSymlink)
             .map_err(LayerFault::sys("set the time"))
     }
-}
-
-/// Attributes with the extended ones that they own.
-struct CopiedAttributes {
-    stat: FileStat,
-    xattrs: Vec<(String, Vec<u8>)>,
-}
-
-impl CopiedAttributes {
-    fn put_on(&self, fd: &OwnedFd) -> Result<()> {
-        Attributes::copied(&self.stat, &self.xattrs).put_on(fd)
-    }
-}
-
-fn copied_attributes(fd: &OwnedFd) -> Result<CopiedAttributes> {
-    let read = || -> io::Result<Vec<(String, Vec<u8>)>> {
-        let mut xattrs = Vec::new();
-        for name in sys::list_xattrs(fd)? {
-            let Ok(text) = name.to_str() else { continue };
-            if let (true, Some(value)) = (is_wanted_xattr(text), sys::get_xattr(fd, &name)?) {
-                xattrs.push((text.to_owned(), value));
-            }
-        }
-        Ok(xattrs)
-    };
-    let xattrs = read().map_err(LayerFault::io("read extended attributes"))?;
-    Ok(CopiedAttributes { stat: fstat(fd)?, xattrs })
-}
-
-/// A time of zero, not of now: the same layer gives the same folder every time.
-fn implied_attributes() -> Attributes<'static> {
-    Attributes { uid: 0, gid: 0, mode: IMPLIED_MODE, time: TimeSpec::new(0, 0), xattrs: &[] }
 }
 
 fn split(path: &Path) -> Result<(&Path, &OsStr)> {

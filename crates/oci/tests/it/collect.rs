@@ -115,7 +115,13 @@ fn a_collector_that_never_rests_takes_nothing_from_those_at_work() {
                         assert_eq!(std::fs::read(find(&unpacked, &name).unwrap()).unwrap(), name.as_bytes());
                         assert_eq!(std::fs::read(find(&unpacked, "shared").unwrap()).unwrap().len(), 4000);
                         assert!(test.store.config(&digest).is_ok());
-                        assert!(test.store.manifest(&digest).unwrap().layers.iter().all(|l| test.store.open_blob(&l.digest).unwrap().is_some()));
+                        assert!(
+                            test.store.manifest(&digest).unwrap().layers.iter().all(|l| test
+                                .store
+                                .open_blob(&l.digest)
+                                .unwrap()
+                                .is_some())
+                        );
                     }
                 })
             })

@@ -40,27 +40,71 @@ fn cases(outside: &str) -> Vec<Case> {
     let one = |layer: Layer| vec![layer.done()];
     vec![
         ("dotdot", one(Layer::new().file("../evil", b"x")), "`../evil`: the name leaves the root"),
-        ("dotdot after a folder", one(Layer::new().folder("a", 0o755).file("a/../../evil", b"x")), "the name leaves the root"),
+        (
+            "dotdot after a folder",
+            one(Layer::new().folder("a", 0o755).file("a/../../evil", b"x")),
+            "the name leaves the root",
+        ),
         ("dotdot folder", one(Layer::new().folder("..", 0o777)), "the name leaves the root"),
-        ("a file through a link", one(out(Layer::new()).file("out/evil", b"x")), "member `out/evil`: would be written through the symbolic link `out`"),
-        ("a file through a relative link", one(Layer::new().symlink("up", "../../../..").file("up/tmp/evil", b"x")), "symbolic link `up`"),
+        (
+            "a file through a link",
+            one(out(Layer::new()).file("out/evil", b"x")),
+            "member `out/evil`: would be written through the symbolic link `out`",
+        ),
+        (
+            "a file through a relative link",
+            one(Layer::new().symlink("up", "../../../..").file("up/tmp/evil", b"x")),
+            "symbolic link `up`",
+        ),
         ("a folder through a link", one(out(Layer::new()).folder("out/dir", 0o777)), "symbolic link `out`"),
         ("a link through a link", one(out(Layer::new()).symlink("out/link", "x")), "symbolic link `out`"),
-        ("a deep link", one(Layer::new().folder("a", 0o755).symlink("a/b", outside).file("a/b/c/evil", b"x")), "symbolic link `a/b`"),
+        (
+            "a deep link",
+            one(Layer::new().folder("a", 0o755).symlink("a/b", outside).file("a/b/c/evil", b"x")),
+            "symbolic link `a/b`",
+        ),
         ("a whiteout through a link", one(out(Layer::new()).file("out/.wh.keep", b"")), "symbolic link `out`"),
-        ("an opaque marker through a link", one(out(Layer::new()).file("out/.wh..wh..opq", b"")), "symbolic link `out`"),
-        ("a hard link to the outside", one(Layer::new().hard_link("evil", "../../../keep")), "the hard link's target `../../../keep` leaves the root"),
+        (
+            "an opaque marker through a link",
+            one(out(Layer::new()).file("out/.wh..wh..opq", b"")),
+            "symbolic link `out`",
+        ),
+        (
+            "a hard link to the outside",
+            one(Layer::new().hard_link("evil", "../../../keep")),
+            "the hard link's target `../../../keep` leaves the root",
+        ),
         ("a hard link through a link", one(out(Layer::new()).hard_link("evil", "out/keep")), "symbolic link `out`"),
-        ("a hard link made in a linked folder", one(out(Layer::new()).file("a", b"x").hard_link("out/evil", "a")), "symbolic link `out`"),
-        ("a hard link to nothing", one(Layer::new().hard_link("evil", "nothing")), "`nothing` is not a file of this image"),
+        (
+            "a hard link made in a linked folder",
+            one(out(Layer::new()).file("a", b"x").hard_link("out/evil", "a")),
+            "symbolic link `out`",
+        ),
+        (
+            "a hard link to nothing",
+            one(Layer::new().hard_link("evil", "nothing")),
+            "`nothing` is not a file of this image",
+        ),
         ("a hard link to a folder", one(Layer::new().folder("a", 0o755).hard_link("evil", "a")), "`a` is not a file"),
-        ("a hard link to itself", one(Layer::new().file("a", b"x").hard_link("a", "./a")), "is not a file of this image"),
+        (
+            "a hard link to itself",
+            one(Layer::new().file("a", b"x").hard_link("a", "./a")),
+            "is not a file of this image",
+        ),
         ("a whiteout of the parent", one(Layer::new().file("a/.wh...", b"")), "a whiteout of no name"),
         ("a whiteout of nothing", one(Layer::new().file(".wh.", b"")), "a whiteout of no name"),
         ("below a whiteout's name", one(Layer::new().file(".wh.a/b", b"")), "named like a whiteout"),
         ("a file as parent", one(Layer::new().file("a", b"x").file("a/b", b"x")), "its parent `a` is not a folder"),
-        ("a lower file as parent", vec![Layer::new().file("a", b"x").done(), Layer::new().file("a/b", b"x").done()], "layer 2 of 2"),
-        ("links in a circle below", vec![Layer::new().symlink("a", "b").symlink("b", "a").done(), Layer::new().file("a/x", b"x").done()], "too many symbolic links"),
+        (
+            "a lower file as parent",
+            vec![Layer::new().file("a", b"x").done(), Layer::new().file("a/b", b"x").done()],
+            "layer 2 of 2",
+        ),
+        (
+            "links in a circle below",
+            vec![Layer::new().symlink("a", "b").symlink("b", "a").done(), Layer::new().file("a/x", b"x").done()],
+            "too many symbolic links",
+        ),
         ("the root as a file", one(Layer::new().file(".", b"x")), "the root can only be a folder"),
         ("a NUL in the name", one(Layer::new().pax(&[("path", b"a\0b")]).file("a", b"x")), "it holds a NUL"),
         ("a NUL in the target", one(Layer::new().pax(&[("linkpath", b"a\0b")]).symlink("a", "x")), "it holds a NUL"),
@@ -68,16 +112,70 @@ fn cases(outside: &str) -> Vec<Case> {
         ("too deep", one(Layer::new().pax(&[("path", &b"a/".repeat(300))]).file("a", b"x")), "deeper than 200 folders"),
         ("an empty name", one(Layer::new().file("", b"x")), "it is empty"),
         ("an unknown type", one(Layer::new().raw(b'V', b"a", b"", meta(), b"")), "type `V` are not supported"),
-        ("an impossible owner", one(Layer::new().file_with("a", b"x", Meta { uid: 0o7777777, ..meta() }).pax(&[("uid", b"4294967295")]).file("b", b"x")), "member `a`: uid is out of range"),
-        ("a huge header", vec![patched(Layer::new().pax(&[("path", b"a")]).file("a", b"x"), |b| { b[124..136].copy_from_slice(b"77777777777\0"); resum(b); })], "MAX_HEADER_BYTES"),
-        ("headers without end", one((0..40).fold(Layer::new(), |l, _| l.pax(&[("path", b"a")]))), "too many extension headers"),
+        (
+            "an impossible owner",
+            one(Layer::new()
+                .file_with("a", b"x", Meta { uid: 0o7777777, ..meta() })
+                .pax(&[("uid", b"4294967295")])
+                .file("b", b"x")),
+            "member `b`: uid is out of range",
+        ),
+        (
+            "a huge header",
+            vec![patched(Layer::new().pax(&[("path", b"a")]).file("a", b"x"), |b| {
+                b[124..136].copy_from_slice(b"77777777777\0");
+                resum(b);
+            })],
+            "MAX_HEADER_BYTES",
+        ),
+        (
+            "headers without end",
+            one((0..40).fold(Layer::new(), |l, _| l.pax(&[("path", b"a")]))),
+            "too many extension headers",
+        ),
         ("a bad checksum", vec![patched(Layer::new().file("a", b"x"), |b| b[0] = b'b')], "checksum is wrong"),
-        ("data that are not there", vec![Layer::new().file("a", b"x").raw(b'0', b"b", b"", meta(), &[0; 2048]).cut()[..2048].to_vec()], "truncated"),
-        ("a size past all bounds", vec![patched(Layer::new().file("a", b"x"), |b| { b[124..136].copy_from_slice(b"77777777777\0"); resum(b); })], "max_layer_bytes"),
-        ("a sparse file of eight exabytes", one(Layer::new().pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.name", b"s"), ("GNU.sparse.realsize", b"9000000000000000000")]).file("a", &[&b"0\n"[..], &[0; 510]].concat())), "max_layer_bytes"),
-        ("a sparse map past its file", one(Layer::new().pax(&[("GNU.sparse.map", b"0,1,9,5"), ("GNU.sparse.size", b"10"), ("GNU.sparse.name", b"s")]).file("a", b"123456")), "a bad map of a sparse file"),
-        ("too many files", one((0..60).fold(Layer::new(), |l, n| l.file(&format!("f{n}"), b""))), "max_layer_files = 50"),
-        ("too many implied folders", one(Layer::new().pax(&[("path", &b"a/".repeat(100))]).file("a", b"x")), "max_layer_files = 50"),
+        (
+            "data that are not there",
+            vec![Layer::new().file("a", b"x").raw(b'0', b"b", b"", meta(), &[0; 2048]).cut()[..2048].to_vec()],
+            "truncated",
+        ),
+        (
+            "a size past all bounds",
+            vec![patched(Layer::new().file("a", b"x"), |b| {
+                b[124..136].copy_from_slice(b"77777777777\0");
+                resum(b);
+            })],
+            "max_layer_bytes",
+        ),
+        (
+            "a sparse file of eight exabytes",
+            one(Layer::new()
+                .pax(&[
+                    ("GNU.sparse.major", b"1"),
+                    ("GNU.sparse.minor", b"0"),
+                    ("GNU.sparse.name", b"s"),
+                    ("GNU.sparse.realsize", b"9000000000000000000"),
+                ])
+                .file("a", &[&b"0\n"[..], &[0; 510]].concat())),
+            "max_layer_bytes",
+        ),
+        (
+            "a sparse map past its file",
+            one(Layer::new()
+                .pax(&[("GNU.sparse.map", b"0,1,9,5"), ("GNU.sparse.size", b"10"), ("GNU.sparse.name", b"s")])
+                .file("a", b"123456")),
+            "a bad map of a sparse file",
+        ),
+        (
+            "too many files",
+            one((0..60).fold(Layer::new(), |l, n| l.file(&format!("f{n}"), b""))),
+            "max_layer_files = 50",
+        ),
+        (
+            "too many implied folders",
+            one(Layer::new().pax(&[("path", &b"a/".repeat(100))]).file("a", b"x")),
+            "max_layer_files = 50",
+        ),
         ("too many bytes", one(Layer::new().file("a", &noise(5 << 20))), "max_layer_bytes = 4194304"),
         ("a bomb", one(Layer::new().file("a", &vec![0; 3 << 20])), "max_ratio = 20"),
     ]
@@ -132,7 +230,12 @@ fn a_link_to_the_outside_is_replaced_not_followed() {
     let target = outside.path().join("file");
     std::fs::write(&target, "kept").unwrap();
     let test = TestStore::new();
-    let layer = Layer::new().symlink("a", text(&target)).file("a", b"mine").symlink("d", text(outside.path())).folder("d", 0o700).file("d/x", b"1");
+    let layer = Layer::new()
+        .symlink("a", text(&target))
+        .file("a", b"mine")
+        .symlink("d", text(outside.path()))
+        .folder("d", 0o700)
+        .file("d/x", b"1");
     let unpacked = unpack(&test.store, &Image::new([layer.done()])).unwrap();
     assert_eq!(std::fs::read(find(&unpacked, "a").unwrap()).unwrap(), b"mine");
     assert!(find(&unpacked, "d/x").is_some());

@@ -194,7 +194,9 @@ fn an_image_that_umoci_built_from_a_folder_comes_out_the_same() {
 
 #[test]
 fn as_many_layers_as_docker_allows_can_be_mounted() {
-    let layers: Vec<_> = (0..127).map(|n| Layer::new().file(&format!("f{n}"), b"x").file("last", n.to_string().as_bytes()).done()).collect();
+    let layers: Vec<_> = (0..127)
+        .map(|n| Layer::new().file(&format!("f{n}"), b"x").file("last", n.to_string().as_bytes()).done())
+        .collect();
     let test = TestStore::new();
     let unpacked = unpack(&test.store, &Image::new(layers).packed(Packing::Plain)).unwrap();
     let seen = mounted(&unpacked);

@@ -43,7 +43,10 @@ impl Faults {
 
     fn ranges(&self, digest: &Digest) -> Vec<Option<String>> {
         let seen = self.seen.lock().unwrap();
-        seen.iter().filter(|(path, _)| path.ends_with(&digest.to_string())).flat_map(|(_, ranges)| ranges.clone()).collect()
+        seen.iter()
+            .filter(|(path, _)| path.ends_with(&digest.to_string()))
+            .flat_map(|(_, ranges)| ranges.clone())
+            .collect()
     }
 }
 
@@ -140,7 +143,8 @@ const BIG_BYTES: usize = 5 << 20;
 async fn setup() -> Setup {
     let from = TestStore::new();
     let noise: Vec<u8> = (0..BIG_BYTES as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let image = Image::new([Layer::new().file("big", &noise).done(), Layer::new().file("small", b"x").done()]).packed(Packing::Plain);
+    let image = Image::new([Layer::new().file("big", &noise).done(), Layer::new().file("small", b"x").done()])
+        .packed(Packing::Plain);
     let digest = from.store.load_stream(&image.archive()[..], Some("apps/x:v1"), &no_progress()).unwrap()[0].digest;
     let big = from.store.manifest(&digest).unwrap().layers[0].digest;
     Setup { server: Server::start(from.store.clone()).await, digest, big, _from: from, to: TestStore::new() }
@@ -156,7 +160,10 @@ fn check_whole(test: &TestStore, digest: &Digest) {
 async fn an_image_is_pulled_and_each_blob_asked_for_once() {
     let Setup { server, digest, to, _from, .. } = setup().await;
     let told = Arc::new(Mutex::new(Vec::new()));
-    let sink = { let told = told.clone(); Arc::new(move |progress| told.lock().unwrap().push(progress)) };
+    let sink = {
+        let told = told.clone();
+        Arc::new(move |progress| told.lock().unwrap().push(progress))
+    };
     let image = server.puller().pull(&to.store, "apps/x", &digest, sink).await.unwrap();
     assert_eq!((image.name.as_str(), image.digest), ("apps/x", digest));
     assert_eq!(to.store.resolve(&image.to_string()).unwrap(), Some(image.clone()));
@@ -192,7 +199,11 @@ async fn a_connection_cut_in_a_blob_is_resumed_where_it_was() {
     server.puller().pull(&to.store, "apps/x", &digest, no_progress()).await.unwrap();
     check_whole(&to, &digest);
     let ranges = server.faults.ranges(&big);
-    let starts: Vec<u64> = ranges.iter().skip(1).map(|range| range.as_deref().unwrap()[6..].trim_end_matches('-').parse().unwrap()).collect();
+    let starts: Vec<u64> = ranges
+        .iter()
+        .skip(1)
+        .map(|range| range.as_deref().unwrap()[6..].trim_end_matches('-').parse().unwrap())
+        .collect();
     assert!(ranges.len() >= 2 && ranges[0].is_none(), "{ranges:?}");
     assert!(starts.is_sorted() && starts[0] > 0, "{ranges:?}");
 }
@@ -203,7 +214,14 @@ async fn a_pull_is_resumed_after_a_restart_of_the_process() {
     Faults::set(&server.faults.cut, (1 << 20, 1));
     // Dropped at the first megabyte, as when the process is killed.
     let enough = Arc::new(tokio::sync::Notify::new());
-    let sink = { let enough = enough.clone(); Arc::new(move |progress| if matches!(progress, Progress::Blob { total_bytes: Some(total), .. } if total > 1 << 20) { enough.notify_one() }) };
+    let sink = {
+        let enough = enough.clone();
+        Arc::new(move |progress| {
+            if matches!(progress, Progress::Blob { total_bytes: Some(total), .. } if total > 1 << 20) {
+                enough.notify_one()
+            }
+        })
+    };
     let puller = server.puller();
     tokio::select! {
         pulled = puller.pull(&store, "apps/x", &digest, sink) => panic!("{pulled:?}"),
