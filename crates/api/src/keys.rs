@@ -71,6 +71,10 @@ pub fn machine_facts_of(host: &HostId) -> String {
 pub fn machine_fact(host: &HostId, machine: &MachineId) -> String {
     format!("facts/{host}/machines/{machine}")
 }
+/// All apps of a region; edges list it now and then, nobody watches it.
+pub fn routes_in(region: &str) -> String {
+    format!("routes/{region}/")
+}
 /// The folder that an edge watches for one app in one region. It holds one row: watches go by whole segments, so
 /// the row needs a folder of its own to be watched alone.
 pub fn routes_of(region: &str, app: &AppName) -> String {

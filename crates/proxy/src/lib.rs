@@ -1,1 +1,18 @@
-//! Placeholder head; replaced by the crate's owner.
+//! The proxy: the *edge*, which takes traffic from outside and finds a Machine for it, and the *door*, the host's
+//! own proxy, which alone counts what its Machines have in flight and decides who is admitted.
+//!
+//! Edge and door talk over one multiplexed HTTP/2 connection (`link`). What is decided stands in pure files
+//! (`choose`, `excess`, `headers`, `door::gate`, `edge::view`); what is done stands beside them.
+//!
+//! The proxy must not know how a Machine is made or placed: it reads route rows and its agent's stream, and asks for
+//! a start or a stop. It writes nothing but caches.
+
+pub mod choose;
+pub mod door;
+pub mod edge;
+mod error;
+pub mod excess;
+pub mod headers;
+pub mod link;
+
+pub use error::Error;

@@ -1,0 +1,241 @@
+//! Which Machine gets a request. Pure: loads, states and a number of chance come in, a choice goes out.
+//!
+//! The platform's rules: a Machine under its soft limit first, then one between soft and hard, never one at its hard
+//! limit; the own region before others; ties by chance. If none is under its soft limit, one stopped Machine is
+//! started, and only one at a time: a slow start must not wake its neighbours.
+
+use godwit_api::route::Readiness;
+
+/// A Machine of the app as the edge sees it now. All of it is a hint: the door decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// In the edge's own region.
+    pub local: bool,
+    pub readiness: Readiness,
+    pub cordoned: bool,
+    /// A start that this edge asked for is on its way.
+    pub waking: bool,
+    /// It, or the way to it, failed a moment ago.
+    pub avoided: bool,
+    /// Requests or connections in flight.
+    pub load: u32,
+    pub soft: u32,
+    pub hard: Option<u32>,
+    pub autostart: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    Serve(usize),
+    /// Serve there, and start the other besides: all that run are above their soft limit.
+    ServeAndStart {
+        serve: usize,
+        start: usize,
+    },
+    /// Hold the request and start this one, or join the start that is on its way.
+    Start(usize),
+    /// Hold the request: something may come to serve it.
+    Wait,
+    /// No Machine will ever serve it as things stand.
+    Nothing,
+}
+
+impl Candidate {
+    fn may_serve(&self) -> bool {
+        !self.cordoned && !self.avoided && self.readiness == Readiness::Running && !self.is_at_hard()
+    }
+
+    fn is_at_hard(&self) -> bool {
+        self.hard.is_some_and(|hard| self.load >= hard)
+    }
+
+    fn is_under_soft(&self) -> bool {
+        self.load < self.soft && !self.is_at_hard()
+    }
+
+    fn may_start(&self) -> bool {
+        !self.cordoned && !self.avoided && (self.waking || self.startable())
+    }
+
+    /// A start call for one that is starting already only waits for its port.
+    fn startable(&self) -> bool {
+        match self.readiness {
+            Readiness::Stopped => self.autostart,
+            Readiness::Starting => true,
+            Readiness::Running | Readiness::Unavailable => false,
+        }
+    }
+
+    fn may_come(&self) -> bool {
+        !self.cordoned && (self.readiness != Readiness::Stopped || self.autostart)
+    }
+
+    /// Lower is better.
+    fn serve_rank(&self) -> u8 {
+        2 * u8::from(!self.local) + u8::from(!self.is_under_soft())
+    }
+
+    fn start_rank(&self) -> u8 {
+        let progress = match (self.waking, self.readiness) {
+            (true, _) => 0,
+            (false, Readiness::Starting) => 1,
+            (false, _) => 2,
+        };
+        2 * progress + u8::from(!self.local)
+    }
+}
+
+/// `chance` is any number; equal candidates are told apart by it alone.
+pub fn choose(candidates: &[Candidate], chance: u64) -> Choice {
+    let serve = best(candidates, chance, Candidate::may_serve, Candidate::serve_rank);
+    let start = best(candidates, chance, Candidate::may_start, Candidate::start_rank);
+    match (serve, start) {
+        (Some(serve), Some(start)) => {
+            let crowded = !candidates.iter().any(|one| one.may_serve() && one.is_under_soft());
+            let one_is_coming = candidates[start].waking || candidates[start].readiness == Readiness::Starting;
+            if crowded && !one_is_coming { Choice::ServeAndStart { serve, start } } else { Choice::Serve(serve) }
+        }
+        (Some(serve), None) => Choice::Serve(serve),
+        (None, Some(start)) => Choice::Start(start),
+        (None, None) if candidates.iter().any(Candidate::may_come) => Choice::Wait,
+        (None, None) => Choice::Nothing,
+    }
+}
+
+/// The one of lowest rank among those that pass, by chance among equals; two passes, no allocation.
+fn best(
+    candidates: &[Candidate],
+    chance: u64,
+    passes: fn(&Candidate) -> bool,
+    rank: fn(&Candidate) -> u8,
+) -> Option<usize> {
+    let mut lowest = u8::MAX;
+    let mut equals: u64 = 0;
+    for candidate in candidates.iter().filter(|one| passes(one)) {
+        match rank(candidate) {
+            rank if rank < lowest => (lowest, equals) = (rank, 1),
+            rank if rank == lowest => equals += 1,
+            _ => {}
+        }
+    }
+    let nth = usize::try_from(chance.checked_rem(equals)?).ok()?;
+    let equal = candidates.iter().enumerate().filter(|(_, one)| passes(one) && rank(one) == lowest);
+    equal.map(|(index, _)| index).nth(nth)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn running(load: u32) -> Candidate {
+        Candidate {
+            local: true,
+            readiness: Readiness::Running,
+            cordoned: false,
+            waking: false,
+            avoided: false,
+            load,
+            soft: 20,
+            hard: Some(25),
+            autostart: true,
+        }
+    }
+    fn stopped() -> Candidate {
+        Candidate { readiness: Readiness::Stopped, load: 0, ..running(0) }
+    }
+    fn away(candidate: Candidate) -> Candidate {
+        Candidate { local: false, ..candidate }
+    }
+
+    #[test]
+    fn the_least_crowded_near_machine_serves() {
+        assert_eq!(choose(&[running(22), running(3)], 7), Choice::Serve(1));
+        assert_eq!(choose(&[away(running(0)), running(19)], 7), Choice::Serve(1));
+        assert_eq!(choose(&[away(running(0)), running(25)], 7), Choice::Serve(0));
+    }
+
+    #[test]
+    fn one_stopped_machine_is_started_when_all_are_crowded_and_never_a_second() {
+        let crowd = [running(20), stopped(), stopped()];
+        assert_eq!(choose(&crowd, 0), Choice::ServeAndStart { serve: 0, start: 1 });
+        let waking = Candidate { waking: true, ..stopped() };
+        assert_eq!(choose(&[running(20), stopped(), waking.clone()], 0), Choice::Serve(0));
+        assert_eq!(choose(&[stopped(), waking], 0), Choice::Start(1));
+    }
+
+    #[test]
+    fn a_full_house_waits_and_an_empty_one_says_so() {
+        assert_eq!(choose(&[running(25)], 3), Choice::Wait);
+        assert_eq!(choose(&[Candidate { autostart: false, ..stopped() }], 3), Choice::Nothing);
+        assert_eq!(choose(&[Candidate { cordoned: true, ..running(0) }], 3), Choice::Nothing);
+        assert_eq!(choose(&[], 3), Choice::Nothing);
+        assert_eq!(choose(&[Candidate { readiness: Readiness::Unavailable, ..running(0) }], 3), Choice::Wait);
+    }
+
+    fn candidate() -> impl Strategy<Value = Candidate> {
+        let readiness = prop_oneof![
+            Just(Readiness::Running),
+            Just(Readiness::Starting),
+            Just(Readiness::Stopped),
+            Just(Readiness::Unavailable)
+        ];
+        let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        (readiness, flags, 0u32..8, 0u32..6, proptest::option::of(0u32..8)).prop_map(
+            |(readiness, (local, cordoned, waking, avoided, autostart), load, soft, hard)| Candidate {
+                local,
+                readiness,
+                cordoned,
+                waking,
+                avoided,
+                load,
+                soft,
+                hard,
+                autostart,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_chosen_may_serve_or_start(all in proptest::collection::vec(candidate(), 0..8), chance: u64) {
+            let choice = choose(&all, chance);
+            let (serve, start) = match choice {
+                Choice::Serve(serve) => (Some(serve), None),
+                Choice::ServeAndStart { serve, start } => (Some(serve), Some(start)),
+                Choice::Start(start) => (None, Some(start)),
+                Choice::Wait | Choice::Nothing => (None, None),
+            };
+            for index in [serve, start].into_iter().flatten() {
+                prop_assert!(!all[index].cordoned && !all[index].avoided);
+            }
+            if let Some(index) = serve {
+                let chosen = &all[index];
+                prop_assert!(chosen.readiness == Readiness::Running);
+                prop_assert!(chosen.hard.is_none_or(|hard| chosen.load < hard));
+                // Never a worse one while a better one would do.
+                for other in all.iter().filter(|one| one.may_serve()) {
+                    prop_assert!(chosen.serve_rank() <= other.serve_rank());
+                }
+                // A second start never joins one that is on its way.
+                if start.is_some() {
+                    prop_assert!(!all.iter().any(|one| one.may_start() && one.waking));
+                }
+            }
+            // A request is turned away only if nothing runs, comes or may be started.
+            if choice == Choice::Nothing {
+                prop_assert!(all.iter().all(|one| one.cordoned
+                    || (one.readiness == Readiness::Stopped && !one.autostart)));
+            }
+        }
+
+        #[test]
+        fn equals_share_the_traffic(count in 1usize..6) {
+            let all = vec![running(0); count];
+            let chosen: std::collections::BTreeSet<usize> = (0..count as u64)
+                .map(|chance| match choose(&all, chance) { Choice::Serve(index) => index, other => panic!("{other:?}") })
+                .collect();
+            prop_assert_eq!(chosen.len(), count);
+        }
+    }
+}

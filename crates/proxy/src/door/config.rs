@@ -1,0 +1,43 @@
+//! A door's configuration: as written, and as checked.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::Error;
+
+/// As it stands in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawDoorConfig {
+    /// Where edges connect, `[addr]:port`.
+    pub listen: String,
+    /// `/healthz` and `/metrics`.
+    pub listen_admin: String,
+    /// The unix socket of this host's agent.
+    pub agent_socket: PathBuf,
+    /// Holds what the agent last told, so that a door that starts without its agent serves all the same.
+    pub data_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoorConfig {
+    pub listen: SocketAddr,
+    pub listen_admin: SocketAddr,
+    pub agent_socket: PathBuf,
+    pub data_dir: PathBuf,
+}
+
+impl TryFrom<RawDoorConfig> for DoorConfig {
+    type Error = Error;
+
+    fn try_from(raw: RawDoorConfig) -> Result<Self, Error> {
+        Ok(Self {
+            listen: crate::edge::config::address("listen", &raw.listen)?,
+            listen_admin: crate::edge::config::address("listen_admin", &raw.listen_admin)?,
+            agent_socket: raw.agent_socket,
+            data_dir: raw.data_dir,
+        })
+    }
+}

@@ -1,0 +1,172 @@
+//! The gate of one Machine: the only counter of what it has in flight. Pure: moments come in as milliseconds.
+//!
+//! ```text
+//!            close_if_idle (nothing in flight, idle long enough)
+//!     open ───────────────────────────────────────────────▶ closed for a stop-if-idle
+//!      ▲ ▲            reopen (the agent refused)               │
+//!      │ └─────────────────────────────────────────────────────┘
+//!      │  close (the agent is about to stop it)
+//!      └──────────────────────────────────────────────────▶ closing: what is in flight ends, then Drained
+//! ```
+
+use std::collections::BTreeMap;
+
+/// Why nothing is admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// The agent is about to stop the Machine; the token of its `Closing`.
+    ByAgent { token: u64 },
+    /// This door asked for a stop because nothing was in flight.
+    Idle,
+}
+
+/// Counts per port of the Machine, and whether any more come in.
+#[derive(Debug, Default)]
+pub struct Gate {
+    in_flight: BTreeMap<u16, u32>,
+    total: u32,
+    closed: Option<Closed>,
+    /// When something was last in flight, or when the Machine came to run.
+    busy_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// In, as the n-th in flight on its port. Must be given back with `leave`.
+    In { load: u32 },
+    /// At the hard limit, or closed.
+    Busy { load: u32 },
+}
+
+impl Gate {
+    pub fn admit(&mut self, port: u16, hard: Option<u32>) -> Admission {
+        let count = self.in_flight.entry(port).or_insert(0);
+        if self.closed.is_some() || hard.is_some_and(|hard| *count >= hard) {
+            return Admission::Busy { load: *count };
+        }
+        *count += 1;
+        self.total += 1;
+        Admission::In { load: *count }
+    }
+
+    /// One admitted is done.
+    pub fn leave(&mut self, port: u16, now_ms: u64) {
+        let count = self.in_flight.get_mut(&port).filter(|count| **count > 0);
+        debug_assert!(count.is_some(), "port {port} left more often than it was entered");
+        if let Some(count) = count {
+            *count -= 1;
+            self.total = self.total.saturating_sub(1);
+        }
+        self.busy_ms = now_ms;
+    }
+
+    pub fn load(&self, port: u16) -> u32 {
+        self.in_flight.get(&port).copied().unwrap_or(0)
+    }
+
+    pub fn total(&self) -> u32 {
+        self.total
+    }
+
+    pub fn closed(&self) -> Option<Closed> {
+        self.closed
+    }
+
+    /// The Machine came to run: it is open, and its idle time begins.
+    pub fn ran(&mut self, now_ms: u64) {
+        self.busy_ms = now_ms;
+        if self.closed == Some(Closed::Idle) {
+            self.closed = None;
+        }
+    }
+
+    /// The agent is about to stop it. True if this closing is a new one.
+    pub fn close(&mut self, token: u64) -> bool {
+        let closed = Some(Closed::ByAgent { token });
+        let new = self.closed != closed;
+        self.closed = closed;
+        new
+    }
+
+    /// The agent's closing is over (the Machine stopped, or stays). An idle stop is not the agent's to open.
+    pub fn reopen_by_agent(&mut self) {
+        if matches!(self.closed, Some(Closed::ByAgent { .. })) {
+            self.closed = None;
+        }
+    }
+
+    /// Closes, in one step with the look at the count, if nothing was in flight for `idle_ms`.
+    pub fn close_if_idle(&mut self, idle_ms: u64, now_ms: u64) -> bool {
+        if self.total > 0 || self.closed.is_some() || now_ms.saturating_sub(self.busy_ms) < idle_ms {
+            return false;
+        }
+        self.closed = Some(Closed::Idle);
+        true
+    }
+
+    /// The agent refused the idle stop.
+    pub fn reopen_idle(&mut self) {
+        if self.closed == Some(Closed::Idle) {
+            self.closed = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_hard_limit_holds_for_each_port() {
+        let mut gate = Gate::default();
+        assert_eq!(gate.admit(80, Some(1)), Admission::In { load: 1 });
+        assert_eq!(gate.admit(80, Some(1)), Admission::Busy { load: 1 });
+        assert_eq!(gate.admit(81, Some(1)), Admission::In { load: 1 });
+        gate.leave(80, 5);
+        assert_eq!(gate.admit(80, Some(1)), Admission::In { load: 1 });
+    }
+
+    #[test]
+    fn an_idle_stop_is_undone_by_a_refusal_and_by_a_start_but_not_by_the_agents_own_closing() {
+        let mut gate = Gate::default();
+        gate.ran(1_000);
+        assert!(!gate.close_if_idle(500, 1_400));
+        assert!(gate.close_if_idle(500, 1_500));
+        assert_eq!(gate.admit(80, None), Admission::Busy { load: 0 });
+        gate.reopen_by_agent();
+        assert_eq!(gate.closed(), Some(Closed::Idle));
+        gate.reopen_idle();
+        assert!(matches!(gate.admit(80, None), Admission::In { .. }));
+        assert!(!gate.close_if_idle(0, 9_999), "something is in flight");
+        assert!(gate.close(7) && !gate.close(7) && gate.close(8));
+        gate.ran(2_000);
+        assert_eq!(gate.closed(), Some(Closed::ByAgent { token: 8 }));
+    }
+
+    proptest! {
+        #[test]
+        fn what_enters_leaves_and_a_closed_gate_lets_nobody_in(steps in proptest::collection::vec(0u8..6, 0..60)) {
+            let mut gate = Gate::default();
+            let mut inside = 0u32;
+            for (now, step) in steps.into_iter().enumerate() {
+                let now = now as u64;
+                match step {
+                    0 | 1 => {
+                        let closed = gate.closed().is_some();
+                        if let Admission::In { load } = gate.admit(80, Some(3)) {
+                            inside += 1;
+                            prop_assert!(!closed && load <= 3);
+                        }
+                    }
+                    2 if inside > 0 => { gate.leave(80, now); inside -= 1; }
+                    3 => if gate.close_if_idle(1, now) { prop_assert_eq!(inside, 0) },
+                    4 => gate.reopen_idle(),
+                    _ => {}
+                }
+                prop_assert_eq!(gate.total(), inside);
+                prop_assert_eq!(gate.load(80), inside);
+            }
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! What the agent told: this host's Machines with their gates, those that went away, and the edges that may call.
+//!
+//! Each Machine has one lock, held for a few lines and never across an await. It must not know how a Machine is
+//! reached or who asks.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{SocketAddr, SocketAddrV6};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use godwit_api::door::{Closing, DoorEdge, DoorMachine, DoorUpdate, Refusal};
+use godwit_api::ids::{EdgeId, Epoch, HostId, MachineId};
+use godwit_api::machine::MachineState;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::gate::{Admission, Closed, Gate};
+use super::upstream::Pools;
+
+/// Machines that left, remembered to tell edges where to.
+const MAX_GONE: usize = 10_000;
+/// An agent that said nothing for so long is away; what it told is served on.
+pub const AGENT_SILENCE: Duration = Duration::from_secs(3);
+
+/// One Machine of this host.
+pub struct Entry {
+    pub id: MachineId,
+    inner: Mutex<Inner>,
+    /// Counts the changes that the agent told.
+    changes: watch::Sender<u64>,
+    /// One start call to the agent at a time.
+    pub starting: tokio::sync::Mutex<()>,
+    pub pools: Pools,
+}
+
+struct Inner {
+    machine: DoorMachine,
+    /// The agent answered a start before its stream told of it.
+    ran_by_reply: bool,
+    gate: Gate,
+    /// Fires when what is in flight is cut off.
+    cut: CancellationToken,
+}
+
+/// A Machine as a start call sees it.
+pub struct View {
+    pub epoch: Epoch,
+    pub state: MachineState,
+    pub running: bool,
+    pub closed: Option<Closed>,
+}
+
+/// A request or connection that is let in. Dropping it gives its place back.
+pub struct Admitted {
+    pub entry: Arc<Entry>,
+    pub addr: SocketAddr,
+    pub port: u16,
+    pub load: u32,
+    pub cut: CancellationToken,
+    base: Instant,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let now_ms = elapsed_ms(self.base);
+        let mut inner = self.entry.lock();
+        inner.gate.leave(self.port, now_ms);
+        let closed = inner.gate.closed().is_some();
+        drop(inner);
+        if closed {
+            // A closing waits for the last one to leave.
+            self.entry.changes.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+/// Why somebody was not let in.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub refusal: Refusal,
+    pub epoch: Option<Epoch>,
+    pub load: u32,
+}
+
+impl Refused {
+    pub fn of(refusal: Refusal, epoch: Option<Epoch>) -> Self {
+        Self { refusal, epoch, load: 0 }
+    }
+}
+
+/// Work that an update leaves to be done: follow this closing to its end.
+pub struct ToClose {
+    pub entry: Arc<Entry>,
+    pub closing: Closing,
+}
+
+struct Gone {
+    moved_to: Option<HostId>,
+    epoch: Epoch,
+}
+
+pub struct Machines {
+    base: Instant,
+    /// By id as text, so that a header's value finds it without being copied.
+    table: RwLock<HashMap<String, Arc<Entry>>>,
+    gone: Mutex<(HashMap<String, Gone>, VecDeque<String>)>,
+    edges: RwLock<Arc<Vec<DoorEdge>>>,
+    heard: Mutex<Option<Instant>>,
+    /// Counts all changes that should be kept on disk.
+    pub revision: watch::Sender<u64>,
+}
+
+impl Default for Machines {
+    fn default() -> Self {
+        Self {
+            base: Instant::now(),
+            table: RwLock::default(),
+            gone: Mutex::default(),
+            edges: RwLock::default(),
+            heard: Mutex::new(None),
+            revision: watch::Sender::new(0),
+        }
+    }
+}
+
+fn elapsed_ms(base: Instant) -> u64 {
+    u64::try_from(base.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn is_running(state: MachineState) -> bool {
+    state == MachineState::Started
+}
+
+impl Entry {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Counters and plain values: a panic in between leaves nothing half-written that matters.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn view(&self) -> View {
+        let inner = self.lock();
+        View {
+            epoch: inner.machine.epoch,
+            state: inner.machine.state,
+            running: is_running(inner.machine.state) || inner.ran_by_reply,
+            closed: inner.gate.closed(),
+        }
+    }
+
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub fn addr(&self, port: u16) -> SocketAddr {
+        SocketAddr::V6(SocketAddrV6::new(self.lock().machine.private_ip, port, 0, 0))
+    }
+
+    pub fn total(&self) -> u32 {
+        self.lock().gate.total()
+    }
+
+    pub fn closed(&self) -> Option<Closed> {
+        self.lock().gate.closed()
+    }
+
+    pub fn machine(&self) -> DoorMachine {
+        self.lock().machine.clone()
+    }
+
+    /// Cuts off what is in flight and answers how much that was.
+    pub fn cut_off(&self) -> u32 {
+        let mut inner = self.lock();
+        inner.cut.cancel();
+        inner.cut = CancellationToken::new();
+        inner.gate.total()
+    }
+
+    /// The agent refused, or never saw, an idle stop.
+    pub fn reopen_idle(&self) {
+        self.lock().gate.reopen_idle();
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+impl Machines {
+    pub fn get(&self, id: &str) -> Option<Arc<Entry>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub fn edges(&self) -> Arc<Vec<DoorEdge>> {
+        self.edges.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who holds the key with this hash.
+    pub fn edge(&self, key_sha256: &str) -> Option<EdgeId> {
+        let edges = self.edges();
+        let known = edges.iter().find(|edge| godwit_base::secret::equal(&edge.key_sha256, key_sha256));
+        known.map(|edge| edge.id.clone())
+    }
+
+    pub fn is_known(&self, edge: &EdgeId) -> bool {
+        self.edges().iter().any(|known| known.id == *edge)
+    }
+
+    pub fn age(&self) -> Option<Duration> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).map(|heard| heard.elapsed())
+    }
+
+    /// A door serves without its agent, and says so.
+    pub fn health(&self) -> Result<(), String> {
+        match self.age() {
+            Some(age) if age <= AGENT_SILENCE => Ok(()),
+            Some(age) => Err(format!("the agent has been silent for {} s", age.as_secs())),
+            None => Err("the agent was not heard yet".to_owned()),
+        }
+    }
+
+    /// Why the Machine is not here.
+    pub fn absent(&self, id: &str) -> Refused {
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        match gone.0.get(id) {
+            Some(Gone { moved_to: Some(host), epoch }) => {
+                Refused::of(Refusal::Moved { host: host.clone() }, Some(*epoch))
+            }
+            Some(Gone { moved_to: None, epoch }) => Refused::of(Refusal::Unknown, Some(*epoch)),
+            None => Refused::of(Refusal::Unknown, None),
+        }
+    }
+
+    /// The one decision about a request or connection.
+    pub fn admit(&self, id: &str, port: u16) -> Result<Admitted, Refused> {
+        let Some(entry) = self.get(id) else { return Err(self.absent(id)) };
+        let mut inner = entry.lock();
+        let epoch = Some(inner.machine.epoch);
+        if !is_running(inner.machine.state) && !inner.ran_by_reply {
+            return Err(Refused::of(Refusal::Stopped, epoch));
+        }
+        let Some(service) = inner.machine.services.iter().find(|service| service.internal_port == port) else {
+            return Err(Refused::of(Refusal::Unreachable, epoch));
+        };
+        let hard = service.concurrency.as_ref().and_then(|limits| limits.hard_limit);
+        match inner.gate.admit(port, hard) {
+            Admission::Busy { load } => Err(Refused { refusal: Refusal::Busy, epoch, load }),
+            Admission::In { load } => {
+                let cut = inner.cut.clone();
+                let addr = SocketAddr::V6(SocketAddrV6::new(inner.machine.private_ip, port, 0, 0));
+                drop(inner);
+                Ok(Admitted { entry, addr, port, load, cut, base: self.base })
+            }
+        }
+    }
+
+    /// Closes the Machine's gate if nothing was in flight for long enough. Answers the load, as an error if it stays.
+    pub fn close_if_idle(&self, entry: &Entry, epoch: Epoch, idle_ms: u64) -> Result<(), u32> {
+        let mut inner = entry.lock();
+        let running = is_running(inner.machine.state) || inner.ran_by_reply;
+        if running && inner.machine.epoch == epoch && inner.gate.close_if_idle(idle_ms, elapsed_ms(self.base)) {
+            entry.pools.clear();
+            return Ok(());
+        }
+        Err(inner.gate.total())
+    }
+
+    /// The agent said that the Machine runs; its stream may tell so later.
+    pub fn ran(&self, entry: &Entry) {
+        let mut inner = entry.lock();
+        if !is_running(inner.machine.state) && !inner.ran_by_reply {
+            inner.ran_by_reply = true;
+            inner.gate.ran(elapsed_ms(self.base));
+        }
+        drop(inner);
+        entry.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Something came from the agent.
+    pub fn heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub fn apply(&self, update: DoorUpdate) -> Vec<ToClose> {
+        let mut work = Vec::new();
+        match update {
+            DoorUpdate::Tick => return work,
+            DoorUpdate::Snapshot { machines, edges } => {
+                let told: BTreeMap<&str, ()> = machines.iter().map(|one| (one.machine.as_str(), ())).collect();
+                let vanished = |id: &String| !told.contains_key(id.as_str());
+                let vanished: Vec<String> = {
+                    let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+                    table.keys().filter(|id| vanished(id)).cloned().collect()
+                };
+                for id in vanished {
+                    self.remove(&id);
+                }
+                work.extend(machines.into_iter().filter_map(|machine| self.upsert(machine, true)));
+                *self.edges.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(edges);
+            }
+            DoorUpdate::Machine { machine } => work.extend(self.upsert(machine, false)),
+            DoorUpdate::Gone { machine, moved_to, epoch } => {
+                self.remove(machine.as_str());
+                self.remember(machine.as_str().to_owned(), Gone { moved_to, epoch });
+            }
+            DoorUpdate::Edges { edges } => {
+                *self.edges.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(edges);
+            }
+        }
+        self.revision.send_modify(|revision| *revision += 1);
+        work
+    }
+
+    fn remove(&self, id: &str) {
+        let removed = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Some(entry) = removed {
+            entry.pools.clear();
+            let mut inner = entry.lock();
+            inner.machine.state = MachineState::Destroyed;
+            inner.ran_by_reply = false;
+            drop(inner);
+            entry.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn remember(&self, id: String, gone: Gone) {
+        let mut memory = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let (by_id, order) = &mut *memory;
+        if by_id.insert(id.clone(), gone).is_none() {
+            order.push_back(id);
+            if order.len() > MAX_GONE
+                && let Some(oldest) = order.pop_front()
+            {
+                by_id.remove(&oldest);
+            }
+        }
+    }
+
+    fn forget_gone(&self, id: &str) {
+        let mut memory = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if memory.0.remove(id).is_some() {
+            memory.1.retain(|other| other != id);
+        }
+    }
+
+    fn upsert(&self, machine: DoorMachine, whole: bool) -> Option<ToClose> {
+        self.forget_gone(machine.machine.as_str());
+        let entry = self.get(machine.machine.as_str());
+        let entry = entry.unwrap_or_else(|| {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            let fresh = || Arc::new(new_entry(machine.clone(), elapsed_ms(self.base)));
+            table.entry(machine.machine.as_str().to_owned()).or_insert_with(fresh).clone()
+        });
+        let closing = machine.closing.clone();
+        let mut inner = entry.lock();
+        let was = is_running(inner.machine.state) || inner.ran_by_reply;
+        let runs = is_running(machine.state);
+        if runs && !was {
+            entry.pools.clear();
+            inner.gate.ran(elapsed_ms(self.base));
+        }
+        if whole && runs {
+            // A new stream that shows it running: an idle stop whose answer was lost did not happen.
+            inner.gate.reopen_idle();
+        }
+        if !matches!(machine.state, MachineState::Starting | MachineState::Started) {
+            inner.ran_by_reply = false;
+            entry.pools.clear();
+        }
+        inner.machine = machine;
+        let new_closing = match &closing {
+            Some(closing) => inner.gate.close(closing.token),
+            None => {
+                inner.gate.reopen_by_agent();
+                false
+            }
+        };
+        drop(inner);
+        entry.changes.send_modify(|count| *count += 1);
+        let closing = closing.filter(|_| new_closing)?;
+        entry.pools.clear();
+        Some(ToClose { entry, closing })
+    }
+}
+
+fn new_entry(machine: DoorMachine, now_ms: u64) -> Entry {
+    let mut gate = Gate::default();
+    gate.ran(now_ms);
+    Entry {
+        id: machine.machine.clone(),
+        inner: Mutex::new(Inner { machine, ran_by_reply: false, gate, cut: CancellationToken::new() }),
+        changes: watch::Sender::new(0),
+        starting: tokio::sync::Mutex::new(()),
+        pools: Pools::default(),
+    }
+}

@@ -1,0 +1,354 @@
+//! The edges' side: connections, who is calling, and each stream from its head to its end.
+
+use std::future::poll_fn;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use godwit_api::door::{Refusal, StartCall, StopIfIdle, header};
+use godwit_api::ids::EdgeId;
+use godwit_base::{Peer, Verb, may};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::header::{EXPECT, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::machines::{Admitted, Refused};
+use super::upstream::{Connection, Failed, RequestBody};
+use super::{Door, closing, start, tunnel};
+use crate::headers::{strip_hop_by_hop, strip_ours};
+use crate::link::body::StreamBody;
+use crate::link::probe::probe;
+use crate::link::send::{send_body, send_data};
+use crate::link::{
+    CONNECTION_WINDOW_BYTES, HELLO_PATH, MAX_FRAME_BYTES, MAX_HEAD_BYTES, MAX_RESETS, MAX_STREAMS, SEND_BUFFER_BYTES,
+    STREAM_WINDOW_BYTES,
+};
+
+/// An edge that does not speak HTTP/2 by then is closed.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bodies of the edge's own calls.
+const MAX_CALL_BYTES: usize = 16 << 10;
+const CALL_PREFIX: &str = "/.godwit/machines/";
+
+pub(super) async fn accept(door: Arc<Door>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = door.group.stopping() => return,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                let _ = socket.set_nodelay(true);
+                let of = door.clone();
+                door.group.spawn(async move { connection(of, socket).await });
+            }
+            Err(error) => {
+                // Out of descriptors is the usual reason: going on at once would spin.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Who is at the other end, once it has said so. With mTLS the handshake will tell.
+type Named = Arc<OnceLock<EdgeId>>;
+
+async fn connection(door: Arc<Door>, socket: TcpStream) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_header_list_size(MAX_HEAD_BYTES)
+        .max_concurrent_reset_streams(MAX_RESETS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(Some(MAX_RESETS));
+    let Ok(Ok(mut connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(socket)).await
+    else {
+        return;
+    };
+    let named = Named::default();
+    let ping = connection.ping_pong();
+    let dead = probe(ping, |_| {});
+    let stopping = door.group.token();
+    tokio::pin!(dead);
+    let mut leaving = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            () = &mut dead => return,
+            () = stopping.cancelled(), if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        match accepted {
+            Some(Ok((request, respond))) => {
+                let (door, named) = (door.clone(), named.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = stream(&door, &named, request, respond).await {
+                        tracing::debug!(%error, "a stream broke");
+                    }
+                });
+            }
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
+async fn stream(
+    door: &Arc<Door>,
+    named: &Named,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let Some(edge) = named.get() else {
+        let code = hello(door, named, &request);
+        respond.send_response(plain(code), true)?;
+        return Ok(());
+    };
+    // An edge that was expelled meanwhile is refused on its standing connection too.
+    if !door.machines.is_known(edge) {
+        respond.send_response(plain(StatusCode::FORBIDDEN), true)?;
+        return Ok(());
+    }
+    if request.headers().contains_key(header::MACHINE) {
+        return traffic(door, edge, request, respond).await;
+    }
+    call(door, edge, request, respond).await
+}
+
+fn hello(door: &Door, named: &Named, request: &Request<RecvStream>) -> StatusCode {
+    if request.uri().path() != HELLO_PATH {
+        return StatusCode::UNAUTHORIZED;
+    }
+    let edge = godwit_base::http::bearer(request.headers())
+        .and_then(|bearer| door.machines.edge(&godwit_base::secret::sha256_hex(bearer)));
+    match edge {
+        Some(edge) => {
+            let _ = named.set(edge);
+            StatusCode::NO_CONTENT
+        }
+        None => StatusCode::UNAUTHORIZED,
+    }
+}
+
+/// A request or a tunnel for a Machine.
+async fn traffic(
+    door: &Arc<Door>,
+    edge: &EdgeId,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let headers = request.headers();
+    let id = headers.get(header::MACHINE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let port = headers.get(header::PORT).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    let Some(port) = port else {
+        respond.send_response(plain(StatusCode::BAD_REQUEST), true)?;
+        return Ok(());
+    };
+    if may(&Peer::Edge(edge.clone()), Verb::Traffic, id).is_err() {
+        respond.send_response(plain(StatusCode::FORBIDDEN), true)?;
+        return Ok(());
+    }
+    let admitted = match door.machines.admit(id, port) {
+        Ok(admitted) => admitted,
+        Err(refused) => return refuse(door, &refused, &mut respond),
+    };
+    if request.method() == Method::CONNECT {
+        return tunnel::serve(door, admitted, request.into_body(), respond).await;
+    }
+    let cut = admitted.cut.clone();
+    tokio::select! {
+        done = exchange(door, admitted, request, &mut respond) => done,
+        () = cut.cancelled() => {
+            // The stop's deadline passed. If the head is out already, a reset is all that can be said.
+            if respond.send_response(plain(StatusCode::BAD_GATEWAY), true).is_err() {
+                respond.send_reset(Reason::CANCEL);
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn exchange(
+    door: &Arc<Door>,
+    admitted: Admitted,
+    request: Request<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let entry = admitted.entry.clone();
+    let (port, addr) = (admitted.port, admitted.addr);
+    let connection = match Connection::open(&entry, addr, port, request.method()).await {
+        Ok(connection) => connection,
+        Err(failed) => return unreachable_machine(door, &admitted, &failed, respond),
+    };
+    if request.headers().contains_key(EXPECT) {
+        // Only now may the edge give the body out of its hands.
+        respond.send_informational(plain(StatusCode::CONTINUE))?;
+    }
+    let request = to_machine(request);
+    let exchanged = tokio::select! {
+        exchanged = connection.exchange(&entry, addr, request) => exchanged,
+        // The edge gave up: so does the connection to the Machine, by being dropped.
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
+    };
+    let (response, connection) = match exchanged {
+        Ok(exchanged) => exchanged,
+        Err(failed @ Failed::Dial(_)) => return unreachable_machine(door, &admitted, &failed, respond),
+        Err(Failed::Exchange(error)) => {
+            tracing::debug!(machine = %entry.id, %error, "a Machine broke off");
+            door.metrics.answered(502);
+            respond.send_response(plain(StatusCode::BAD_GATEWAY), true)?;
+            return Ok(());
+        }
+    };
+    door.metrics.answered(response.status().as_u16());
+    let (head, body) = to_edge(response, admitted.load);
+    let end = http_body::Body::is_end_stream(&body);
+    let mut stream = respond.send_response(head, end)?;
+    let whole = end || send_body(&mut stream, body).await.is_ok();
+    drop(admitted);
+    if whole {
+        connection.settle(&entry).await;
+    }
+    Ok(())
+}
+
+fn unreachable_machine(
+    door: &Door,
+    admitted: &Admitted,
+    failed: &Failed,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    tracing::debug!(machine = %admitted.entry.id, ?failed, "cannot reach a port");
+    let epoch = Some(admitted.entry.view().epoch);
+    refuse(door, &Refused { refusal: Refusal::Unreachable, epoch, load: admitted.load }, respond)
+}
+
+/// The request as the Machine gets it: our own headers gone, Host in the place of `:authority`.
+fn to_machine(request: Request<RecvStream>) -> Request<RequestBody> {
+    let (mut parts, body) = request.into_parts();
+    strip_ours(&mut parts.headers);
+    parts.headers.remove(EXPECT);
+    let host = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(host) = host {
+        parts.headers.insert(HOST, host);
+    }
+    parts.uri = parts.uri.path_and_query().cloned().map(Uri::from).unwrap_or_else(|| Uri::from_static("/"));
+    parts.version = http::Version::HTTP_11;
+    let body = StreamBody::new(body, &parts.headers);
+    let body = if http_body::Body::is_end_stream(&body) {
+        RequestBody::Empty
+    } else {
+        RequestBody::Stream { body, taken: Arc::new(AtomicBool::new(false)) }
+    };
+    Request::from_parts(parts, body)
+}
+
+fn to_edge<B>(response: Response<B>, load: u32) -> (Response<()>, B) {
+    let (mut parts, body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    strip_ours(&mut parts.headers);
+    parts.headers.insert(header::LOAD, HeaderValue::from(load));
+    parts.version = http::Version::HTTP_2;
+    (Response::from_parts(parts, ()), body)
+}
+
+/// A head without a body, for answers of the door itself.
+fn plain(code: StatusCode) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = code;
+    response
+}
+
+/// A tunnel is open.
+pub(super) fn accepted(load: u32) -> Response<()> {
+    let mut response = plain(StatusCode::OK);
+    response.headers_mut().insert(header::LOAD, HeaderValue::from(load));
+    response
+}
+
+pub(super) fn refuse(door: &Door, refused: &Refused, respond: &mut SendResponse<Bytes>) -> Result<(), h2::Error> {
+    let reason = refused.refusal.as_str();
+    door.metrics.refused(reason);
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE);
+    let headers = response.headers_mut();
+    headers.insert(header::REFUSAL, HeaderValue::from_static(reason));
+    headers.insert(header::LOAD, HeaderValue::from(refused.load));
+    if let Some(epoch) = refused.epoch {
+        insert(headers, header::EPOCH, &epoch.to_string());
+    }
+    if let Refusal::Moved { host } | Refusal::Moving { host } = &refused.refusal {
+        insert(headers, header::HOST, host.as_str());
+    }
+    respond.send_response(response, true)?;
+    Ok(())
+}
+
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    // Epochs and host ids are ASCII without blanks.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// A call of the edge itself: start, or stop-if-idle.
+async fn call(
+    door: &Arc<Door>,
+    edge: &EdgeId,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let (parts, body) = request.into_parts();
+    let Some((id, verb)) = parts.uri.path().strip_prefix(CALL_PREFIX).and_then(|rest| rest.split_once('/')) else {
+        respond.send_response(plain(StatusCode::NOT_FOUND), true)?;
+        return Ok(());
+    };
+    let body = Limited::new(StreamBody::new(body, &parts.headers), MAX_CALL_BYTES).collect().await;
+    let Ok(body) = body.map(|body| body.to_bytes()) else {
+        respond.send_response(plain(StatusCode::BAD_REQUEST), true)?;
+        return Ok(());
+    };
+    let peer = Peer::Edge(edge.clone());
+    let answer = match verb {
+        "start" if may(&peer, Verb::Start, id).is_ok() => match serde_json::from_slice::<StartCall>(&body) {
+            Ok(call) => {
+                // An edge that gave up need not be waited for, but a start that is on its way goes on at the agent.
+                tokio::select! {
+                    reply = start::start(door, id, &call) => serde_json::to_vec(&reply).ok(),
+                    _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
+                }
+            }
+            Err(_) => None,
+        },
+        "stop-if-idle" if may(&peer, Verb::StopIfIdle, id).is_ok() => match serde_json::from_slice::<StopIfIdle>(&body)
+        {
+            Ok(call) => {
+                let reply = match door.machines.get(id) {
+                    Some(entry) => closing::stop_if_idle(door, &entry, &call).await,
+                    None => godwit_api::door::StopReply { stopped: false, load: 0 },
+                };
+                serde_json::to_vec(&reply).ok()
+            }
+            Err(_) => None,
+        },
+        _ => None,
+    };
+    let Some(answer) = answer else {
+        respond.send_response(plain(StatusCode::BAD_REQUEST), true)?;
+        return Ok(());
+    };
+    let mut stream = respond.send_response(plain(StatusCode::OK), false)?;
+    // If the edge is gone by now, nobody misses the answer.
+    let _ = send_data(&mut stream, Bytes::from(answer), true).await;
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! The Machines' side: connections to their ports, kept alive within bounds, and one HTTP/1.1 exchange on each.
+//!
+//! hyper frames the messages; this file is the seam where framing of our own comes in. It must not know limits or
+//! edges.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::machines::Entry;
+use crate::headers::is_idempotent;
+use crate::link::body::StreamBody;
+
+/// Connecting to a Machine of this host.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Common servers close an idle connection after 5 s; to use it at that moment is a race that nobody wins.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// What cannot be repeated takes only a connection that was in use a moment ago.
+const IDLE_TIMEOUT_UNSAFE: Duration = Duration::from_secs(1);
+/// Idle connections of one Machine.
+const MAX_IDLE: usize = 128;
+/// A connection opened to see whether the port accepts is kept for the first request.
+const SPARE_TIMEOUT: Duration = Duration::from_secs(2);
+/// After an exchange, for its connection to come free.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What goes to the Machine.
+pub enum RequestBody {
+    Empty,
+    Stream {
+        body: StreamBody,
+        /// Set once anything was taken: then the request cannot be sent again.
+        taken: Arc<AtomicBool>,
+    },
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Stream { body, taken } => {
+                let polled = Pin::new(body).poll_frame(cx);
+                if polled.is_ready() {
+                    taken.store(true, Ordering::Relaxed);
+                }
+                polled
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Stream { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Stream { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+struct Idle {
+    port: u16,
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Counts the Machine's lives: a connection of an earlier one never comes back.
+    life: u64,
+    idle: Vec<Idle>,
+    spare: Option<(u16, TcpStream, Instant)>,
+}
+
+/// The idle connections of one Machine.
+#[derive(Default)]
+pub struct Pools {
+    inner: Mutex<Inner>,
+}
+
+impl Pools {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The Machine goes down, or came up anew.
+    pub fn clear(&self) {
+        let mut inner = self.lock();
+        inner.life += 1;
+        inner.idle.clear();
+        inner.spare = None;
+    }
+
+    /// Closes what was idle for too long.
+    pub fn sweep(&self) {
+        let mut inner = self.lock();
+        inner.idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.sender.is_closed());
+        if inner.spare.as_ref().is_some_and(|(_, _, since)| since.elapsed() >= SPARE_TIMEOUT) {
+            inner.spare = None;
+        }
+    }
+
+    fn take(&self, port: u16, max_age: Duration) -> (u64, Option<http1::SendRequest<RequestBody>>) {
+        let mut inner = self.lock();
+        while let Some(index) = inner.idle.iter().rposition(|idle| idle.port == port) {
+            let idle = inner.idle.swap_remove(index);
+            // The youngest stands last, so behind one that is too old there is no better one.
+            if idle.since.elapsed() < max_age && idle.sender.is_ready() && !idle.sender.is_closed() {
+                return (inner.life, Some(idle.sender));
+            }
+        }
+        (inner.life, None)
+    }
+
+    fn put(&self, life: u64, port: u16, sender: http1::SendRequest<RequestBody>) {
+        let mut inner = self.lock();
+        if inner.life == life && inner.idle.len() < MAX_IDLE {
+            inner.idle.push(Idle { port, sender, since: Instant::now() });
+        }
+    }
+
+    fn take_spare(&self, port: u16) -> Option<TcpStream> {
+        let mut inner = self.lock();
+        let (spare_port, stream, since) = inner.spare.take()?;
+        // Silent and open: reading would block. Anything else is not fresh.
+        let fresh = spare_port == port && since.elapsed() < SPARE_TIMEOUT;
+        let silent = matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        (fresh && silent).then_some(stream)
+    }
+}
+
+/// Opens a connection to a port of a Machine.
+pub async fn dial(entry: &Entry, addr: SocketAddr, port: u16) -> io::Result<TcpStream> {
+    if let Some(spare) = entry.pools.take_spare(port) {
+        return Ok(spare);
+    }
+    connect(addr, DIAL_TIMEOUT).await
+}
+
+async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(timeout, TcpStream::connect(addr))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Looks whether the port accepts; the connection is kept for the first request.
+pub async fn try_dial(entry: &Entry, port: u16, deadline: tokio::time::Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+    let stream = connect(entry.addr(port), left.min(DIAL_TIMEOUT)).await?;
+    entry.pools.lock().spare = Some((port, stream, Instant::now()));
+    Ok(())
+}
+
+/// A connection that is about to carry one exchange.
+pub struct Connection {
+    sender: http1::SendRequest<RequestBody>,
+    life: u64,
+    port: u16,
+    reused: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failed {
+    /// No connection to the port.
+    Dial(io::Error),
+    /// The Machine broke off, or spoke no HTTP/1.1.
+    Exchange(hyper::Error),
+}
+
+impl Connection {
+    /// An idle connection, or a new one.
+    pub async fn open(entry: &Entry, addr: SocketAddr, port: u16, method: &Method) -> Result<Self, Failed> {
+        let max_age = if is_idempotent(method) { IDLE_TIMEOUT } else { IDLE_TIMEOUT_UNSAFE };
+        match entry.pools.take(port, max_age) {
+            (life, Some(sender)) => Ok(Self { sender, life, port, reused: true }),
+            (life, None) => Self::fresh(entry, addr, port, life).await,
+        }
+    }
+
+    async fn fresh(entry: &Entry, addr: SocketAddr, port: u16, life: u64) -> Result<Self, Failed> {
+        let stream = dial(entry, addr, port).await.map_err(Failed::Dial)?;
+        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(Failed::Exchange)?;
+        tokio::spawn(async move {
+            // Its errors reach whoever waits for the answer.
+            let _ = connection.await;
+        });
+        Ok(Self { sender, life, port, reused: false })
+    }
+
+    /// Sends the request and waits for the answer's head. A connection from the pool that turns out to be closed is
+    /// replaced once, if nothing of the request can have been acted on.
+    pub async fn exchange(
+        mut self,
+        entry: &Entry,
+        addr: SocketAddr,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Self), Failed> {
+        let again = if self.reused { repeatable(&request) } else { None };
+        let error = match self.sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, self)),
+            Err(error) => error,
+        };
+        let mut error = error;
+        let request = match error.take_message() {
+            Some(request) if self.reused => request,
+            Some(_) => return Err(Failed::Exchange(error.into_error())),
+            None => match again {
+                Some(request) => request,
+                None => return Err(Failed::Exchange(error.into_error())),
+            },
+        };
+        let mut fresh = Self::fresh(entry, addr, self.port, self.life).await?;
+        match fresh.sender.send_request(request).await {
+            Ok(response) => Ok((response, fresh)),
+            Err(error) => Err(Failed::Exchange(error)),
+        }
+    }
+
+    /// The exchange is over: the connection goes back, if it is worth anything.
+    pub async fn settle(mut self, entry: &Entry) {
+        if let Ok(Ok(())) = tokio::time::timeout(SETTLE_TIMEOUT, self.sender.ready()).await {
+            entry.pools.put(self.life, self.port, self.sender);
+        }
+    }
+}
+
+/// A copy to send again, of a request that may be sent twice and has no body.
+fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    if !matches!(request.body(), RequestBody::Empty) || !is_idempotent(request.method()) {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}

@@ -1,0 +1,249 @@
+//! The two kinds of attempt at a chosen Machine: a request on a stream of its own, and a tunnel for an upgrade or a
+//! raw connection.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use godwit_api::door::{Refusal, header};
+use godwit_api::ids::{Epoch, HostId};
+use h2::client::ResponseFuture;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::EXPECT;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+
+use super::Edge;
+use super::body::{AnswerBody, InFlight};
+use super::find::{Attempt, Pick, Tried};
+use super::gate::Turn;
+use super::upload::{Progress, Upload};
+use crate::headers::{is_idempotent, strip_ours};
+use crate::link::body::StreamBody;
+use crate::link::client::Lost;
+use crate::link::send::Broken;
+use crate::link::tunnel::Tunnel;
+
+/// What a door said, if it was a refusal.
+fn refusal_of(headers: &HeaderMap) -> Option<(Refusal, Option<Epoch>, u32)> {
+    let reason = headers.get(header::REFUSAL)?.to_str().ok()?;
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let host = text(header::HOST).and_then(|host| HostId::parse(host).ok());
+    // A reason of a newer door: it did not admit the request, more need not be known.
+    let refusal = Refusal::from_parts(reason, host).unwrap_or(Refusal::Unknown);
+    let epoch = text(header::EPOCH).and_then(|epoch| epoch.parse().ok());
+    Some((refusal, epoch, load_of(headers).unwrap_or(0)))
+}
+
+fn load_of(headers: &HeaderMap) -> Option<u32> {
+    headers.get(header::LOAD)?.to_str().ok()?.parse().ok()
+}
+
+/// Names the Machine on a head for its door.
+fn address(headers: &mut HeaderMap, pick: &Pick<'_>) {
+    headers.insert(header::MACHINE, pick.target.machine_header.clone());
+    headers.insert(header::PORT, pick.service.port_header.clone());
+    headers.insert(header::EPOCH, pick.target.epoch_header.clone());
+}
+
+/// A request with its body. The head is stamped already and has `http://HOST/PATH` as its URI.
+pub struct HttpAttempt<B> {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    /// Taken when the answer came before the body's end and a task carries the rest.
+    pub upload: Option<Upload<B>>,
+}
+
+/// What came of a stream.
+enum Heard {
+    Admitted,
+    Answer(Result<Response<RecvStream>, h2::Error>),
+    ClientGone,
+}
+
+impl<B> Attempt for HttpAttempt<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    type Served = Response<AnswerBody>;
+
+    async fn attempt(&mut self, edge: &Edge, pick: &Pick<'_>, turn: &mut Option<Turn>) -> Tried<Response<AnswerBody>> {
+        let link = edge.hosts.link(&pick.target.door_addr);
+        let mut sender = match link.sender().await {
+            Ok(sender) => sender,
+            Err(away) => {
+                tracing::debug!(%away, "a door is away");
+                return Tried::Away;
+            }
+        };
+        let Some(upload) = &mut self.upload else { return Tried::Lost { again: false } };
+        if !upload.is_whole() {
+            return Tried::Lost { again: false };
+        }
+        let mut request = Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        address(request.headers_mut(), pick);
+        let empty = upload.is_empty();
+        if !empty || turn.is_some() {
+            request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
+        }
+        let in_flight = InFlight::enter(pick.app, &pick.service.tally);
+        let Ok((mut answer, mut stream)) = sender.send_request(request, empty) else { return Tried::Away };
+        drop(sender);
+        let mut admitted = false;
+        let mut sent = empty;
+        let mut progress = Progress::default();
+        let answer = loop {
+            let heard = poll_fn(|cx| {
+                if let Poll::Ready(heard) = poll_heard(&mut answer, admitted, cx) {
+                    return Poll::Ready(heard);
+                }
+                if !sent {
+                    match upload.poll_send(&mut progress, &mut stream, admitted, cx) {
+                        Poll::Ready(Ok(()) | Err(Broken::Stream)) => sent = true,
+                        Poll::Ready(Err(Broken::Body)) => return Poll::Ready(Heard::ClientGone),
+                        Poll::Pending => {}
+                    }
+                }
+                Poll::Pending
+            });
+            match heard.await {
+                Heard::Admitted => {
+                    admitted = true;
+                    *turn = None;
+                }
+                Heard::Answer(answer) => break answer,
+                Heard::ClientGone => {
+                    stream.send_reset(Reason::CANCEL);
+                    return Tried::Lost { again: false };
+                }
+            }
+        };
+        let response = match answer {
+            Ok(response) => response,
+            Err(error) => return self.lost(&error),
+        };
+        if let Some((refusal, epoch, load)) = refusal_of(response.headers()) {
+            return Tried::Refused(refusal, epoch, load);
+        }
+        if !sent && let Some(upload) = self.upload.take() {
+            carry_on(upload, progress, stream);
+        }
+        Tried::Served(self.served(edge, pick, response, in_flight))
+    }
+}
+
+impl<B> HttpAttempt<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    fn lost(&self, error: &h2::Error) -> Tried<Response<AnswerBody>> {
+        let whole = self.upload.as_ref().is_some_and(Upload::is_whole);
+        match Lost::of(error) {
+            Lost::NotSent if whole => Tried::Away,
+            Lost::NotSent => Tried::Lost { again: false },
+            Lost::Unknown => Tried::Lost { again: whole && is_idempotent(&self.method) },
+        }
+    }
+
+    fn served(
+        &self,
+        edge: &Edge,
+        pick: &Pick<'_>,
+        response: Response<RecvStream>,
+        in_flight: InFlight,
+    ) -> Response<AnswerBody> {
+        let (mut parts, body) = response.into_parts();
+        if let Some(load) = load_of(&parts.headers) {
+            pick.service.tally.heard(load, edge.routes.now_ms());
+        }
+        strip_ours(&mut parts.headers);
+        parts.version = http::Version::HTTP_11;
+        let body = StreamBody::new(body, &parts.headers);
+        Response::from_parts(parts, AnswerBody::Stream(body, in_flight))
+    }
+}
+
+fn poll_heard(answer: &mut ResponseFuture, admitted: bool, cx: &mut Context<'_>) -> Poll<Heard> {
+    if !admitted {
+        match answer.poll_informational(cx) {
+            Poll::Ready(Some(Ok(interim))) if interim.status() == StatusCode::CONTINUE => {
+                return Poll::Ready(Heard::Admitted);
+            }
+            Poll::Ready(Some(Ok(_)) | None) => {}
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Heard::Answer(Err(error))),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+    Pin::new(answer).poll(cx).map(Heard::Answer)
+}
+
+/// The answer came before the body's end, which is the Machine's good right; the rest goes on beside the answer.
+fn carry_on<B>(mut upload: Upload<B>, mut progress: Progress, mut stream: SendStream<Bytes>)
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    tokio::spawn(async move {
+        let sent = poll_fn(|cx| {
+            if let Poll::Ready(sent) = upload.poll_send(&mut progress, &mut stream, true, cx) {
+                return Poll::Ready(sent);
+            }
+            // The door wants no more of it.
+            stream.poll_reset(cx).map(|_| Err(Broken::Stream))
+        });
+        if let Err(Broken::Body) = sent.await {
+            stream.send_reset(Reason::CANCEL);
+        }
+    });
+}
+
+/// A byte pipe to a port of a Machine.
+pub struct TunnelAttempt {
+    pub kind: HeaderValue,
+}
+
+impl TunnelAttempt {
+    pub fn upgrade() -> Self {
+        Self { kind: HeaderValue::from_static("upgrade") }
+    }
+    pub fn tcp() -> Self {
+        Self { kind: HeaderValue::from_static("tcp") }
+    }
+}
+
+impl Attempt for TunnelAttempt {
+    type Served = (Tunnel, InFlight);
+
+    async fn attempt(&mut self, edge: &Edge, pick: &Pick<'_>, turn: &mut Option<Turn>) -> Tried<Self::Served> {
+        let link = edge.hosts.link(&pick.target.door_addr);
+        let Ok(mut sender) = link.sender().await else { return Tried::Away };
+        let mut request = Request::new(());
+        *request.method_mut() = Method::CONNECT;
+        *request.uri_mut() = Uri::from_static("machine:1");
+        address(request.headers_mut(), pick);
+        request.headers_mut().insert(header::TUNNEL, self.kind.clone());
+        let in_flight = InFlight::enter(pick.app, &pick.service.tally);
+        let Ok((answer, stream)) = sender.send_request(request, false) else { return Tried::Away };
+        drop(sender);
+        let response = match answer.await {
+            Ok(response) => response,
+            // Not a byte was in it yet.
+            Err(_) => return Tried::Lost { again: true },
+        };
+        if let Some((refusal, epoch, load)) = refusal_of(response.headers()) {
+            return Tried::Refused(refusal, epoch, load);
+        }
+        if response.status() != StatusCode::OK {
+            return Tried::Lost { again: false };
+        }
+        *turn = None;
+        if let Some(load) = load_of(response.headers()) {
+            pick.service.tally.heard(load, edge.routes.now_ms());
+        }
+        Tried::Served((Tunnel::new(stream, response.into_body()), in_flight))
+    }
+}

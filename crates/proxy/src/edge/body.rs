@@ -1,0 +1,85 @@
+//! What goes back to a client, and the place that it holds in the counts until it is gone.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::app::App;
+use super::tally::Tally;
+use crate::link::body::StreamBody;
+
+/// A request or connection in flight through this edge; dropping it counts it out.
+pub struct InFlight {
+    app: Arc<App>,
+    tally: Arc<Tally>,
+}
+
+impl InFlight {
+    pub fn enter(app: &Arc<App>, tally: &Arc<Tally>) -> Self {
+        tally.enter();
+        app.metrics.in_flight().inc();
+        Self { app: app.clone(), tally: tally.clone() }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.tally.leave();
+        self.app.metrics.in_flight().dec();
+        self.app.gate.free();
+    }
+}
+
+pub enum AnswerBody {
+    Empty,
+    Text(Bytes),
+    /// A Machine's answer.
+    Stream(StreamBody, InFlight),
+    /// The answer of a Machine that did not want to upgrade.
+    Declined(Incoming, InFlight),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    #[error("the door broke off")]
+    Door(#[source] h2::Error),
+    #[error("the Machine broke off")]
+    Machine(#[source] hyper::Error),
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = AnswerError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Text(text) if text.is_empty() => Poll::Ready(None),
+            Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Self::Stream(body, _) => Pin::new(body).poll_frame(cx).map_err(AnswerError::Door),
+            Self::Declined(body, _) => Pin::new(body).poll_frame(cx).map_err(AnswerError::Machine),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Text(text) => text.is_empty(),
+            Self::Stream(body, _) => body.is_end_stream(),
+            Self::Declined(body, _) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Self::Stream(body, _) => body.size_hint(),
+            Self::Declined(body, _) => body.size_hint(),
+        }
+    }
+}

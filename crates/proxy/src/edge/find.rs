@@ -1,0 +1,363 @@
+//! From a request to the Machine that serves it: choose, try, learn from the refusal, hold, wake, try again, until it
+//! is served or its time is over.
+//!
+//! The order of things is the same for HTTP, upgrades and raw TCP; `Attempt` is what differs.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use godwit_api::door::{Refusal, StartCall, StartReply};
+use godwit_api::ids::Epoch;
+use tokio::time::Instant;
+
+use super::Edge;
+use super::app::{App, word_of};
+use super::call;
+use super::gate::{Held, Turn, Woken, woken};
+use super::view::{Entrance, Target, TargetService, View, Word};
+use crate::choose::{Candidate, Choice, choose};
+
+/// How long a Machine is passed over after what it did.
+const AVOID_BUSY_MS: u64 = 20;
+const AVOID_AWAY_MS: u64 = 100;
+const AVOID_UNKNOWN_MS: u64 = 200;
+const AVOID_FULL_MS: u64 = 1_000;
+const AVOID_FAILED_MS: u64 = 1_000;
+/// The first in line asks again this often, if nothing else calls it.
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// Lost exchanges that one request may be sent again after.
+const MAX_LOST: u32 = 3;
+/// Starts that failed which one request may go through: a broken image must not wake all its siblings.
+const MAX_FAILED_STARTS: u32 = 2;
+
+/// The Machine that was chosen.
+pub struct Pick<'a> {
+    pub app: &'a Arc<App>,
+    pub target: &'a Target,
+    pub service: &'a TargetService,
+}
+
+/// How an attempt ended.
+pub enum Tried<T> {
+    Served(T),
+    /// The door did not admit it; nothing is lost.
+    Refused(Refusal, Option<Epoch>, u32),
+    /// The door could not be asked; nothing is lost.
+    Away,
+    /// It may have been acted on. `again`: doing it twice does no harm.
+    Lost {
+        again: bool,
+    },
+}
+
+pub trait Attempt: Send {
+    type Served: Send;
+    /// `turn` is given up as soon as the door has admitted the request.
+    fn attempt(
+        &mut self,
+        edge: &Edge,
+        pick: &Pick<'_>,
+        turn: &mut Option<Turn>,
+    ) -> impl Future<Output = Tried<Self::Served>> + Send;
+}
+
+/// Why no Machine served a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turned {
+    /// No Machine of the app has a service there.
+    NoService,
+    /// Nothing runs and nothing may be started.
+    NoMachine,
+    /// Too many requests are held.
+    GateFull,
+    Deadline,
+    StartFailed(Arc<str>),
+    Lost,
+}
+
+impl Turned {
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoService => "no_service",
+            Self::NoMachine => "no_machine",
+            Self::GateFull => "gate_full",
+            Self::Deadline => "deadline",
+            Self::StartFailed(_) => "start_failed",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// One request's way through the gate.
+struct Search<'a> {
+    edge: &'a Edge,
+    app: &'a Arc<App>,
+    entrance: Entrance,
+    deadline: Instant,
+    held: Option<Held>,
+    turn: Option<Turn>,
+    pause: Duration,
+    /// Leave out hints: the first in line asks even those that just refused.
+    fresh: bool,
+    lost: u32,
+    failed_starts: u32,
+}
+
+/// Where a decision points: indices of target and service.
+type Place = (usize, usize);
+
+pub async fn find<A: Attempt>(
+    edge: &Edge,
+    app: &Arc<App>,
+    entrance: Entrance,
+    attempt: &mut A,
+) -> Result<A::Served, Turned> {
+    let mut search = Search {
+        edge,
+        app,
+        entrance,
+        deadline: Instant::now() + edge.gate_deadline,
+        held: None,
+        turn: None,
+        pause: PAUSE_FIRST,
+        fresh: false,
+        lost: 0,
+        failed_starts: 0,
+    };
+    loop {
+        if let Some(served) = search.step(attempt).await? {
+            return Ok(served);
+        }
+        if Instant::now() >= search.deadline {
+            return Err(Turned::Deadline);
+        }
+    }
+}
+
+impl Search<'_> {
+    async fn step<A: Attempt>(&mut self, attempt: &mut A) -> Result<Option<A::Served>, Turned> {
+        let view = self.app.view();
+        let (places, choice) = self.decide(&view)?;
+        self.fresh = false;
+        match choice {
+            Choice::Serve(_) | Choice::ServeAndStart { .. } if self.turn.is_none() && self.app.gate.has_line() => {
+                self.stand_in_line().await?;
+                Ok(None)
+            }
+            Choice::Serve(serve) => self.serve(attempt, &view, places[serve]).await,
+            Choice::ServeAndStart { serve, start } => {
+                let (target, service) = places[start];
+                // Nobody waits for it here: what runs serves meanwhile.
+                drop(wake(self.edge, self.app, &view.targets[target], service));
+                self.serve(attempt, &view, places[serve]).await
+            }
+            Choice::Start(start) => {
+                self.start(&view, places[start]).await?;
+                Ok(None)
+            }
+            Choice::Wait => {
+                self.wait().await?;
+                Ok(None)
+            }
+            Choice::Nothing => Err(Turned::NoMachine),
+        }
+    }
+
+    fn decide(&self, view: &View) -> Result<(Vec<Place>, Choice), Turned> {
+        let now_ms = self.edge.routes.now_ms();
+        let mut places: Vec<Place> = Vec::with_capacity(view.targets.len());
+        let mut candidates: Vec<Candidate> = Vec::with_capacity(view.targets.len());
+        for (index, target) in view.targets.iter().enumerate() {
+            if let Some(service) = target.service(self.entrance) {
+                places.push((index, service));
+                candidates.push(target.candidate(service, now_ms, self.fresh));
+            }
+        }
+        if places.is_empty() && !view.targets.is_empty() {
+            return Err(Turned::NoService);
+        }
+        let choice = choose(&candidates, self.edge.chance());
+        Ok((places, choice))
+    }
+
+    async fn serve<A: Attempt>(
+        &mut self,
+        attempt: &mut A,
+        view: &View,
+        (target, service): Place,
+    ) -> Result<Option<A::Served>, Turned> {
+        let target = &view.targets[target];
+        let pick = Pick { app: self.app, target, service: &target.services[service] };
+        let now_ms = self.edge.routes.now_ms();
+        match attempt.attempt(self.edge, &pick, &mut self.turn).await {
+            Tried::Served(served) => return Ok(Some(served)),
+            Tried::Refused(refusal, epoch, load) => {
+                self.edge.metrics.refused(refusal.as_str());
+                let at_hard = pick.service.hard.is_some_and(|hard| load >= hard);
+                if refusal == Refusal::Busy && at_hard {
+                    pick.service.tally.heard(load, now_ms);
+                } else {
+                    self.refused(target, service, refusal, epoch).await;
+                }
+            }
+            Tried::Away => target.tallies.avoid(now_ms + AVOID_AWAY_MS),
+            Tried::Lost { again } => {
+                self.lost += 1;
+                if !again || self.lost > MAX_LOST {
+                    return Err(Turned::Lost);
+                }
+                self.edge.metrics.retries.inc();
+            }
+        }
+        Ok(None)
+    }
+
+    async fn refused(&mut self, target: &Target, service: usize, refusal: Refusal, epoch: Option<Epoch>) {
+        let now_ms = self.edge.routes.now_ms();
+        if let Some(word) = word_of(&refusal) {
+            self.app.learn(&target.machine, word, epoch.unwrap_or(target.epoch), now_ms);
+            return;
+        }
+        let avoid_ms = match refusal {
+            Refusal::Busy => AVOID_BUSY_MS,
+            Refusal::Full => AVOID_FULL_MS,
+            Refusal::Unreachable => {
+                // It runs and does not listen yet: a start call waits for its port.
+                if target.services[service].service.autostart() {
+                    self.app.learn(&target.machine, Word::Stopped, epoch.unwrap_or(target.epoch), now_ms);
+                    return;
+                }
+                AVOID_UNKNOWN_MS
+            }
+            _ => AVOID_UNKNOWN_MS,
+        };
+        target.tallies.avoid(now_ms + avoid_ms);
+    }
+
+    /// A place among the held; taken once, kept to the end.
+    fn hold(&mut self) -> Result<(), Turned> {
+        if self.held.is_none() {
+            self.held = Some(self.app.gate.hold().ok_or(Turned::GateFull)?);
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self, view: &View, (target, service): Place) -> Result<(), Turned> {
+        self.hold()?;
+        // All who wait for a start wait together, and go together when it is done.
+        self.turn = None;
+        let target = &view.targets[target];
+        let waking = wake(self.edge, self.app, target, service);
+        let Ok(ended) = tokio::time::timeout_at(self.deadline, woken(waking)).await else {
+            return Err(Turned::Deadline);
+        };
+        match ended {
+            Woken::Ready => {}
+            Woken::Refused(refusal, _) if word_of(&refusal).is_some() => {}
+            Woken::Refused(..) | Woken::Away => self.wait_briefly().await,
+            Woken::Failed(why) => {
+                self.failed_starts += 1;
+                let (_, choice) = self.decide(&self.app.view())?;
+                let hope = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. } | Choice::Start(_));
+                if self.failed_starts >= MAX_FAILED_STARTS || !hope {
+                    return Err(Turned::StartFailed(why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn stand_in_line(&mut self) -> Result<(), Turned> {
+        self.hold()?;
+        let turn = tokio::time::timeout_at(self.deadline, self.app.gate.turn()).await;
+        self.turn = Some(turn.map_err(|_| Turned::Deadline)?);
+        Ok(())
+    }
+
+    /// Nothing can serve now. The first in line asks again when something changes; the others stand behind it.
+    async fn wait(&mut self) -> Result<(), Turned> {
+        if self.turn.is_none() {
+            return self.stand_in_line().await;
+        }
+        self.wait_briefly().await;
+        self.fresh = true;
+        Ok(())
+    }
+
+    async fn wait_briefly(&mut self) {
+        let until = (Instant::now() + self.pause).min(self.deadline);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        let mut changes = self.app.changes();
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => {}
+            _ = changes.changed() => {}
+            () = self.app.gate.freed() => self.pause = PAUSE_FIRST,
+        }
+    }
+}
+
+/// Starts a Machine, or joins the start that is on its way.
+pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> super::gate::Waking {
+    app.gate.wake(&target.machine, || {
+        edge.metrics.wakes.inc();
+        let waking = WakingFlag::set(target);
+        let call = StartCall {
+            epoch: target.epoch,
+            port: target.services[service].service.internal_port,
+            timeout_ms: u64::try_from(edge.gate_deadline.as_millis()).unwrap_or(u64::MAX),
+        };
+        let link = edge.hosts.link(&target.door_addr);
+        let (app, machine, tallies) = (app.clone(), target.machine.clone(), target.tallies.clone());
+        let (routes, metrics, timeout) = (edge.routes.clone(), edge.metrics.clone(), edge.gate_deadline);
+        async move {
+            let reply = call::start(&link, &machine, &call, timeout).await;
+            let now_ms = routes.now_ms();
+            let ended = match reply {
+                Ok(StartReply::Ready { epoch }) => {
+                    tallies.welcome();
+                    app.learn(&machine, Word::Running, epoch, now_ms);
+                    Woken::Ready
+                }
+                Ok(StartReply::Refused { refusal, epoch }) => {
+                    metrics.refused(refusal.as_str());
+                    match word_of(&refusal) {
+                        Some(word) => app.learn(&machine, word, epoch.unwrap_or(call.epoch), now_ms),
+                        None if refusal == Refusal::Full => tallies.avoid(now_ms + AVOID_FULL_MS),
+                        None => tallies.avoid(now_ms + AVOID_UNKNOWN_MS),
+                    }
+                    Woken::Refused(refusal, epoch)
+                }
+                Ok(StartReply::Failed { error }) => {
+                    tallies.avoid(now_ms + AVOID_FAILED_MS);
+                    metrics.wakes_failed.inc();
+                    Woken::Failed(error.into())
+                }
+                Err(error) => {
+                    tracing::debug!(%machine, error = %error, "a door could not be asked for a start");
+                    tallies.avoid(now_ms + AVOID_AWAY_MS);
+                    Woken::Away
+                }
+            };
+            drop(waking);
+            ended
+        }
+    })
+}
+
+/// Shows others that a start is on its way, until it ends, however it ends.
+struct WakingFlag(Arc<super::tally::Tallies>);
+
+impl WakingFlag {
+    fn set(target: &Target) -> Self {
+        target.tallies.set_waking(true);
+        Self(target.tallies.clone())
+    }
+}
+
+impl Drop for WakingFlag {
+    fn drop(&mut self) {
+        self.0.set_waking(false);
+    }
+}

@@ -1,0 +1,146 @@
+//! What an edge counts. Labels are app and class of code, reasons, doors: all bounded by what is watched.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use godwit_api::ids::AppName;
+use godwit_base::metrics::Metrics;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::Edge;
+
+const TICK: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AppClass {
+    app: String,
+    class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Door {
+    door: String,
+}
+
+const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The counters of one app, looked up once and not for each request.
+pub struct AppMetrics {
+    by_class: [Counter; 6],
+    /// Requests in flight through this edge.
+    in_flight: Gauge,
+}
+
+impl AppMetrics {
+    pub fn answered(&self, code: u16) {
+        let class = usize::from(code / 100);
+        self.by_class[if class < 6 { class } else { 0 }].inc();
+    }
+
+    pub fn in_flight(&self) -> Gauge {
+        self.in_flight.clone()
+    }
+}
+
+pub struct EdgeMetrics {
+    answers: Family<AppClass, Counter>,
+    in_flight: Gauge,
+    refusals: Family<Reason, Counter>,
+    turned_away: Family<Reason, Counter>,
+    pub wakes: Counter,
+    pub wakes_failed: Counter,
+    pub idle_stops: Counter,
+    pub retries: Counter,
+    pub connections: Gauge,
+    pub tcp_connections: Gauge,
+    waiting: Gauge,
+    apps: Gauge,
+    routes_age: Gauge<f64, AtomicU64>,
+    door_rtt: Family<Door, Gauge<f64, AtomicU64>>,
+}
+
+impl EdgeMetrics {
+    pub fn new(metrics: &Metrics) -> Arc<Self> {
+        let made = Self {
+            answers: Family::default(),
+            in_flight: Gauge::default(),
+            refusals: Family::default(),
+            turned_away: Family::default(),
+            wakes: Counter::default(),
+            wakes_failed: Counter::default(),
+            idle_stops: Counter::default(),
+            retries: Counter::default(),
+            connections: Gauge::default(),
+            tcp_connections: Gauge::default(),
+            waiting: Gauge::default(),
+            apps: Gauge::default(),
+            routes_age: Gauge::default(),
+            door_rtt: Family::default(),
+        };
+        metrics.register(|registry| {
+            registry.register("edge_requests", "Requests by app and class of the answer's code", made.answers.clone());
+            registry.register("edge_in_flight", "Requests and connections in flight", made.in_flight.clone());
+            registry.register("edge_refusals", "Refusals of doors, by reason", made.refusals.clone());
+            registry.register("edge_turned_away", "Requests that no Machine got, by reason", made.turned_away.clone());
+            registry.register("edge_wakes", "Start calls to doors", made.wakes.clone());
+            registry.register("edge_wakes_failed", "Start calls that failed", made.wakes_failed.clone());
+            registry.register("edge_idle_stops", "Machines stopped because idle", made.idle_stops.clone());
+            registry.register("edge_retries", "Requests sent again after a lost connection", made.retries.clone());
+            registry.register("edge_connections", "Open HTTP connections of clients", made.connections.clone());
+            registry.register("edge_tcp_connections", "Open raw connections of clients", made.tcp_connections.clone());
+            registry.register("edge_gate_waiting", "Requests held at the gate", made.waiting.clone());
+            registry.register("edge_apps_watched", "Apps whose routes are watched", made.apps.clone());
+            registry.register("edge_routes_age_seconds", "Age of the routes served; -1: none", made.routes_age.clone());
+            registry.register("edge_door_rtt_seconds", "Round trip of the last probe", made.door_rtt.clone());
+        });
+        Arc::new(made)
+    }
+
+    pub fn app(&self, app: &AppName) -> AppMetrics {
+        let of = |class| self.answers.get_or_create_owned(&AppClass { app: app.to_string(), class });
+        AppMetrics { by_class: CLASSES.map(of), in_flight: self.in_flight.clone() }
+    }
+
+    pub fn forget_app(&self, app: &AppName) {
+        for class in CLASSES {
+            self.answers.remove(&AppClass { app: app.to_string(), class });
+        }
+    }
+
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub fn turned_away(&self, reason: &'static str) {
+        self.turned_away.get_or_create(&Reason { reason }).inc();
+    }
+}
+
+/// Brings the gauges up to date, once a second.
+pub(super) async fn tick(edge: Arc<Edge>) {
+    let mut interval = tokio::time::interval(TICK);
+    loop {
+        interval.tick().await;
+        let metrics = &edge.metrics;
+        let apps = edge.routes.all();
+        let waiting: usize = apps.iter().map(|app| app.gate.held()).sum();
+        metrics.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        metrics.apps.set(i64::try_from(apps.len()).unwrap_or(i64::MAX));
+        metrics.routes_age.set(edge.routes.age().map_or(-1.0, |age| age.as_secs_f64()));
+        for link in edge.hosts.links() {
+            let door = Door { door: link.addr().to_owned() };
+            if let Some(rtt) = link.rtt() {
+                metrics.door_rtt.get_or_create(&door).set(rtt.as_secs_f64());
+            }
+        }
+    }
+}

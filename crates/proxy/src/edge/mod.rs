@@ -1,0 +1,190 @@
+//! The edge: takes traffic from outside, finds the app by name or port, a Machine by `choose`, holds what cannot be
+//! served yet, and carries it to the Machine's door.
+//!
+//! `routes` is what it knows, `find` how a request gets to a Machine, `attempt` the carrying, `gate` the holding,
+//! `http1` and `tcp` the two ways in. It writes nothing but its own copies of routes.
+
+mod app;
+mod attempt;
+mod autostop;
+mod body;
+mod call;
+pub mod config;
+mod find;
+pub mod gate;
+mod hosts;
+mod http1;
+mod join;
+mod metrics;
+pub mod names;
+mod routes;
+mod serve;
+mod snapshot;
+mod tally;
+mod tcp;
+mod upload;
+pub mod view;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use godwit_api::ids::InstanceId;
+use godwit_base::TaskGroup;
+use godwit_base::metrics::Metrics;
+use godwit_store::{RemoteStore, Store};
+use http::HeaderValue;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
+
+pub use config::{EdgeConfig, RawEdgeConfig};
+pub use join::Identity;
+
+use crate::Error;
+use crate::headers::Stamp;
+
+/// How long requests in flight may go on after the stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for raw connections.
+const TCP_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that the kernel holds until they are accepted: a burst should not be answered by resets.
+const BACKLOG: u32 = 8_192;
+
+/// All that the parts of an edge share.
+pub struct Edge {
+    routes: Arc<routes::Routes>,
+    hosts: Arc<hosts::Hosts>,
+    names: names::Names,
+    metrics: Arc<metrics::EdgeMetrics>,
+    stamp: Stamp,
+    region: String,
+    http_port: u16,
+    gate_deadline: Duration,
+    group: TaskGroup,
+    /// Draws from here need no call into the kernel.
+    seed: u64,
+    drawn: AtomicU64,
+}
+
+impl Edge {
+    /// A number of chance, good enough to spread load and to make ids differ.
+    fn chance(&self) -> u64 {
+        let n = self.drawn.fetch_add(1, Ordering::Relaxed);
+        // SplitMix64 (Steele et al., 2014).
+        let mut z = self.seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// `ULID-region`.
+    fn request_id(&self) -> HeaderValue {
+        let chance = (u128::from(self.chance()) << 64) | u128::from(self.chance());
+        let id = InstanceId::from_parts(godwit_base::clock::unix_ms(), chance);
+        // Base 32 and a region's letters always stand in a header.
+        HeaderValue::from_str(&format!("{id}-{}", self.region)).unwrap_or(HeaderValue::from_static(""))
+    }
+}
+
+/// Binds with a deep queue, and again at once after a restart.
+pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, Error> {
+    let bind = || {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|source| Error::Listen { addr, source })
+}
+
+/// Out of descriptors is the usual reason: going on at once would spin.
+pub(crate) async fn pause_after_accept_error(error: &std::io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+/// An edge with its sockets bound, not serving yet.
+pub struct BoundEdge {
+    http: Vec<TcpListener>,
+    admin: TcpListener,
+    config: EdgeConfig,
+}
+
+impl BoundEdge {
+    pub async fn bind(config: EdgeConfig) -> Result<Self, Error> {
+        let mut http = Vec::new();
+        for addr in &config.listen_http {
+            http.push(listen(*addr).await?);
+        }
+        Ok(Self { http, admin: listen(config.listen_admin).await?, config })
+    }
+
+    /// The first address for HTTP.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.first()?.local_addr().ok()
+    }
+
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.local_addr().ok()
+    }
+
+    /// Serves on routes from `store` until told to stop; then requests in flight end within `DRAIN_TIMEOUT`.
+    pub async fn serve(
+        self,
+        identity: Identity,
+        store: Arc<dyn Store>,
+        shutdown: CancellationToken,
+    ) -> Result<(), Error> {
+        let Self { http, admin, config } = self;
+        let registry = Metrics::new();
+        let group = TaskGroup::new();
+        let metrics = metrics::EdgeMetrics::new(&registry);
+        let hosts = Arc::new(hosts::Hosts::new(&identity.key)?);
+        let routes = routes::Routes::new(store, &config, hosts.clone(), metrics.clone(), group.clone())?;
+        let edge = Arc::new(Edge {
+            routes: routes.clone(),
+            hosts,
+            names: names::Names::new(&config.suffixes, config.names.clone()),
+            metrics,
+            stamp: Stamp::new(&config.region, "http", config.public_http_port),
+            region: config.region.clone(),
+            http_port: config.public_http_port,
+            gate_deadline: config.gate_deadline,
+            group: group.clone(),
+            seed: godwit_base::secret::random_u64(),
+            drawn: AtomicU64::new(0),
+        });
+        group.spawn_cancellable(metrics::tick(edge.clone()));
+        let health = routes.clone();
+        let admin_routes = godwit_base::metrics::routes(registry, move || {
+            // Stale routes are served; an edge is unwell only when it knows none.
+            health.age().map(drop).ok_or_else(|| "no routes are known yet".to_owned())
+        });
+        group.spawn(godwit_base::http::server::serve_tcp(admin, admin_routes, group.clone()));
+        for listener in http {
+            group.spawn(http1::accept(edge.clone(), listener));
+        }
+        if let Some(address) = config.listen_tcp {
+            group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone()));
+        }
+        if let Some(interval) = config.autostop_interval {
+            group.spawn_cancellable(autostop::run(edge.clone(), interval, config.autostop_idle));
+        }
+        tracing::info!(edge = %identity.id, region = config.region, "serving");
+        shutdown.cancelled().await;
+        if !group.drain(DRAIN_TIMEOUT).await {
+            tracing::warn!("requests were still in flight when the edge stopped");
+        }
+        // What changed since the last round; the disk is all that this waits for.
+        let _ = tokio::task::spawn_blocking(move || routes.keep_now()).await;
+        Ok(())
+    }
+}
+
+/// Binds, joins if need be, and serves with routes from control until told to stop.
+pub async fn run(config: EdgeConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    let identity = join::identity(&config, &shutdown).await?;
+    let store = Arc::new(RemoteStore::new(&config.control_url, &identity.key));
+    BoundEdge::bind(config).await?.serve(identity, store, shutdown).await
+}

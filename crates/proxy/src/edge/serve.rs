@@ -1,0 +1,249 @@
+//! One HTTP request from its head to its answer: which app, which Machine, what the Machine and the client get told.
+//!
+//! It must not know how the head was framed: `http1` hands in whatever a client sent, already parsed.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use godwit_api::ids::AppName;
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, UPGRADE};
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::Edge;
+use super::app::App;
+use super::attempt::{HttpAttempt, TunnelAttempt};
+use super::body::AnswerBody;
+use super::find::{Turned, find};
+use super::routes::NoApp;
+use super::upload::Upload;
+use super::view::Entrance;
+use crate::headers::{host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, wants_upgrade, without_port};
+use crate::link::tunnel::copy;
+
+/// An answer of the edge itself.
+struct Own {
+    code: StatusCode,
+    reason: &'static str,
+    text: String,
+    retry_after_s: Option<u32>,
+}
+
+impl Own {
+    fn new(code: StatusCode, reason: &'static str, text: impl Into<String>) -> Self {
+        Self { code, reason, text: text.into(), retry_after_s: None }
+    }
+
+    fn of_turned(turned: &Turned, app: &AppName) -> Self {
+        let unavailable = |text: String, retry_after_s| Self {
+            retry_after_s: Some(retry_after_s),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, turned.reason(), text)
+        };
+        match turned {
+            Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} serves no HTTP")),
+            Turned::NoMachine => unavailable(format!("app {app} has no Machine that runs or may be started"), 5),
+            Turned::GateFull => unavailable(format!("too many requests wait for app {app}"), 1),
+            Turned::Deadline => unavailable(format!("no Machine of app {app} took the request in time"), 1),
+            Turned::StartFailed(why) => unavailable(format!("a Machine of app {app} did not come up: {why}"), 1),
+            Turned::Lost => Self::new(
+                StatusCode::BAD_GATEWAY,
+                turned.reason(),
+                format!("the connection to app {app} was lost while it had the request"),
+            ),
+        }
+    }
+
+    fn into_response(self) -> Response<AnswerBody> {
+        let mut response = Response::new(AnswerBody::Text(Bytes::from(format!("{}\n", self.text))));
+        *response.status_mut() = self.code;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// Where a request goes.
+struct Destination {
+    app: Arc<App>,
+    /// As the client wrote it, port and all.
+    host: HeaderValue,
+}
+
+impl Edge {
+    /// Serves one request. `upgrade` is there when the connection can be taken over.
+    pub async fn serve<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        client: IpAddr,
+        upgrade: Option<OnUpgrade>,
+    ) -> Response<AnswerBody>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let request_id = self.request_id();
+        let (mut response, app) = match self.destination(&request).await {
+            Ok(destination) => {
+                let app = destination.app.clone();
+                (self.pass(request, destination, client, &request_id, upgrade).await, Some(app))
+            }
+            Err(own) => {
+                self.metrics.turned_away(own.reason);
+                (own.into_response(), None)
+            }
+        };
+        if let Some(app) = app {
+            app.metrics.answered(response.status().as_u16());
+        }
+        stamp_answer(response.headers_mut(), &self.stamp, &request_id);
+        response
+    }
+
+    async fn destination<B>(&self, request: &Request<B>) -> Result<Destination, Own> {
+        let bad = |text: &str| Own::new(StatusCode::BAD_REQUEST, "bad_request", text);
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this method is not served"));
+        }
+        let name = host_of(request.headers()).ok_or_else(|| bad("exactly one Host is needed"))?;
+        // In absolute form the target and Host must agree (RFC 9112 section 3.2.2 lets the target win; we take no side).
+        if request.uri().authority().is_some_and(|one| !without_port(one.as_str()).eq_ignore_ascii_case(name)) {
+            return Err(bad("the request's target and its Host differ"));
+        }
+        let host = request.headers().get(HOST).cloned().ok_or_else(|| bad("exactly one Host is needed"))?;
+        let unknown = || Own::new(StatusCode::NOT_FOUND, "unknown_app", "no app has this name");
+        let name = self.names.app(name).ok_or_else(unknown)?;
+        match self.routes.app(&name).await {
+            Ok(app) => Ok(Destination { app, host }),
+            Err(NoApp::Unknown) => Err(unknown()),
+            Err(NoApp::NotYet) => Err(Own {
+                retry_after_s: Some(1),
+                ..Own::new(StatusCode::SERVICE_UNAVAILABLE, "no_routes", "this edge knows no routes yet")
+            }),
+        }
+    }
+
+    async fn pass<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        destination: Destination,
+        client: IpAddr,
+        request_id: &HeaderValue,
+        upgrade: Option<OnUpgrade>,
+    ) -> Response<AnswerBody>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let Destination { app, host } = destination;
+        let (mut parts, body) = request.into_parts();
+        let upload = Upload::new(body);
+        let upgrade = upgrade.filter(|_| upload.is_empty() && wants_upgrade(&parts.headers));
+        let protocol = parts.headers.get(UPGRADE).cloned();
+        strip_hop_by_hop(&mut parts.headers);
+        strip_ours(&mut parts.headers);
+        parts.headers.remove(http::header::EXPECT);
+        stamp_request(&mut parts.headers, &self.stamp, client, request_id);
+        let entrance = Entrance::Http(self.http_port);
+        let served = match (upgrade, protocol) {
+            (Some(upgrade), Some(protocol)) => {
+                let tunnel = find(self, &app, entrance, &mut TunnelAttempt::upgrade()).await;
+                match tunnel {
+                    Ok((tunnel, in_flight)) => {
+                        let head =
+                            UpgradeHead { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
+                        Ok(self.upgraded(head, tunnel, in_flight, upgrade).await)
+                    }
+                    Err(turned) => Err(turned),
+                }
+            }
+            _ => {
+                parts.headers.remove(HOST);
+                let Some(uri) = target(&host, &parts.uri) else {
+                    return Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host").into_response();
+                };
+                let (method, headers) = (parts.method, parts.headers);
+                let mut attempt = HttpAttempt { method, uri, headers, upload: Some(upload) };
+                find(self, &app, entrance, &mut attempt).await
+            }
+        };
+        match served {
+            Ok(response) => response,
+            Err(turned) => {
+                self.metrics.turned_away(turned.reason());
+                tracing::debug!(app = %app.name, ?turned, "a request was turned away");
+                Own::of_turned(&turned, &app.name).into_response()
+            }
+        }
+    }
+}
+
+/// `http://HOST/PATH?QUERY`, as a door wants it.
+fn target(host: &HeaderValue, uri: &Uri) -> Option<Uri> {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(host.to_str().ok()?.parse().ok()?);
+    parts.path_and_query =
+        Some(uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).ok()
+}
+
+struct UpgradeHead {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    protocol: HeaderValue,
+}
+
+impl Edge {
+    /// Speaks HTTP/1.1 with the Machine through the tunnel; if it switches protocols, so does the client.
+    async fn upgraded(
+        self: &Arc<Self>,
+        head: UpgradeHead,
+        tunnel: crate::link::tunnel::Tunnel,
+        in_flight: super::body::InFlight,
+        client: OnUpgrade,
+    ) -> Response<AnswerBody> {
+        let broken = |error: hyper::Error| {
+            tracing::debug!(%error, "a Machine broke off an upgrade");
+            Own::new(StatusCode::BAD_GATEWAY, "lost", "the Machine broke off").into_response()
+        };
+        let mut request = Request::new(http_body_util::Empty::<Bytes>::new());
+        *request.method_mut() = head.method;
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
+        *request.headers_mut() = head.headers;
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(UPGRADE, head.protocol);
+        let (mut sender, connection) = match hyper::client::conn::http1::handshake(TokioIo::new(tunnel)).await {
+            Ok(made) => made,
+            Err(error) => return broken(error),
+        };
+        tokio::spawn(async move {
+            // Its errors reach whoever waits for the answer.
+            let _ = connection.with_upgrades().await;
+        });
+        let mut response = match sender.send_request(request).await {
+            Ok(response) => response,
+            Err(error) => return broken(error),
+        };
+        strip_ours(response.headers_mut());
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            strip_hop_by_hop(response.headers_mut());
+            return response.map(|body| AnswerBody::Declined(body, in_flight));
+        }
+        let machine = hyper::upgrade::on(&mut response);
+        self.group.spawn(async move {
+            let _in_flight = in_flight;
+            if let (Ok(machine), Ok(client)) = tokio::join!(machine, client) {
+                // However it ends, both sides end.
+                let _ = copy(&mut TokioIo::new(client), &mut TokioIo::new(machine)).await;
+            }
+        });
+        response.map(|_| AnswerBody::Empty)
+    }
+}

@@ -1,0 +1,111 @@
+//! Raw TCP: one listener for each public port that some app serves without handlers. The store's `ports/` rows say
+//! which; listeners come and go with them.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::Edge;
+use super::attempt::TunnelAttempt;
+use super::find::find;
+use super::view::Entrance;
+use crate::link::tunnel::copy;
+
+/// Connections of one port at once; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 20_000;
+/// Ports of one edge.
+const MAX_PORTS: usize = 1_024;
+/// A port that could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Opens and closes ports as the rows say, until the group stops.
+pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec<u16>>) {
+    let mut changes = edge.routes.ports.subscribe();
+    let mut open: HashMap<u16, CancellationToken> = HashMap::new();
+    loop {
+        changes.mark_unchanged();
+        let is_allowed = |port: &u16| allowed.as_ref().is_none_or(|allowed| allowed.contains(port));
+        let wanted: Vec<u16> = edge.routes.tcp_ports().into_iter().filter(is_allowed).take(MAX_PORTS).collect();
+        open.retain(|port, token| {
+            let keep = wanted.contains(port);
+            if !keep {
+                token.cancel();
+            }
+            keep
+        });
+        let mut failed = false;
+        for port in wanted {
+            if open.contains_key(&port) {
+                continue;
+            }
+            match super::listen(SocketAddr::new(address, port)).await {
+                Ok(listener) => {
+                    let token = edge.group.token().child_token();
+                    edge.group.spawn(accept(edge.clone(), listener, port, token.clone()));
+                    open.insert(port, token);
+                }
+                Err(error) => {
+                    failed = true;
+                    tracing::warn!(port, error = godwit_base::telemetry::chain(&error), "cannot open a port");
+                }
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if failed => {}
+        }
+    }
+}
+
+async fn accept(edge: Arc<Edge>, listener: TcpListener, port: u16, token: CancellationToken) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = token.cancelled() => return,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                let _ = socket.set_nodelay(true);
+                let of = edge.clone();
+                edge.group.spawn(async move {
+                    of.metrics.tcp_connections.inc();
+                    connection(&of, socket, port).await;
+                    of.metrics.tcp_connections.dec();
+                    drop(permit);
+                });
+            }
+            Err(error) => super::pause_after_accept_error(&error).await,
+        }
+    }
+}
+
+async fn connection(edge: &Arc<Edge>, mut client: TcpStream, port: u16) {
+    let Some(name) = edge.routes.app_of_port(port) else { return };
+    let Ok(app) = edge.routes.app(&name).await else { return };
+    match find(edge, &app, Entrance::Tcp(port), &mut TunnelAttempt::tcp()).await {
+        Ok((mut machine, _in_flight)) => {
+            let copying = copy(&mut client, &mut machine);
+            tokio::pin!(copying);
+            tokio::select! {
+                // However it ends, both sides end.
+                _ = &mut copying => {}
+                () = edge.group.stopping() => {
+                    // A raw connection has no moment at which it could be asked to leave: it gets the drain's time.
+                    let _ = tokio::time::timeout(super::TCP_DRAIN_TIMEOUT, copying).await;
+                }
+            }
+        }
+        Err(turned) => {
+            edge.metrics.turned_away(turned.reason());
+            tracing::debug!(app = %app.name, port, ?turned, "a raw connection was turned away");
+        }
+    }
+}

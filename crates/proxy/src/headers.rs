@@ -1,0 +1,235 @@
+//! What is taken from and added to the heads that pass: hop-by-hop headers and our own names go, what users know of
+//! the platform comes. Pure.
+//!
+//! RFC 9110 section 7.6.1 (connection options), 7.6.3 (Via); the `Fly-*` names are the platform's.
+
+use std::net::IpAddr;
+
+use godwit_api::door::header as ours;
+use http::Method;
+use http::header::{
+    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VIA,
+};
+
+pub const FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
+pub const FLY_FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
+pub const FLY_REGION: HeaderName = HeaderName::from_static("fly-region");
+pub const FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub const X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+const HOP_BY_HOP: [HeaderName; 10] = [
+    CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HTTP2_SETTINGS,
+];
+
+/// Names that a Connection header must not take out of a message: without them it would mean something else.
+const NOT_OPTIONS: [&str; 5] = ["host", "content-length", "authorization", "cookie", "content-type"];
+
+const OUR_PREFIX: &str = "godwit-";
+
+/// Takes out what concerns one connection only, with what Connection names.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|text| text.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .filter(|name| !NOT_OPTIONS.contains(&name.as_str()))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Takes out every name that belongs to edge and door, also those that no version knows yet.
+pub fn strip_ours(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| name.as_str().starts_with(OUR_PREFIX)) {
+        return;
+    }
+    let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OUR_PREFIX)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+    debug_assert!(ours::ALL.iter().all(|name| name.starts_with(OUR_PREFIX)));
+}
+
+/// What the outside says about itself is never believed: these are set by us or not at all.
+const NEVER_TRUSTED: [HeaderName; 8] = [
+    FLY_CLIENT_IP,
+    FLY_FORWARDED_PORT,
+    FLY_REGION,
+    FLY_REQUEST_ID,
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_PORT,
+    X_FORWARDED_SSL,
+];
+
+/// Values that are the same for every request of a listener, made once.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    pub region: HeaderValue,
+    pub proto: HeaderValue,
+    pub port: HeaderValue,
+    pub via: HeaderValue,
+}
+
+impl Stamp {
+    pub fn new(region: &str, proto: &'static str, port: u16) -> Self {
+        Self {
+            // Regions are checked when the configuration is read; a value that cannot stand in a header stays empty.
+            region: HeaderValue::from_str(region).unwrap_or(HeaderValue::from_static("")),
+            proto: HeaderValue::from_static(proto),
+            port: HeaderValue::from(port),
+            via: HeaderValue::from_static("1.1 godwit"),
+        }
+    }
+}
+
+/// What a Machine gets to know about its client.
+pub fn stamp_request(headers: &mut HeaderMap, stamp: &Stamp, client: IpAddr, request_id: &HeaderValue) {
+    for name in &NEVER_TRUSTED {
+        headers.remove(name);
+    }
+    // Digits, dots, colons: always a valid value.
+    let client = HeaderValue::from_str(&client.to_canonical().to_string()).unwrap_or(HeaderValue::from_static(""));
+    headers.insert(X_FORWARDED_FOR, client.clone());
+    headers.insert(FLY_CLIENT_IP, client);
+    headers.insert(FLY_FORWARDED_PORT, stamp.port.clone());
+    headers.insert(X_FORWARDED_PORT, stamp.port.clone());
+    headers.insert(X_FORWARDED_PROTO, stamp.proto.clone());
+    headers.insert(FLY_REGION, stamp.region.clone());
+    headers.insert(FLY_REQUEST_ID, request_id.clone());
+    headers.append(VIA, stamp.via.clone());
+}
+
+/// What a client gets to know about its answer.
+pub fn stamp_answer(headers: &mut HeaderMap, stamp: &Stamp, request_id: &HeaderValue) {
+    headers.insert(FLY_REQUEST_ID, request_id.clone());
+    headers.append(VIA, stamp.via.clone());
+}
+
+/// Does the client ask to speak another protocol on its connection? `h2c` is not one that we pass on: behind it a
+/// client could speak to the Machine past every check.
+pub fn wants_upgrade(headers: &HeaderMap) -> bool {
+    let Some(protocol) = headers.get(UPGRADE).and_then(|value| value.to_str().ok()) else { return false };
+    let named = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
+    named && !protocol.split(',').any(|name| name.trim().eq_ignore_ascii_case("h2c"))
+}
+
+/// Methods that a second time does no harm (RFC 9110 section 9.2.2).
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+/// The Host header's name without its port, or nothing if there is not exactly one.
+pub fn host_of(headers: &HeaderMap) -> Option<&str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next()?.to_str().ok()?;
+    if hosts.next().is_some() {
+        return None;
+    }
+    Some(without_port(host))
+}
+
+/// `name:port` → `name`; `[addr]:port` → `[addr]`.
+pub fn without_port(host: &str) -> &str {
+    if host.starts_with('[') {
+        return host.find(']').map_or(host, |end| &host[..=end]);
+    }
+    host.split_once(':').map_or(host, |(name, _)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_connection_names_goes_but_never_what_frames_the_message() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret, content-length, host"),
+            ("x-secret", "1"),
+            ("content-length", "3"),
+            ("host", "a"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("accept", "*/*"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "content-length", "host"]);
+    }
+
+    #[test]
+    fn nothing_from_outside_speaks_for_the_platform() {
+        let mut headers = map(&[
+            ("godwit-machine", "m"),
+            ("godwit-new-name", "m"),
+            ("fly-client-ip", "6.6.6.6"),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-ssl", "on"),
+            ("fly-region", "mars"),
+        ]);
+        strip_ours(&mut headers);
+        let stamp = Stamp::new("fra", "http", 80);
+        let id = HeaderValue::from_static("id");
+        stamp_request(&mut headers, &stamp, "::ffff:10.0.0.9".parse().unwrap(), &id);
+        assert!(!headers.keys().any(|name| name.as_str().starts_with("godwit-")));
+        assert_eq!(headers["fly-client-ip"], "10.0.0.9");
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.9");
+        assert_eq!(headers["fly-region"], "fra");
+        assert_eq!(headers["x-forwarded-port"], "80");
+        assert!(!headers.contains_key("x-forwarded-ssl"));
+    }
+
+    #[test]
+    fn a_websocket_is_an_upgrade_and_h2c_is_none() {
+        assert!(wants_upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])));
+        assert!(!wants_upgrade(&map(&[("upgrade", "websocket")])));
+        assert!(!wants_upgrade(&map(&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")])));
+    }
+
+    #[test]
+    fn a_host_is_read_without_its_port() {
+        assert_eq!(host_of(&map(&[("host", "a.localhost:8080")])), Some("a.localhost"));
+        assert_eq!(host_of(&map(&[("host", "[::1]:8080")])), Some("[::1]"));
+        assert_eq!(host_of(&map(&[("host", "a"), ("host", "b")])), None);
+        assert_eq!(host_of(&map(&[])), None);
+    }
+}
