@@ -70,7 +70,10 @@ fn a_host_that_was_away_during_destroy_destroys_on_return() {
         eventually("the Machine is destroyed", PATIENCE, async || {
             match fleet.machine("gone", machine.id.as_str()).await {
                 Ok(shown) => Ok((shown.state == MachineState::Destroyed).then_some(())),
-                Err(error) => Ok(matches!(error, godwit_base::http::client::CallError::Answered(answer) if answer.code == 404).then_some(())),
+                Err(error) => {
+                    Ok(matches!(error, godwit_base::http::client::CallError::Answered(answer) if answer.code == 404)
+                        .then_some(()))
+                }
             }
         })
         .await

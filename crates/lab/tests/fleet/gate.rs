@@ -16,7 +16,8 @@ fn a_thousand_requests_at_once_start_a_stopped_machine_once() {
         let fleet = Arc::new(fleet(1, &[]));
         for (app, listen_delay_ms) in [("storm-now", "0"), ("storm-late", "3000")] {
             fleet.create_app(app).await.expect("the app");
-            let machine = demo_machine(&fleet, app, json!({ "env": { "LISTEN_DELAY_MS": listen_delay_ms } }), false).await;
+            let machine =
+                demo_machine(&fleet, app, json!({ "env": { "LISTEN_DELAY_MS": listen_delay_ms } }), false).await;
             let requests: Vec<_> = (0..1000)
                 .map(|_| {
                     let fleet = fleet.clone();

@@ -192,17 +192,15 @@ async fn ask(api: &godwit_base::http::client::Client, id: &str, way: Way) {
 }
 
 async fn settled(fleet: &Fleet, id: &str, wanted: &[MachineState]) -> anyhow::Result<()> {
-    eventually(&format!("{wanted:?}"), PATIENCE, async || {
-        match fleet.machine(APP, id).await {
-            Ok(machine) if wanted.contains(&machine.state) => Ok(Some(())),
-            Ok(machine) => anyhow::bail!("it is {:?}: {:?}", machine.state, machine.events.first()),
-            Err(godwit_base::http::client::CallError::Answered(error))
-                if error.code == 404 && wanted.contains(&MachineState::Destroyed) =>
-            {
-                Ok(Some(()))
-            }
-            Err(error) => Err(error.into()),
+    eventually(&format!("{wanted:?}"), PATIENCE, async || match fleet.machine(APP, id).await {
+        Ok(machine) if wanted.contains(&machine.state) => Ok(Some(())),
+        Ok(machine) => anyhow::bail!("it is {:?}: {:?}", machine.state, machine.events.first()),
+        Err(godwit_base::http::client::CallError::Answered(error))
+            if error.code == 404 && wanted.contains(&MachineState::Destroyed) =>
+        {
+            Ok(Some(()))
         }
+        Err(error) => Err(error.into()),
     })
     .await
 }

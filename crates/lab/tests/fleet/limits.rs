@@ -27,11 +27,8 @@ fn limits_hold_and_ends_are_told_truly() {
             .wait_state("limits", id, &[MachineState::Stopped, MachineState::Failed], PATIENCE)
             .await
             .expect("the kernel kills it");
-        let exit = stopped
-            .events
-            .iter()
-            .find_map(|event| event.request.as_ref()?.exit_event.clone())
-            .expect("an exit event");
+        let exit =
+            stopped.events.iter().find_map(|event| event.request.as_ref()?.exit_event.clone()).expect("an exit event");
         assert!(exit.oom_killed, "{exit:?}");
     });
 }

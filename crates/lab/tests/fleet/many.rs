@@ -16,14 +16,16 @@ fn a_hundred_machines_come_and_go_without_a_trace() {
         let before = footprint(&fleet);
         let mut ids = Vec::new();
         for _ in 0..MACHINES {
-            let machine = fleet.create_machine("many", json!({ "config": demo_config(json!({})) })).await.expect("created");
+            let machine =
+                fleet.create_machine("many", json!({ "config": demo_config(json!({})) })).await.expect("created");
             ids.push(machine.id);
         }
         for id in &ids {
             fleet.wait_state("many", id.as_str(), &[MachineState::Started], PATIENCE).await.expect("starts");
         }
         let listed: serde_json::Value =
-            serde_json::from_str(&fleet.cli_ok(&["machine", "list", "-a", "many", "--json"]).expect("listed")).expect("JSON");
+            serde_json::from_str(&fleet.cli_ok(&["machine", "list", "-a", "many", "--json"]).expect("listed"))
+                .expect("JSON");
         assert_eq!(listed.as_array().map(Vec::len), Some(MACHINES));
 
         let host = fleet.dev().expect("dev.json").hosts.remove(0);
@@ -56,7 +58,8 @@ fn a_hundred_machines_come_and_go_without_a_trace() {
         .await
         .expect("no leak");
         let left: serde_json::Value =
-            serde_json::from_str(&fleet.cli_ok(&["machine", "list", "-a", "many", "--json"]).expect("listed")).expect("JSON");
+            serde_json::from_str(&fleet.cli_ok(&["machine", "list", "-a", "many", "--json"]).expect("listed"))
+                .expect("JSON");
         assert_eq!(left.as_array().map(Vec::len), Some(0));
     });
 }

@@ -106,10 +106,7 @@ pub fn footprint(fleet: &Fleet) -> BTreeMap<String, usize> {
         counts.insert(format!("{} mounts", host.id), machines);
         let links = std::fs::read_to_string(format!("{root}/net/dev")).unwrap_or_default();
         counts.insert(format!("{} links", host.id), links.lines().filter(|line| line.contains(':')).count());
-        let shims = processes_below(&host)
-            .into_iter()
-            .filter(|(_, command)| command.contains("godwit-shim"))
-            .count();
+        let shims = processes_below(&host).into_iter().filter(|(_, command)| command.contains("godwit-shim")).count();
         counts.insert(format!("{} shims", host.id), shims);
     }
     counts.insert("cgroups".into(), cgroups_of_fleet(fleet));
