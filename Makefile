@@ -1,0 +1,43 @@
+# One Cargo profile (dev) serves building, the demo and the tests; crates that hash, inflate or store are optimised in it.
+CARGO ?= cargo
+BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+DEMO_IMAGE := target/demo/image.tar
+
+.PHONY: help build demo demo-image test lint soak bench-start bench-store bench-place setup setup-test
+
+help:
+	@echo "make build        godwit, godwit-shim and godwit-lab in $(BIN)"
+	@echo "make demo         the main job, told as a story (root); IMAGE=path PORT=n for another image"
+	@echo "make demo-image   $(DEMO_IMAGE)"
+	@echo "make test         formatting, lints and every test (root)"
+	@echo "make lint         formatting and lints alone"
+	@echo "make bench-start  bench-store  bench-place  soak"
+
+setup:
+	@scripts/setup
+
+setup-test:
+	@scripts/setup test
+
+build: setup
+	$(CARGO) build --package godwit --package godwit-shim --package godwit-lab \
+		--bin godwit --bin godwit-shim --bin godwit-lab
+
+# The flags after -- are for this one binary alone: it must run in an image that holds nothing else.
+demo-image: build
+	$(CARGO) rustc --package godwit-lab --bin demo-app -- -C target-feature=+crt-static -C strip=symbols
+	$(BIN)/godwit-lab image --binary $(BIN)/demo-app --output $(DEMO_IMAGE)
+
+demo: demo-image
+	$(BIN)/godwit-lab demo --output target/demo --image $(or $(IMAGE),$(DEMO_IMAGE)) \
+		$(if $(IMAGE),--foreign) $(if $(PORT),--port $(PORT))
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+test: setup-test lint demo-image
+	$(CARGO) test --workspace
+
+soak bench-start bench-store bench-place: demo-image
+	$(BIN)/godwit-lab $@
