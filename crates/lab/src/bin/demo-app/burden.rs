@@ -72,7 +72,7 @@ pub fn fork(n: u64) -> Value {
         let _ = kill(*child, Signal::SIGKILL);
         let _ = waitpid(*child, None);
     }
-    json!({ "asked": n, "started": children.len(), "refused": refused })
+    json!({ "asked": n, "forked": children.len(), "refused": refused })
 }
 
 /// Ends the process once the answer has had time to leave.

@@ -127,7 +127,8 @@ async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S, limit_bytes: usize) ->
         short => u64::from(short),
     };
     let control = opcode >= CLOSE;
-    if reserved != 0 || !masked || opcode > PONG || (3..CLOSE).contains(&opcode) || (control && (!last || short > 125)) {
+    if reserved != 0 || !masked || opcode > PONG || (3..CLOSE).contains(&opcode) || (control && (!last || short > 125))
+    {
         return Err(End::Breach(PROTOCOL_ERROR));
     }
     let length = usize::try_from(length).unwrap_or(usize::MAX);

@@ -1,0 +1,43 @@
+//! `godwit-lab`: makes the demo image, sends load, and tells the demo's story. It starts and harms a dev fleet of its
+//! own and must not know how the roles work inside.
+
+mod demo;
+mod image;
+mod load;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "godwit-lab", about = "Proofs and demonstrations of Godwit")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the demo image, an OCI archive around one static binary
+    Image(image::Options),
+    /// Send requests at a steady rate, without retries, and judge every answer
+    Load(load::Options),
+    /// Start a dev fleet, wake a Machine, kill its agent and control under load, and clean up
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Image(options) => image::write(&options).map(|()| true),
+        Command::Load(options) => load::run(&options),
+        Command::Demo(options) => demo::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("godwit-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
