@@ -13,8 +13,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::entry::{DEFAULT_PATH, Entry};
+use crate::filter::Filter;
 use crate::oci::{Inside, OPEN_FILES, configuration};
 use crate::root::{Root, mount_overlay, write_files};
+use crate::sys;
 use crate::user::{Identity, look_up};
 
 /// Why a start failed, and whose fault it is.
@@ -56,6 +58,10 @@ impl StateDir {
     pub fn new(order: &Order) -> Self {
         Self { dir: order.state_dir.clone() }
     }
+    /// The driver's run folder, which all Machines share.
+    pub fn shared(&self) -> PathBuf {
+        self.dir.parent().map_or_else(|| self.dir.clone(), Path::to_owned)
+    }
     pub fn bundle(&self) -> PathBuf {
         self.dir.join("bundle")
     }
@@ -74,6 +80,7 @@ pub fn build(
     stdout: OwnedFd,
     stderr: OwnedFd,
     socket: &OwnedFd,
+    heap: sys::HeapMark,
 ) -> Result<(i32, Spans), BuildError> {
     let mut spans = Spans::new();
     let (spec, layout) = (&order.spec, Layout::new(&order.spec.dir));
@@ -92,7 +99,9 @@ pub fn build(
     spans.push(("root", monotonic_ns()));
 
     let env = environment(&spec.process.env, &identity);
-    let entry = Entry::new(true, &spec.process.argv, &env, socket.as_raw_fd())
+    let filter = Filter::kept_in(&StateDir::new(order).shared())
+        .map_err(BuildError::host("cannot make the system call filter"))?;
+    let entry = Entry::new(Some(heap), &spec.process.argv, &env, socket.as_raw_fd(), filter)
         .map_err(BuildError::host("cannot prepare the program"))?;
     let inside = Inside {
         root: &root_path,

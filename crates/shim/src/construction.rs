@@ -28,7 +28,13 @@ pub struct Construction {
 
 impl Construction {
     /// Forks the builder. It and the container get the inner ends of the output pipes and of the socket of words.
-    pub fn begin(order: &Order, cgroups: &Cgroups, outputs: [OwnedFd; 2], telling: OwnedFd) -> Result<Self, ShimError> {
+    pub fn begin(
+        order: &Order,
+        cgroups: &Cgroups,
+        outputs: [OwnedFd; 2],
+        telling: OwnedFd,
+        heap: sys::HeapMark,
+    ) -> Result<Self, ShimError> {
         let forked_at = monotonic_ns();
         let (report, reporting) = sys::pipe().map_err(ShimError::io("cannot make a pipe"))?;
         if let ForkResult::Child = sys::fork().map_err(ShimError::io("cannot fork the builder"))? {
@@ -40,7 +46,7 @@ impl Construction {
                 let _ = nix::unistd::dup2_stdout(&null);
             }
             let [stdout, stderr, telling, reporting] = kept;
-            let outcome = builder::build(order, cgroups, stdout, stderr, &telling);
+            let outcome = builder::build(order, cgroups, stdout, stderr, &telling, heap);
             let text = report_text(&outcome, forked_at);
             let _ = File::from(reporting).write_all(text.to_string().as_bytes());
             sys::exit_now(0)

@@ -1,21 +1,23 @@
 //! The last steps before a program of the image runs: in the main process (behind a pid 1 of ours) and in execs.
 //!
-//! libcontainer calls `exec` when the process is in its namespaces, without privileges, behind its filter. For the
-//! main process, the caller then becomes pid 1: it forks the program, reaps orphans, forwards what `kill 1` sends, and
-//! dies with the shim. Programs so get signals' default actions, which the kernel withholds from a real pid 1.
-//! What happens is told on a socket, whose messages are [`Word`]s. Nothing in here may wait for the shim.
+//! libcontainer calls `exec` when the process is in its namespaces and without privileges; the system call filter is
+//! put on here. For the main process, the caller then becomes pid 1: it forks the program, reaps orphans, forwards
+//! what `kill 1` sends, and dies with the shim. Programs so get signals' default actions, which the kernel withholds
+//! from a real pid 1. What happens is told on a socket, whose messages are [`Word`]s. Nothing in here may wait for the
+//! shim.
 
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::{seccomp, sys};
+use crate::filter::Filter;
+use crate::sys;
 
 /// Where programs are looked for when the image names no PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,14 +38,19 @@ pub enum Word {
 }
 
 impl Word {
-    fn encode(&self) -> Vec<u8> {
+    /// Its bytes, in a buffer of the caller's: pid 1 has no heap. Answers how many.
+    fn encode(&self, buffer: &mut [u8; MAX_WORD_BYTES]) -> usize {
         let (tag, number, text) = match self {
             Word::Executing(at) => (b'X', *at, ""),
             Word::Executed => (b'R', 0, ""),
             Word::Failed(errno, path) => (b'F', *errno as u64, path.as_str()),
             Word::Ended(status) => (b'D', *status as u64, ""),
         };
-        [&[tag][..], &number.to_le_bytes(), text.as_bytes()].concat()
+        let text = &text.as_bytes()[..text.len().min(MAX_WORD_BYTES - 9)];
+        buffer[0] = tag;
+        buffer[1..9].copy_from_slice(&number.to_le_bytes());
+        buffer[9..9 + text.len()].copy_from_slice(text);
+        9 + text.len()
     }
 
     pub fn decode(bytes: &[u8]) -> Option<Self> {
@@ -60,10 +67,11 @@ impl Word {
     }
 
     fn send(&self, socket: RawFd) {
-        let bytes = self.encode();
+        let mut buffer = [0; MAX_WORD_BYTES];
+        let length = self.encode(&mut buffer);
         // A shim that is gone, or an overfull socket, must not hold the Machine up.
-        // SAFETY: the pointer and length are those of `bytes`.
-        unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+        // SAFETY: the first `length` bytes of the buffer are ours and initialised.
+        unsafe { libc::send(socket, buffer.as_ptr().cast(), length, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
     }
 }
 
@@ -82,19 +90,24 @@ pub fn explain(errno: i32, program: &str, path: &str) -> (i32, String) {
 
 #[derive(Clone)]
 pub struct Entry {
-    /// Become pid 1 and fork the program; otherwise be the program.
-    pub init: bool,
+    /// Become pid 1, with no heap above this mark, and fork the program; otherwise be the program.
+    pub init: Option<sys::HeapMark>,
     pub argv: Vec<CString>,
     pub env: Vec<CString>,
     pub socket: RawFd,
-    /// For execs: libcontainer does not carry the container's filter over to them.
-    pub seccomp: Option<Box<LinuxSeccomp>>,
+    filter: Filter,
 }
 
 impl Entry {
-    pub fn new(init: bool, argv: &[String], env: &[String], socket: RawFd) -> io::Result<Self> {
+    pub fn new(
+        init: Option<sys::HeapMark>,
+        argv: &[String],
+        env: &[String],
+        socket: RawFd,
+        filter: Filter,
+    ) -> io::Result<Self> {
         let strings = |list: &[String]| list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
-        Ok(Self { init, argv: strings(argv)?, env: strings(env)?, socket, seccomp: None })
+        Ok(Self { init, argv: strings(argv)?, env: strings(env)?, socket, filter })
     }
 
     /// Where to try the program, in order.
@@ -130,7 +143,7 @@ impl Entry {
         sys::exit_now(if matches!(errno, libc::ENOENT | libc::ENOTDIR) { 127 } else { 126 })
     }
 
-    fn become_init(&self) -> io::Result<()> {
+    fn become_init(&self, heap: sys::HeapMark) -> io::Result<()> {
         sys::die_with_parent()?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
         let null = std::fs::File::open("/dev/null")?;
@@ -149,21 +162,24 @@ impl Entry {
                     // not hold the ends of the program's pipes.
                     unsafe { libc::dup2(null.as_raw_fd(), fd) };
                 }
-                reap_until(child, std::fs::File::from(told), self.socket)
+                reap_until(child, told, self.socket, heap)
             }
         }
     }
 }
 
-/// The whole life of pid 1. Returns never: the process ends with the program.
-fn reap_until(program: Pid, mut told: std::fs::File, socket: RawFd) -> ! {
+/// The whole life of pid 1. Returns never: the process ends with the program. Nothing below may allocate.
+fn reap_until(program: Pid, told: OwnedFd, socket: RawFd, heap: sys::HeapMark) -> ! {
+    // SAFETY: from here on, this process uses its stack and static memory only. What it inherited from the builder (a
+    // megabyte, in each Machine) is of no use to it.
+    unsafe { heap.forget_what_came_later() };
     // The pipe closes when the program has been executed, or has died before.
-    let _ = told.read(&mut [0]);
+    while let Err(nix::Error::EINTR) = nix::unistd::read(&told, &mut [0]) {}
     Word::Executed.send(socket);
-    drop(told);
-    // Everything else that was inherited from the shim goes: descriptors of the host have no place in here.
+    // Everything else that was inherited goes too: descriptors of the host have no place in here.
     // SAFETY: both are numbers of descriptors; `socket` is open.
     let kept = unsafe { libc::dup2(socket, 3) };
+    std::mem::forget(told);
     sys::close_from(4);
     loop {
         match SigSet::all().wait() {
@@ -209,17 +225,13 @@ fn plain_signals() {
 
 impl Executor for Entry {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        if let Some(profile) = &self.seccomp {
-            libcontainer::seccomp::initialize_seccomp(profile).map_err(|e| ExecutorError::Other(e.to_string()))?;
-        }
         let refused = |e: io::Error| ExecutorError::Other(e.to_string());
-        sys::deny_newer_calls(seccomp::NEWEST_KNOWN).map_err(refused)?;
-        if self.init {
-            self.become_init().map_err(refused)
-        } else {
-            plain_signals();
-            self.run()
+        self.filter.put_on().map_err(refused)?;
+        if let Some(heap) = self.init {
+            return self.become_init(heap).map_err(refused);
         }
+        plain_signals();
+        self.run()
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
@@ -249,7 +261,9 @@ mod tests {
     #[test]
     fn words_survive_the_socket() {
         for word in [Word::Executing(7), Word::Executed, Word::Failed(2, "/bin/x".into()), Word::Ended(256)] {
-            assert_eq!(Word::decode(&word.encode()), Some(word));
+            let mut buffer = [0; MAX_WORD_BYTES];
+            let length = word.encode(&mut buffer);
+            assert_eq!(Word::decode(&buffer[..length]), Some(word));
         }
         assert_eq!(Word::decode(b"?"), None);
     }
@@ -257,7 +271,8 @@ mod tests {
     #[test]
     fn programs_are_looked_for_as_a_shell_does() {
         let look = |program: &str, path: &str| {
-            let entry = Entry::new(true, &[program.into()], &[format!("PATH={path}")], 0).unwrap();
+            let filter = Filter::kept_in(&std::env::temp_dir()).unwrap();
+            let entry = Entry::new(None, &[program.into()], &[format!("PATH={path}")], 0, filter).unwrap();
             entry.candidates().iter().map(|c| c.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(look("app", "/a::/b"), ["/a/app", "./app", "/b/app"]);

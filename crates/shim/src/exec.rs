@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::builder::{BuildError, StateDir, chain, identify};
 use crate::entry::{Entry, MAX_WORD_BYTES, Word, explain, wait_for};
+use crate::filter::Filter;
 use crate::root::Root;
 use crate::sys;
 use crate::user::Identity;
@@ -100,13 +101,10 @@ fn enter(
         let _ = nix::unistd::fchown(pipe, Some(identity.uid.into()), Some(identity.gid.into()));
     }
     let env = environment(process.and_then(|p| p.env().as_deref()).unwrap_or(&[]), request, &identity);
-    let mut entry = Entry::new(false, &request.argv, &env, telling.as_raw_fd())
+    let filter =
+        Filter::kept_in(&state.shared()).map_err(|e| refused("cannot make the system call filter")(e.to_string()))?;
+    let entry = Entry::new(None, &request.argv, &env, telling.as_raw_fd(), filter)
         .map_err(|e| refused("cannot prepare the command")(e.to_string()))?;
-    // libcontainer 0.7 gives execs no filter: the container's own is put on by our entry.
-    entry.seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().clone()).map(Box::new);
-    if entry.seccomp.is_none() {
-        return Err(refused("cannot run the command")("the container has no system call filter".into()));
-    }
     let builder = ContainerBuilder::new(order.spec.machine.clone(), SyscallType::default())
         .with_executor(entry)
         .with_stdin(pipes.stdin)

@@ -8,6 +8,7 @@
 
 use godwit_driver::cgroup::Cgroups;
 use godwit_driver::container::layout::{Layout, Order};
+use godwit_driver::container::monotonic_ns;
 use godwit_driver::protocol::{Reply, Request, ShimState};
 use godwit_driver::{Exit, LogStream};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -85,6 +86,7 @@ impl Holder {
         server: Server,
         logs: LogFiles,
         lock: File,
+        heap: sys::HeapMark,
     ) -> Result<Self, ShimError> {
         // Nothing but SIGKILL ends the shim: it ends with its Machine.
         let everything = SigSet::all();
@@ -96,7 +98,7 @@ impl Holder {
         let (words, telling) = sys::pipe_of_words().map_err(ShimError::io("cannot make a socket"))?;
         let (stdout, stdout_in) = sys::pipe().map_err(ShimError::io("cannot make a pipe"))?;
         let (stderr, stderr_in) = sys::pipe().map_err(ShimError::io("cannot make a pipe"))?;
-        let construction = Construction::begin(&order, &cgroups, [stdout_in, stderr_in], telling)?;
+        let construction = Construction::begin(&order, &cgroups, [stdout_in, stderr_in], telling, heap)?;
         for pipe in [&stdout, &stderr] {
             sys::set_nonblocking(pipe).map_err(ShimError::io("cannot set up a pipe"))?;
         }
@@ -384,7 +386,8 @@ impl Holder {
         let since = |at: u64| at.saturating_sub(self.order.spawned_at_ns) / 1000;
         let steps: Vec<String> =
             self.construction.spans().iter().map(|(n, at)| format!("{n}={}", since(*at))).collect();
-        eprintln!("started_us {} executing={}", steps.join(" "), since(self.executing_at_ns));
+        let (executing, known) = (since(self.executing_at_ns), since(monotonic_ns()));
+        eprintln!("started_us {} executing={executing} known={known}", steps.join(" "));
     }
 }
 

@@ -8,6 +8,7 @@ mod builder;
 mod construction;
 mod entry;
 mod exec;
+mod filter;
 mod holder;
 mod logs;
 mod oci;
@@ -21,9 +22,12 @@ mod user;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Whatever the agent failed to mark close-on-exec must not live as long as the Machine.
+    sys::close_from(3);
+    let heap = sys::HeapMark::here();
     let outcome = std::env::current_dir().map_err(start::ShimError::io("no working folder")).and_then(|dir| {
         std::env::set_current_dir("/").map_err(start::ShimError::io("cannot leave the working folder"))?;
-        start::run(&dir)
+        start::run(&dir, heap)
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

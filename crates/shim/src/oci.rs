@@ -1,10 +1,10 @@
 //! From a Machine's spec to an OCI runtime configuration: what the inside of a Machine looks like. Pure.
+//! The system call filter is not in it: see `filter`.
 
 use godwit_driver::{Bind, Limits};
 use serde_json::{Value, json};
 use std::path::Path;
 
-use crate::seccomp;
 use crate::user::Identity;
 
 /// Docker's default set, in all sets that a root process inside uses; inheritable and ambient stay empty.
@@ -90,7 +90,6 @@ pub fn configuration(inside: &Inside) -> Value {
             "namespaces": namespaces(inside),
             "cgroupsPath": inside.cgroup_path,
             "resources": resources(inside),
-            "seccomp": seccomp::profile(),
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
             // The namespace is the Machine's own: any user inside may serve port 80 and send pings.

@@ -1,11 +1,9 @@
 //! The system calls that a Machine may make: Docker's default profile, with its conditions resolved for the
-//! capabilities that Machines have. Pure data and its JSON form.
+//! capabilities that Machines have. Pure data; `filter` makes a program of it.
 //!
 //! Source: moby `profiles/seccomp/default.json` (as of v27: io_uring is out, AF_ALG and AF_VSOCK are refused).
 //! Calls that need CAP_SYS_ADMIN, CAP_SYS_PTRACE and so on are absent, because no Machine holds those; `chroot` is
 //! there, because all hold CAP_SYS_CHROOT.
-
-use serde_json::{Value, json};
 
 /// Allowed whatever their arguments.
 const ALLOWED: &str = "
@@ -52,52 +50,32 @@ const AF_ALG: u64 = 38;
 const AF_VSOCK: u64 = 40;
 /// The personalities that only ask, or are plain Linux: PER_LINUX, PER_LINUX32 and UNAME26 of both, and "tell me".
 const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x20000, 0x20008, 0xffff_ffff];
-const EPERM: i32 = 1;
-const ENOSYS: i32 = 38;
 /// The newest call that this profile knows (set_mempolicy_home_node, Linux 5.17, as libseccomp 2.5). Newer ones are
 /// answered ENOSYS, not EPERM: C libraries then fall back to an older call, as they do on an older kernel.
 pub const NEWEST_KNOWN: u32 = 450;
+/// Calls that are answered ENOSYS too: clone3's flags lie in memory, where a filter cannot look, and C libraries fall
+/// back to clone.
+pub const ABSENT: [&str; 1] = ["clone3"];
 
-/// The profile as `linux.seccomp` of an OCI runtime configuration.
-pub fn profile() -> Value {
-    let names: Vec<&str> = ALLOWED.split_ascii_whitespace().collect();
-    let mut rules = vec![json!({"names": names, "action": "SCMP_ACT_ALLOW"})];
-    // One below, one between, one above the two refused families: each comparison may name an argument once.
-    let families = [("SCMP_CMP_LT", AF_ALG), ("SCMP_CMP_EQ", AF_ALG + 1), ("SCMP_CMP_GT", AF_VSOCK)];
-    for (op, value) in families {
-        rules.push(allow_when("socket", 0, op, value, None));
-    }
-    for personality in PERSONALITIES {
-        rules.push(allow_when("personality", 0, "SCMP_CMP_EQ", personality, None));
-    }
-    // (flags & CLONE_NAMESPACES) == 0. The OCI specification calls the mask `value` and the result `valueTwo`;
-    // libcontainer 0.7 takes them the other way round, and with the standard order lets every clone through. The
-    // break-out test would show it if a later version turned them again.
-    rules.push(allow_when("clone", 0, "SCMP_CMP_MASKED_EQ", 0, Some(CLONE_NAMESPACES)));
-    // Its flags lie in memory, where a filter cannot look: C libraries fall back to clone.
-    rules.push(json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS}));
-    json!({
-        "defaultAction": "SCMP_ACT_ERRNO",
-        "defaultErrnoRet": EPERM,
-        "architectures": architectures(),
-        "syscalls": rules,
-    })
+/// When a call is allowed, by its first argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum When {
+    Always,
+    Less(u64),
+    Equal(u64),
+    Greater(u64),
+    /// None of these bits is set.
+    Without(u64),
 }
 
-fn architectures() -> &'static [&'static str] {
-    if cfg!(target_arch = "aarch64") {
-        &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
-    } else {
-        &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
-    }
-}
-
-fn allow_when(name: &str, index: u32, op: &str, value: u64, value_two: Option<u64>) -> Value {
-    let mut argument = json!({"index": index, "value": value, "op": op});
-    if let Some(second) = value_two {
-        argument["valueTwo"] = json!(second);
-    }
-    json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument]})
+/// Everything that is allowed; whatever else exists is answered EPERM.
+pub fn allowed() -> Vec<(&'static str, When)> {
+    let mut rules: Vec<_> = ALLOWED.split_ascii_whitespace().map(|name| (name, When::Always)).collect();
+    // Below, between and above the two refused families.
+    rules.extend([When::Less(AF_ALG), When::Equal(AF_ALG + 1), When::Greater(AF_VSOCK)].map(|when| ("socket", when)));
+    rules.extend(PERSONALITIES.map(|personality| ("personality", When::Equal(personality))));
+    rules.push(("clone", When::Without(CLONE_NAMESPACES)));
+    rules
 }
 
 #[cfg(test)]
@@ -106,20 +84,13 @@ mod tests {
 
     #[test]
     fn nothing_that_needs_a_missing_capability_is_allowed() {
-        let allowed: Vec<&str> = ALLOWED.split_ascii_whitespace().collect();
-        for name in ["mount", "unshare", "setns", "bpf", "keyctl", "add_key", "reboot", "init_module", "io_uring_setup"]
-        {
-            assert!(!allowed.contains(&name), "{name}");
+        let always: Vec<&str> = allowed().iter().filter(|(_, w)| *w == When::Always).map(|(name, _)| *name).collect();
+        for name in ["mount", "unshare", "setns", "bpf", "keyctl", "add_key", "reboot", "init_module", "clone"] {
+            assert!(!always.contains(&name), "{name}");
         }
-        let mut sorted = allowed.clone();
+        let mut sorted = always.clone();
         sorted.sort_unstable();
         sorted.dedup();
-        assert_eq!(sorted.len(), allowed.len(), "a name stands twice");
-    }
-
-    #[test]
-    fn the_runtime_can_read_the_profile() {
-        let profile: libcontainer::oci_spec::runtime::LinuxSeccomp = serde_json::from_value(profile()).unwrap();
-        assert_eq!(profile.default_errno_ret(), Some(1));
+        assert_eq!(sorted.len(), always.len(), "a name stands twice");
     }
 }

@@ -46,7 +46,7 @@ impl ShimError {
 }
 
 /// The whole life of the shim.
-pub fn run(dir: &Path) -> Result<(), ShimError> {
+pub fn run(dir: &Path, heap: sys::HeapMark) -> Result<(), ShimError> {
     let layout = Layout::new(dir);
     // Fails when we lead a group already, as somebody who starts us by hand from a shell does: no harm.
     let _ = nix::unistd::setsid();
@@ -74,7 +74,7 @@ pub fn run(dir: &Path) -> Result<(), ShimError> {
     let server = server.map_err(ShimError::io("cannot listen"))?;
     let handle = write_handle(&layout, &order, me)?;
     let logs = LogFiles::open(&layout.log(), spec.log).map_err(ShimError::io("cannot open the logs"))?;
-    let holder = Holder::new(order, layout.clone(), cgroups.clone(), server, logs, lock)?;
+    let holder = Holder::new(order, layout.clone(), cgroups.clone(), server, logs, lock, heap)?;
     let outcome = holder.hold(|| report(&Started::Ok { handle: handle.clone() }));
     if let Err(error) = outcome {
         abandon(&layout, &cgroups, &handle, me);

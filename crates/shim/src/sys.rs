@@ -95,24 +95,10 @@ pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// One filter more: calls newer than `newest_known` are answered ENOSYS. Needs "no new privileges".
-pub fn deny_newer_calls(newest_known: u32) -> io::Result<()> {
-    // struct seccomp_data { int nr; u32 arch; .. }. Numbers with the x32 bit belong to the main filter; the numbers of
-    // new calls are the same for x86-64, i386 and arm64, so the architecture does not matter.
-    const X32_BIT: u32 = 0x4000_0000;
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
-    const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let mut program = [
-        libc::sock_filter { code: LOAD, jt: 0, jf: 0, k: 0 },
-        libc::sock_filter { code: AT_LEAST, jt: 2, jf: 0, k: X32_BIT },
-        libc::sock_filter { code: GREATER, jt: 0, jf: 1, k: newest_known },
-        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32 },
-        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
-    ];
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the program outlives the call, which copies it.
+/// Puts one more system call filter on this thread. Needs "no new privileges".
+pub fn filter_calls(program: &[libc::sock_filter]) -> io::Result<()> {
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the program outlives the call, which copies it and does not write to it.
     let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &filter) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -156,4 +142,30 @@ pub fn keep_only<const N: usize>(kept: [&OwnedFd; N]) -> [OwnedFd; N] {
         // SAFETY: the descriptor is open, and the caller forgets its former owner.
         unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) }
     })
+}
+
+/// The end of the heap at some moment; see [`HeapMark::forget_what_came_later`].
+#[derive(Debug, Clone, Copy)]
+pub struct HeapMark(usize);
+
+impl HeapMark {
+    pub fn here() -> Self {
+        // SAFETY: sbrk(0) only tells.
+        Self(unsafe { libc::sbrk(0) } as usize)
+    }
+
+    /// Gives the kernel back all of the heap that was added since the mark.
+    ///
+    /// # Safety
+    /// Nothing on the heap may be used afterwards, and nothing may be allocated or freed: the allocator's own records
+    /// are gone too. For a process that goes on with its stack alone.
+    pub unsafe fn forget_what_came_later(self) {
+        const PAGE: usize = 4096;
+        let start = self.0.next_multiple_of(PAGE);
+        let end = Self::here().0;
+        if start < end {
+            // SAFETY: the range is part of this process's heap, which the caller gives up.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+        }
+    }
 }

@@ -24,10 +24,14 @@ fn guest() -> &'static Path {
     static GUEST: OnceLock<PathBuf> = OnceLock::new();
     GUEST.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/guest.c");
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let program = folder.join(format!("guest-{}", std::process::id()));
-        let built = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&program).arg(source).status();
-        assert!(built.expect("these tests need a C compiler (cc)").success(), "cc -static failed");
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
+        let changed = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+        if changed(&program) <= changed(&source) {
+            let fresh = program.with_extension(std::process::id().to_string());
+            let built = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&fresh).arg(source).status();
+            assert!(built.expect("these tests need a C compiler (cc)").success(), "cc -static failed");
+            std::fs::rename(fresh, &program).unwrap();
+        }
         program
     })
 }
