@@ -1,0 +1,297 @@
+//! The agent's configuration: read raw, then checked into what the parts take. It must not open or start anything.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use godwit_api::Span;
+use godwit_api::fact::Resources;
+use godwit_net::plan::{Prefix, Prefix4};
+
+use crate::error::Error;
+
+/// As it stands in the file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    /// Everything that this host keeps lies in it.
+    pub data_dir: PathBuf,
+    /// Where the host API listens.
+    pub listen: SocketAddr,
+    /// `http://[addr]:port` by which control reaches the host API.
+    pub advertise_url: String,
+    /// The unix socket on which the door finds its agent; `data_dir/door.sock` if absent.
+    pub door_socket: Option<PathBuf>,
+    /// `[addr]:port` by which edges reach the door.
+    pub door_addr: String,
+    /// `http://host:port` of control.
+    pub control_url: String,
+    /// Needed until the host has joined.
+    pub join_token: Option<String>,
+    pub join_token_file: Option<PathBuf>,
+    /// The wanted name; control adds four digits to it.
+    pub name: String,
+    pub region: String,
+    pub capacity: RawCapacity,
+    #[serde(default)]
+    pub driver: RawDriver,
+    #[serde(default)]
+    pub network: RawNetwork,
+    #[serde(default)]
+    pub images: RawImages,
+    #[serde(default)]
+    pub timing: RawTiming,
+    /// What changes when the host is started anew.
+    #[serde(default = "default_boot_id_file")]
+    pub boot_id_file: PathBuf,
+    /// Name servers of Machines come from it, unless their configuration names others.
+    #[serde(default = "default_resolv_conf")]
+    pub resolv_conf: PathBuf,
+    /// Allows fakes and crash points. Never on a host that serves people.
+    #[serde(default)]
+    pub lab: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawCapacity {
+    pub cpus: u32,
+    pub memory_mb: u64,
+    pub disk_mb: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDriver {
+    /// `container`; `fake` in the lab.
+    pub kind: Option<String>,
+    /// The `godwit-shim` binary; beside this program if absent.
+    pub shim: Option<PathBuf>,
+    /// Under which the Machines' cgroups live; `godwit` if absent.
+    pub cgroup_parent: Option<String>,
+    /// State of running containers, best on a tmpfs; `data_dir/run` if absent.
+    pub run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawNetwork {
+    /// `host`; `none` in the lab.
+    pub kind: Option<String>,
+    /// Names this host's table and interfaces; `host` if absent.
+    pub name: Option<String>,
+    /// `172.20.0.0/14` if absent.
+    pub pool_v4: Option<String>,
+    /// What Machines may not reach, as `address/len`.
+    pub denied: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawImages {
+    /// How often unused images are collected; ten minutes if absent.
+    pub collect_interval: Option<Span>,
+    /// What was touched within it is kept; ten minutes if absent.
+    pub collect_grace: Option<Span>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTiming {
+    /// How often placements are pulled without an occasion; 30 s if absent.
+    pub pull_interval: Option<Span>,
+    /// How often the host tells what it has and uses; 5 s if absent.
+    pub host_fact_interval: Option<Span>,
+    /// How long requests in flight may go on when a door closes; 5 s if absent.
+    pub drain_timeout: Option<Span>,
+}
+
+fn default_boot_id_file() -> PathBuf {
+    "/proc/sys/kernel/random/boot_id".into()
+}
+fn default_resolv_conf() -> PathBuf {
+    "/etc/resolv.conf".into()
+}
+
+/// Which driver runs the Machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverChoice {
+    Container { shim: PathBuf, cgroup_parent: String, run_dir: PathBuf },
+    Fake,
+}
+
+impl DriverChoice {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Container { .. } => "container",
+            Self::Fake => "fake",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkChoice {
+    Host { name: String, pool_v4: Prefix4, denied: Vec<Prefix> },
+    /// Machines get no network at all.
+    None,
+}
+
+/// Checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub advertise_url: String,
+    pub door_socket: PathBuf,
+    pub door_addr: String,
+    pub control_url: String,
+    pub join_token: Option<String>,
+    pub join_token_file: Option<PathBuf>,
+    pub name: String,
+    pub region: String,
+    pub capacity: Resources,
+    pub driver: DriverChoice,
+    pub network: NetworkChoice,
+    pub collect_interval: Duration,
+    pub collect_grace: Duration,
+    pub pull_interval: Duration,
+    pub host_fact_interval: Duration,
+    pub drain_timeout: Duration,
+    pub boot_id_file: PathBuf,
+    pub resolv_conf: PathBuf,
+    pub lab: bool,
+}
+
+impl Config {
+    pub fn machine_dir(&self, machine: &str) -> PathBuf {
+        self.data_dir.join("machines").join(machine)
+    }
+}
+
+impl TryFrom<Raw> for Config {
+    type Error = Error;
+
+    fn try_from(raw: Raw) -> Result<Self, Error> {
+        let wrong = |text: String| Err(Error::Config(text));
+        if !raw.data_dir.is_absolute() {
+            return wrong(format!("data_dir {} is not absolute", raw.data_dir.display()));
+        }
+        for (field, url) in [("advertise_url", &raw.advertise_url), ("control_url", &raw.control_url)] {
+            if !url.starts_with("http://") {
+                return wrong(format!("{field} {url:?} does not begin with http://"));
+            }
+        }
+        if raw.capacity.cpus == 0 || raw.capacity.memory_mb == 0 || raw.capacity.disk_mb == 0 {
+            return wrong("capacity: cpus, memory_mb and disk_mb must all be above 0".into());
+        }
+        let driver = driver(&raw)?;
+        let network = network(&raw)?;
+        let capacity = Resources {
+            cpu_millis: u64::from(raw.capacity.cpus) * 1000,
+            memory_mb: raw.capacity.memory_mb,
+            disk_mb: raw.capacity.disk_mb,
+        };
+        let or = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
+        Ok(Self {
+            door_socket: raw.door_socket.unwrap_or_else(|| raw.data_dir.join("door.sock")),
+            data_dir: raw.data_dir,
+            listen: raw.listen,
+            advertise_url: raw.advertise_url,
+            door_addr: raw.door_addr,
+            control_url: raw.control_url,
+            join_token: raw.join_token,
+            join_token_file: raw.join_token_file,
+            name: raw.name,
+            region: raw.region,
+            capacity,
+            driver,
+            network,
+            collect_interval: or(raw.images.collect_interval, 600),
+            collect_grace: or(raw.images.collect_grace, 600),
+            pull_interval: or(raw.timing.pull_interval, 30),
+            host_fact_interval: or(raw.timing.host_fact_interval, 5),
+            drain_timeout: or(raw.timing.drain_timeout, 5),
+            boot_id_file: raw.boot_id_file,
+            resolv_conf: raw.resolv_conf,
+            lab: raw.lab,
+        })
+    }
+}
+
+fn driver(raw: &Raw) -> Result<DriverChoice, Error> {
+    match raw.driver.kind.as_deref() {
+        None | Some("container") => Ok(DriverChoice::Container {
+            shim: match &raw.driver.shim {
+                Some(shim) => shim.clone(),
+                None => beside_this_program("godwit-shim")?,
+            },
+            cgroup_parent: raw.driver.cgroup_parent.clone().unwrap_or_else(|| "godwit".into()),
+            run_dir: raw.driver.run_dir.clone().unwrap_or_else(|| raw.data_dir.join("run")),
+        }),
+        Some("fake") if raw.lab => Ok(DriverChoice::Fake),
+        Some(other) => Err(Error::Config(format!("driver.kind {other:?} is not known (or needs lab = true)"))),
+    }
+}
+
+fn beside_this_program(name: &str) -> Result<PathBuf, Error> {
+    let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+    Ok(program.with_file_name(name))
+}
+
+fn network(raw: &Raw) -> Result<NetworkChoice, Error> {
+    match raw.network.kind.as_deref() {
+        None | Some("host") => {
+            let pool_v4 = match raw.network.pool_v4.as_deref() {
+                None => Prefix4::new(Ipv4Addr::new(172, 20, 0, 0), 14),
+                Some(text) => match prefix(text)? {
+                    Prefix::V4(pool) => pool,
+                    Prefix::V6(_) => return Err(Error::Config(format!("network.pool_v4 {text:?} is not IPv4"))),
+                },
+            };
+            let denied = raw.network.denied.iter().map(|text| prefix(text)).collect::<Result<_, _>>()?;
+            let name = raw.network.name.clone().unwrap_or_else(|| "host".into());
+            Ok(NetworkChoice::Host { name, pool_v4, denied })
+        }
+        Some("none") if raw.lab => Ok(NetworkChoice::None),
+        Some(other) => Err(Error::Config(format!("network.kind {other:?} is not known (or needs lab = true)"))),
+    }
+}
+
+fn prefix(text: &str) -> Result<Prefix, Error> {
+    let parse = || {
+        let (address, len) = text.split_once('/')?;
+        Some(Prefix::new(address.parse().ok()?, len.parse().ok()?))
+    };
+    parse().ok_or_else(|| Error::Config(format!("{text:?} is no address/len")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(more: &str) -> Result<Config, String> {
+        let text = format!(
+            "data_dir = '/var/lib/godwit'\nlisten = '[::1]:0'\nadvertise_url = 'http://[::1]:1'\n\
+             door_addr = '[::1]:2'\ncontrol_url = 'http://[::1]:3'\nname = 'w1'\nregion = 'fra'\n{more}\n\
+             [capacity]\ncpus = 2\nmemory_mb = 1024\ndisk_mb = 9000\n"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        let raw: Raw = godwit_base::config::read(&path).map_err(|e| godwit_base::telemetry::chain(&e))?;
+        Config::try_from(raw).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_stand_and_mistakes_are_named() {
+        let config = raw("").unwrap();
+        assert_eq!(config.door_socket, PathBuf::from("/var/lib/godwit/door.sock"));
+        assert_eq!(config.capacity, Resources { cpu_millis: 2000, memory_mb: 1024, disk_mb: 9000 });
+        assert!(raw("colour = 'red'").unwrap_err().contains("colour"));
+        assert!(raw("driver = { kind = 'fake' }").unwrap_err().contains("lab"));
+        assert_eq!(raw("lab = true\ndriver = { kind = 'fake' }").unwrap().driver, DriverChoice::Fake);
+        assert!(raw("network = { pool_v4 = 'x' }").unwrap_err().contains("address/len"));
+    }
+}
