@@ -1,0 +1,167 @@
+//! What runs in a Machine: an HTTP server on a port of `::1` that can be started and killed like a process.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Query, Request};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::{any, get, post};
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+/// A port that nobody listens on now, for a Machine that will.
+pub fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("[::1]:0").unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+/// Counted over all lives of a Machine.
+#[derive(Default)]
+pub struct Counts {
+    pub connections: AtomicU64,
+    pub requests: AtomicU64,
+    pub in_flight: AtomicU64,
+    pub peak: AtomicU64,
+}
+
+/// One life. Dropping it kills the process: listener and connections end at once.
+pub struct Process {
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Runs from now on; the port accepts after `listen_delay`, or never.
+pub fn spawn(port: u16, life: u64, listen_delay: Option<Duration>, counts: Arc<Counts>) -> Process {
+    let router = router(life, counts.clone());
+    let task = tokio::spawn(async move {
+        match listen_delay {
+            Some(delay) => tokio::time::sleep(delay).await,
+            None => std::future::pending().await,
+        }
+        let addr: SocketAddr = format!("[::1]:{port}").parse().unwrap();
+        let socket = tokio::net::TcpSocket::new_v6().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(addr).unwrap();
+        serve(socket.listen(4096).unwrap(), router, counts).await;
+    });
+    Process { task }
+}
+
+async fn serve(listener: TcpListener, router: Router, counts: Arc<Counts>) {
+    // Dropped with this future, and all connections with it.
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        counts.connections.fetch_add(1, Ordering::SeqCst);
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+struct Inside(Arc<Counts>);
+impl Inside {
+    fn enter(counts: &Arc<Counts>) -> Self {
+        counts.requests.fetch_add(1, Ordering::SeqCst);
+        let now = counts.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        counts.peak.fetch_max(now, Ordering::SeqCst);
+        Self(counts.clone())
+    }
+}
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Ms {
+    ms: u64,
+}
+
+fn router(life: u64, counts: Arc<Counts>) -> Router {
+    let (c1, c2, c3, c4) = (counts.clone(), counts.clone(), counts.clone(), counts);
+    Router::new()
+        .route(
+            "/",
+            get(move || {
+                let _inside = Inside::enter(&c1);
+                async move { life.to_string() }
+            }),
+        )
+        .route("/echo", post(move |request: Request| digest(request, Inside::enter(&c2))))
+        .route(
+            "/sleep",
+            get(move |Query(Ms { ms }): Query<Ms>| {
+                let inside = Inside::enter(&c3);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    drop(inside);
+                    life.to_string()
+                }
+            }),
+        )
+        // Answers at once and ignores the body.
+        .route("/early", post(|| async { (StatusCode::PAYLOAD_TOO_LARGE, "too much") }))
+        .route("/nothing", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/unchanged", get(|| async { (StatusCode::NOT_MODIFIED, [("etag", "\"1\"")]) }))
+        .route("/large", get(|Query(Ms { ms: mib }): Query<Ms>| async move { large(mib) }))
+        .route("/head", any(heads))
+        .route(
+            "/forge",
+            get(|| async { ([("godwit-refusal", "stopped"), ("godwit-load", "7"), ("x-own", "1")], "mine") }),
+        )
+        .route("/break", get(move || breaks(Inside::enter(&c4))))
+}
+
+/// Length and SHA-256 of what came.
+async fn digest(request: Request, inside: Inside) -> axum::response::Response {
+    let mut body = request.into_body();
+    let (mut length, mut hash) = (0u64, Sha256::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return (StatusCode::BAD_REQUEST, "broken").into_response() };
+        if let Ok(data) = frame.into_data() {
+            length += data.len() as u64;
+            hash.update(&data);
+        }
+    }
+    drop(inside);
+    format!("{length} {}", hex::encode(hash.finalize())).into_response()
+}
+
+fn large(mib: u64) -> Body {
+    let chunks = (0..mib * 16).map(|_| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[7u8; 65_536])));
+    Body::from_stream(futures_util::stream::iter(chunks))
+}
+
+/// The head as the Machine got it: method, target, version, then each header.
+async fn heads(request: Request) -> String {
+    let mut text = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
+    let headers: &HeaderMap = request.headers();
+    for (name, value) in headers {
+        text.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
+    }
+    text
+}
+
+/// Promises more than it sends.
+async fn breaks(inside: Inside) -> axum::response::Response {
+    drop(inside);
+    let chunks = [Ok(bytes::Bytes::from_static(b"half")), Err(std::io::Error::other("crash"))];
+    Body::from_stream(futures_util::stream::iter(chunks)).into_response()
+}

@@ -1,0 +1,86 @@
+//! What a Machine and a client get to see of one another.
+
+use godwit_base::http::client::empty;
+use http::Method;
+
+use crate::client::{Browser, read};
+use crate::fleet::{Setup, http_service, one_running};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_learns_about_its_client_from_the_edge_alone() {
+    let (fleet, _host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
+    let forged = [
+        ("fly-client-ip", "6.6.6.6"),
+        ("x-forwarded-for", "6.6.6.6"),
+        ("godwit-machine", "x"),
+        ("connection", "keep-alive, x-hop"),
+        ("x-hop", "1"),
+        ("te", "trailers"),
+        ("authorization", "Bearer of-the-app"),
+        ("x-mine", "kept"),
+    ];
+    let answer = fleet.browser().get_with("/head?a=b%20c", &forged).await;
+    assert_eq!(answer.code, 200);
+    let seen = answer.text();
+    for line in [
+        "GET /head?a=b%20c HTTP/1.1\n",
+        "\nhost: web.localhost\n",
+        "\nfly-client-ip: 127.0.0.1\n",
+        "\nx-forwarded-for: 127.0.0.1\n",
+        "\nx-forwarded-proto: http\n",
+        "\nx-forwarded-port: 80\n",
+        "\nfly-forwarded-port: 80\n",
+        "\nfly-region: fra\n",
+        "\nvia: 1.1 godwit\n",
+        "\nauthorization: Bearer of-the-app\n",
+        "\nx-mine: kept\n",
+    ] {
+        assert!(format!("\n{seen}").contains(line), "no {line:?} in\n{seen}");
+    }
+    for name in ["godwit-", "6.6.6.6", "x-hop", "\nte:", "\nexpect:"] {
+        assert!(!seen.contains(name), "{name:?} in\n{seen}");
+    }
+    let id = answer.headers["fly-request-id"].to_str().unwrap();
+    assert!(seen.contains(&format!("fly-request-id: {id}")) && id.ends_with("-fra"));
+    assert_eq!(answer.headers["via"], "1.1 godwit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_cannot_speak_as_a_door() {
+    let (fleet, _host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
+    let answer = fleet.browser().get("/forge").await;
+    assert_eq!((answer.code, answer.text()), (200, "mine"));
+    assert!(!answer.headers.keys().any(|name| name.as_str().starts_with("godwit-")), "{:?}", answer.headers);
+    assert_eq!(answer.headers["x-own"], "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_without_a_body_stay_without_one() {
+    let (fleet, _host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
+    let browser = fleet.browser();
+    let head = read(browser.send(Method::HEAD, "/", empty(), &[]).await).await;
+    assert_eq!((head.code, head.body.len()), (200, 0));
+    assert_eq!(head.headers["content-length"], "1", "as GET would say");
+    assert_eq!(browser.get("/nothing").await.code, 204);
+    let unchanged = browser.get("/unchanged").await;
+    assert_eq!((unchanged.code, &unchanged.headers["etag"]), (304, &"\"1\"".parse().unwrap()));
+    assert_eq!(browser.get("/").await.text(), "1", "and the connection is in step");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_lead_to_their_app_and_no_further() {
+    let (fleet, _host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
+    for (host, code) in [
+        ("web.localhost", 200),
+        ("WEB.localhost:8080", 200),
+        ("www.example.com", 200),
+        ("other.localhost", 404),
+        ("web.example.com", 404),
+        ("a.web.localhost", 404),
+        ("localhost", 404),
+    ] {
+        assert_eq!(Browser::new(fleet.edge.addr, host).get("/").await.code, code, "{host}");
+    }
+    let trace = fleet.browser().send(Method::TRACE, "/", empty(), &[]).await;
+    assert_eq!(trace.status(), 405);
+}

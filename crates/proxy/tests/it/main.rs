@@ -1,0 +1,15 @@
+//! Edge and door with real sockets: clients speak to an edge, the edge to a door, the door to backends on loopback
+//! that stand for Machines, and to the agent's side of the unix socket. Routes come from a real store.
+
+mod agent;
+mod backend;
+mod client;
+mod fleet;
+
+mod bodies;
+mod failures;
+mod headers;
+mod limits;
+mod sleep;
+mod tunnels;
+mod wake;
