@@ -37,23 +37,24 @@ impl Control {
     /// Names the caller and asks whether it may: 401 or 403 if not.
     pub(crate) fn allow(&self, headers: &HeaderMap, verb: Verb, key: &str) -> Result<Peer, ApiError> {
         let peer = self.peer(headers)?;
-        may(&peer, verb, key).map_err(|refused| {
+        may(&peer, verb, key).map_err(|_| {
+            let what = match verb {
+                Verb::Operate => "use the API",
+                Verb::Join => "join the fleet",
+                Verb::Pull => "pull images",
+                other => other.as_str(),
+            };
             let hint = match peer {
-                Peer::Host(_) | Peer::Edge(_) => " (the key of a host or an edge is no operator's token)",
+                Peer::Host(_) | Peer::Edge(_) if verb == Verb::Operate => ": its key is no operator's token",
                 _ => "",
             };
-            ApiError::forbidden(format!("{refused}{hint}"))
+            ApiError::forbidden(format!("{peer} may not {what}{hint}"))
         })?;
         Ok(peer)
     }
 
     /// The store's authoriser. A host that speaks is a host that is there.
-    pub(crate) fn allow_store(
-        &self,
-        headers: &HeaderMap,
-        verb: godwit_store::Verb,
-        key: &str,
-    ) -> Result<(), Refused> {
+    pub(crate) fn allow_store(&self, headers: &HeaderMap, verb: godwit_store::Verb, key: &str) -> Result<(), Refused> {
         let peer = self.peer(headers).map_err(|_| Refused::Unauthenticated)?;
         if let Peer::Host(id) = &peer {
             self.liveness.agent(id);

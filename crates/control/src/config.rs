@@ -16,6 +16,9 @@ pub struct Raw {
     pub data_dir: PathBuf,
     /// `address:port` of the API.
     pub listen: String,
+    /// Further addresses of the API: one for people, one for hosts.
+    #[serde(default)]
+    pub listen_also: Vec<String>,
     /// `sqlite`: the embedded store in `data_dir`.
     #[serde(default = "sqlite")]
     pub store: String,
@@ -63,6 +66,7 @@ fn destroyed_kept_s() -> u64 {
 pub struct Config {
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
+    pub listen_also: Vec<SocketAddr>,
     pub admin_token_file: PathBuf,
     pub join_token_file: PathBuf,
     pub advertise_url: Option<String>,
@@ -81,7 +85,11 @@ impl TryFrom<Raw> for Config {
         if raw.store != "sqlite" {
             return Err(wrong("store", format!("{:?} is not built: only \"sqlite\"", raw.store)));
         }
-        let listen = raw.listen.parse().map_err(|_| wrong("listen", format!("{:?} is no address:port", raw.listen)))?;
+        let address = |field, text: &str| -> Result<SocketAddr, StartError> {
+            text.parse().map_err(|_| StartError::Config { field, why: format!("{text:?} is no address:port") })
+        };
+        let listen = address("listen", &raw.listen)?;
+        let listen_also = raw.listen_also.iter().map(|text| address("listen_also", text)).collect::<Result<_, _>>()?;
         if let Some(url) = raw.advertise_url.as_deref().filter(|url| !url.starts_with("http://")) {
             return Err(wrong("advertise_url", format!("{url:?} does not begin with http://")));
         }
@@ -90,6 +98,7 @@ impl TryFrom<Raw> for Config {
         }
         Ok(Self {
             listen,
+            listen_also,
             admin_token_file: raw.admin_token_file.unwrap_or_else(|| raw.data_dir.join("admin-token")),
             join_token_file: raw.join_token_file.unwrap_or_else(|| raw.data_dir.join("join-token")),
             advertise_url: raw.advertise_url,

@@ -58,6 +58,10 @@ impl Control {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
         let store = SqliteStore::open(config.data_dir.join("store.db"), Options::default())?;
+        if config.restored {
+            // Watchers that knew the lost history must not take this copy for it.
+            store.bump_generation().await?;
+        }
         let images_dir = config.data_dir.join("images");
         let images = ContentStore::open(images_dir, Limits::default()).map_err(StartError::Images)?;
         Self::with_store(config, Arc::new(store), Arc::new(images)).await
@@ -105,6 +109,11 @@ impl Control {
             Err(_) => return Err(StartError::StoreSilent { waited_s: FIRST_WAIT.as_secs() }),
         }
         Ok(control)
+    }
+
+    /// The fleet store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     fn take_in(&self, update: godwit_store::Update) {

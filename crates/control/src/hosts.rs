@@ -12,6 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::control::Control;
+use crate::view::Reach;
+use crate::world::World;
 
 /// A placement is journaled by then, or asked for again.
 pub const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +50,14 @@ impl Control {
         let row = self.world().hosts.get(host).cloned();
         let row = row.ok_or_else(|| ApiError::unavailable(format!("host {host} is gone"), RETRY_AFTER_S))?;
         Ok(self.hosts.of(&row))
+    }
+
+    /// Tells placement who is unreachable now. Liveness is no row, so the picture does not learn it by itself.
+    pub(crate) fn mark_lost(&self, world: &mut World) {
+        let World { hosts, snapshot, .. } = world;
+        for id in hosts.keys() {
+            snapshot.lost(id, self.liveness.reach(id) == Reach::Unreachable);
+        }
     }
 
     /// Hands a placement to its host. `Err` means that the outcome is unknown.

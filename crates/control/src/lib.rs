@@ -11,10 +11,10 @@
 //! | `hosts`, `liveness` | calls to agents, and who is there |
 //! | `reconcile` | what follows from facts, without an input |
 
+mod auth;
 pub mod config;
 mod control;
 mod counters;
-mod auth;
 mod handlers;
 mod hosts;
 mod http;
@@ -64,8 +64,7 @@ pub enum StartError {
 /// Runs control until `shutdown` resolves, then drains.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let address = config.listen;
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
     let control = Control::open(config).await?;
     serve(control, listener, shutdown).await;
     Ok(())

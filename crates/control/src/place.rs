@@ -149,8 +149,10 @@ impl Snapshot {
 
     pub fn lost(&mut self, id: &HostId, lost: bool) {
         let at = self.slot(id);
-        self.cold[at].lost = lost;
-        self.refresh(at);
+        if self.cold[at].lost != lost {
+            self.cold[at].lost = lost;
+            self.refresh(at);
+        }
     }
 
     /// What a host reports: placements up to `applied_revision` are within `used`.

@@ -79,6 +79,7 @@ impl Control {
             // Decided and reserved under one lock, so that creates side by side see each other.
             let (host, txn) = {
                 let mut world = self.world_mut();
+                self.mark_lost(&mut world);
                 let host = choose(&world, &draft.app, draft.region.as_deref(), &draft.config, draft.launch, &[])
                     .map_err(|why| no_room(&why, draft.region.as_deref(), &[]))?;
                 let txn = self.new_rows(&world, draft, &host)?;
@@ -178,6 +179,7 @@ impl Control {
         for _ in 0..COMMIT_ATTEMPTS {
             let (host, txn) = {
                 let mut world = self.world_mut();
+                self.mark_lost(&mut world);
                 let Some(row) = world.machines.get(app).and_then(|rows| rows.get(id)).cloned() else {
                     return Ok(Replaced::Overtaken);
                 };

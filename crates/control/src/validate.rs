@@ -16,8 +16,8 @@ pub const STOP_TIMEOUT_MAX_S: u64 = 300;
 pub const CHECK_INTERVAL_MIN_MS: u64 = 50;
 
 const SIGNALS: [&str; 15] = [
-    "SIGABRT", "SIGALRM", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSEGV", "SIGTERM",
-    "SIGTRAP", "SIGUSR1", "SIGUSR2", "SIGWINCH",
+    "SIGABRT", "SIGALRM", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSEGV",
+    "SIGTERM", "SIGTRAP", "SIGUSR1", "SIGUSR2", "SIGWINCH",
 ];
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
@@ -103,7 +103,10 @@ fn service(service: &Service, at: &str) -> Result<(), ApiError> {
     }
     if let Some(concurrency) = &service.concurrency {
         if !["connections", "requests"].contains(&concurrency.kind.as_str()) {
-            return Err(wrong(format!("{at}.concurrency.type: {:?} is neither connections nor requests", concurrency.kind)));
+            return Err(wrong(format!(
+                "{at}.concurrency.type: {:?} is neither connections nor requests",
+                concurrency.kind
+            )));
         }
         if concurrency.hard_limit == Some(0) {
             return Err(wrong(format!("{at}.concurrency.hard_limit: 0 would admit nothing")));
@@ -148,7 +151,11 @@ fn files(config: &MachineConfig) -> Result<(), ApiError> {
     for (number, file) in config.files.iter().enumerate() {
         let at = format!("config.files[{number}]");
         let path = &file.guest_path;
-        if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+        if !path.starts_with('/')
+            || path.ends_with('/')
+            || path.contains('\0')
+            || path.split('/').any(|part| part == "..")
+        {
             return Err(wrong(format!("{at}.guest_path: {path:?} is not an absolute path to a file without `..`")));
         }
         if base64::engine::general_purpose::STANDARD.decode(&file.raw_value).is_err() {
@@ -190,7 +197,11 @@ pub fn signal(name: &str, at: &str) -> Result<(), ApiError> {
 /// Names of Machines become keys and host names.
 pub fn machine_name(name: &str) -> Result<(), ApiError> {
     let fits = (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    if fits { Ok(()) } else { Err(wrong(format!("name: {name:?} is not 1 to 63 of letters, digits, '-', '_' and '.'"))) }
+    if fits {
+        Ok(())
+    } else {
+        Err(wrong(format!("name: {name:?} is not 1 to 63 of letters, digits, '-', '_' and '.'")))
+    }
 }
 
 pub fn region(region: &str) -> Result<(), ApiError> {
@@ -240,7 +251,10 @@ mod tests {
         refused(with(json!({ "services": [{}] })), "config.services[0].internal_port");
         refused(with(json!({ "services": [{ "internal_port": 1, "ports": [{}] }] })), "config.services[0].ports[0]");
         refused(with(json!({ "services": [{ "internal_port": 1, "ports": [{ "port": 0 }] }] })), "ports[0]");
-        refused(with(json!({ "services": [{ "internal_port": 1, "ports": [{ "start_port": 1, "end_port": 9999 }] }] })), "without handlers");
+        refused(
+            with(json!({ "services": [{ "internal_port": 1, "ports": [{ "start_port": 1, "end_port": 9999 }] }] })),
+            "without handlers",
+        );
         refused(with(json!({ "checks": { "a": { "type": "http" } } })), "config.checks.a.port");
         refused(with(json!({ "files": [{ "guest_path": "/a/../b" }] })), "guest_path");
         refused(with(json!({ "files": [{ "guest_path": "/a", "raw_value": "?" }] })), "raw_value");

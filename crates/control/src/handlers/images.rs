@@ -112,7 +112,11 @@ pub(crate) fn image_error(error: godwit_oci::Error) -> ApiError {
         Blame::Registry => ApiError::unavailable(text, 5),
         Blame::Host => {
             tracing::error!(error = text, "an image could not be stored");
-            ApiError::new(500, error::Status::Unknown, "the image could not be stored; the log of control has the cause")
+            ApiError::new(
+                500,
+                error::Status::Unknown,
+                "the image could not be stored; the log of control has the cause",
+            )
         }
     }
 }
@@ -139,7 +143,8 @@ impl Control {
         });
         let images = self.images.clone();
         let digest: Digest = id.digest;
-        let labels = blocking(move || images.config(&digest).map(|config| config.labels)).await?.map_err(image_error)?;
+        let labels =
+            blocking(move || images.config(&digest).map(|config| config.labels)).await?.map_err(image_error)?;
         Ok(ImageRef {
             registry: REGISTRY.into(),
             repository: id.name,

@@ -62,12 +62,10 @@ fn check(wanted: &Join) -> Result<(), ApiError> {
 fn id_for(control: &Control, wanted: &Join, attempt: usize) -> String {
     let world = control.world();
     let known = match wanted.role {
-        JoinRole::Host => world.hosts.values().find(|row| row.incarnation == wanted.incarnation).map(|row| row.id.to_string()),
-        JoinRole::Edge => world
-            .edges
-            .keys()
-            .find(|id| id.as_str() == edge_id(wanted))
-            .map(|id| id.to_string()),
+        JoinRole::Host => {
+            world.hosts.values().find(|row| row.incarnation == wanted.incarnation).map(|row| row.id.to_string())
+        }
+        JoinRole::Edge => world.edges.keys().find(|id| id.as_str() == edge_id(wanted)).map(|id| id.to_string()),
     };
     let digits = match attempt {
         0 => secret::sha256_hex(&wanted.incarnation)[..4].to_owned(),

@@ -95,12 +95,7 @@ pub(crate) fn new(peer: &Peer, row: &MachineRow, ttl_s: u64, description: String
     of_version(peer, row.instance_id.clone(), ttl_s, description)
 }
 
-pub(crate) fn of_version(
-    peer: &Peer,
-    version: godwit_api::InstanceId,
-    ttl_s: u64,
-    description: String,
-) -> LeaseRow {
+pub(crate) fn of_version(peer: &Peer, version: godwit_api::InstanceId, ttl_s: u64, description: String) -> LeaseRow {
     LeaseRow {
         nonce: hex::encode(secret::random_bytes::<12>()),
         owner: match peer {

@@ -28,11 +28,8 @@ pub async fn list(call: Call<MachinesList>) -> Result<Vec<Machine>, ApiError> {
     let app = call.app()?;
     let control = &call.control;
     let query = &call.query;
-    let metadata: Vec<(&str, &str)> = query
-        .rest
-        .iter()
-        .filter_map(|(name, value)| Some((name.strip_prefix("metadata.")?, value.as_str())))
-        .collect();
+    let metadata: Vec<(&str, &str)> =
+        query.rest.iter().filter_map(|(name, value)| Some((name.strip_prefix("metadata.")?, value.as_str()))).collect();
     let states = query.state.as_deref().map(states).transpose()?;
     let rows: Vec<Known<MachineRow>> = {
         let world = control.world();
@@ -236,11 +233,7 @@ fn has_room_to_grow(
 }
 
 /// The host may refuse a new version; then the old one stands again.
-async fn hand_over_update(
-    control: &Control,
-    old: &Known<MachineRow>,
-    new: &Known<MachineRow>,
-) -> Result<(), ApiError> {
+async fn hand_over_update(control: &Control, old: &Known<MachineRow>, new: &Known<MachineRow>) -> Result<(), ApiError> {
     let placement = control.world().placement(&new.host, &new.id).cloned();
     let Some(placement) = placement else { return Ok(()) };
     let Ok(PlaceReply::Refused { reason }) = control.hint(&placement).await else { return Ok(()) };
@@ -294,10 +287,10 @@ pub async fn events(call: Call<MachinesEvents>) -> Result<Vec<MachineEvent>, Api
 pub async fn versions(call: Call<MachinesVersions>) -> Result<Vec<MachineVersion>, ApiError> {
     let row = call.control.machine_row(&call.app()?, &call.machine()?)?;
     let present = MachineVersion { version: row.instance_id.clone(), user_config: row.config.clone() };
-    let older = row.versions.iter().map(|(version, config)| MachineVersion {
-        version: version.clone(),
-        user_config: config.clone(),
-    });
+    let older = row
+        .versions
+        .iter()
+        .map(|(version, config)| MachineVersion { version: version.clone(), user_config: config.clone() });
     Ok(std::iter::once(present).chain(older).collect())
 }
 

@@ -69,7 +69,9 @@ pub async fn restart(call: Call<MachinesRestart>) -> Result<Acknowledged, ApiErr
 /// A duration, or a number of seconds.
 fn span(text: &str) -> Result<Span, ApiError> {
     let seconds = text.parse().ok().map(Span::from_secs);
-    seconds.or_else(|| Span::parse(text)).ok_or_else(|| ApiError::bad_request(format!("timeout: {text:?} is no duration")))
+    seconds
+        .or_else(|| Span::parse(text))
+        .ok_or_else(|| ApiError::bad_request(format!("timeout: {text:?} is no duration")))
 }
 
 pub async fn signal(call: Call<MachinesSignal>) -> Result<Acknowledged, ApiError> {
@@ -103,7 +105,11 @@ pub async fn ps(call: Call<MachinesPs>) -> Result<Vec<ProcessStat>, ApiError> {
         "stime" => processes.sort_by_key(|process| process.stime),
         "rtime" => processes.sort_by_key(|process| process.rtime),
         "command" => processes.sort_by(|a, b| a.command.cmp(&b.command)),
-        other => return Err(ApiError::bad_request(format!("sort_by: {other:?} is none of pid, cpu, rss, stime, rtime, command"))),
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "sort_by: {other:?} is none of pid, cpu, rss, stime, rtime, command"
+            )));
+        }
     }
     match call.query.order.as_deref().unwrap_or("asc") {
         "asc" => {}

@@ -108,8 +108,8 @@ where
 fn judged<E: Endpoint>(bytes: &[u8]) -> Result<(E::Request, Vec<String>), ApiError> {
     // A body left out is an empty one.
     let bytes = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { bytes };
-    let mut value: Value =
-        serde_json::from_slice(bytes).map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
+    let mut value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
     if !value.is_object() {
         return Err(ApiError::bad_request("the body is not a JSON object"));
     }

@@ -28,8 +28,13 @@ fn memory(memory_mb: u64) -> Resources {
 
 fn model() -> impl Strategy<Value = Model> {
     (0..3u8, any::<bool>(), any::<bool>(), 256..4096u64, 0..4096u64, 0..4u8).prop_map(
-        |(region, cordoned, lost, memory_mb, used_mb, of_app)| {
-            Model { region, cordoned, lost, memory_mb, used_mb: used_mb.min(memory_mb), of_app }
+        |(region, cordoned, lost, memory_mb, used_mb, of_app)| Model {
+            region,
+            cordoned,
+            lost,
+            memory_mb,
+            used_mb: used_mb.min(memory_mb),
+            of_app,
         },
     )
 }
@@ -137,8 +142,15 @@ fn a_reason_names_what_excluded_the_hosts() {
     let models = [base.clone(), Model { cordoned: true, ..base.clone() }, Model { region: 1, ..base }];
     let snapshot = snapshot(&models);
     let app = app();
-    let mut request =
-        Request { app: &app, region: Some("r0"), need: memory(256), running: memory(256), cpus: 1, refused: &[], tie: 0 };
+    let mut request = Request {
+        app: &app,
+        region: Some("r0"),
+        need: memory(256),
+        running: memory(256),
+        cpus: 1,
+        refused: &[],
+        tie: 0,
+    };
     let why = snapshot.place(&request).unwrap_err();
     assert_eq!(
         why.to_string(),

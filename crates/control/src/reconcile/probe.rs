@@ -46,6 +46,7 @@ async fn ask(control: &Control, row: HostRow) {
 
 fn judge(control: &Control, last: &mut HashMap<HostId, (Reach, bool)>) {
     let mut world = control.world_mut();
+    control.mark_lost(&mut world);
     let hosts: Vec<(HostId, bool)> = world.hosts.values().map(|row| (row.id.clone(), row.cordoned)).collect();
     let mut counts = HashMap::from([("active", 0), ("cordoned", 0), ("unreachable", 0)]);
     for (host, cordoned) in hosts {
@@ -57,8 +58,6 @@ fn judge(control: &Control, last: &mut HashMap<HostId, (Reach, bool)>) {
             }
             world.host_changed(&host);
         }
-        // A new picture of the store knows nothing of liveness.
-        world.snapshot.lost(&host, now.0 == Reach::Unreachable);
         let state = match (now.0, cordoned) {
             (Reach::Unreachable, _) => "unreachable",
             (_, true) => "cordoned",

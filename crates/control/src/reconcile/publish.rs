@@ -54,11 +54,7 @@ fn changes(control: &Control, app: &AppName) -> Result<Vec<Txn>, ApiError> {
     Ok(txns)
 }
 
-fn regions_change(
-    world: &World,
-    app: &AppName,
-    wanted: &BTreeMap<String, RouteRow>,
-) -> Result<Option<Txn>, ApiError> {
+fn regions_change(world: &World, app: &AppName, wanted: &BTreeMap<String, RouteRow>) -> Result<Option<Txn>, ApiError> {
     let stands = world.app_regions.get(app);
     let regions: Vec<String> = wanted.keys().cloned().collect();
     if stands.map_or(regions.is_empty(), |row| row.regions == regions) {

@@ -1,0 +1,439 @@
+//! An agent as control sees one: it joins, serves the host API over HTTP, pulls its placements by a watch, journals
+//! (in memory) and publishes facts. It runs nothing. Its knobs make it misbehave.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use godwit_api::endpoints::FleetJoin;
+use godwit_api::event::MachineEvent;
+use godwit_api::fact::{FactStamp, HostFact, MachineFact, Resources};
+use godwit_api::fleet::{Join, JoinRole};
+use godwit_api::host::{LogLine, PlaceReply, RunRestart, RunStart, RunStop};
+use godwit_api::machine::{
+    Acknowledged, CheckStatus, ExecAnswer, ExecMachine, MachineState, ProcessStat, SignalMachine, StartAnswer,
+};
+use godwit_api::row::Placement;
+use godwit_api::{ApiError, Epoch, HostId, MachineId, keys};
+use godwit_base::TaskGroup;
+use godwit_base::clock;
+use godwit_base::http::client::Client;
+use godwit_base::http::server::serve_tcp;
+use godwit_base::http::{Failure, bearer};
+use godwit_store::{RemoteStore, Store, Txn, Update, follow, put_json};
+
+#[derive(Debug, Clone, Default)]
+pub struct Knobs {
+    /// Refuses every new placement, with this reason.
+    pub refuse: Option<String>,
+    /// Journals, and then breaks the connection instead of answering.
+    pub lose_answers: bool,
+    /// Breaks every connection before anything happens, and neither pulls nor publishes.
+    pub away: bool,
+    /// Never answers a placement that was put, and does nothing with it.
+    pub hang: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Held {
+    pub placement: Placement,
+    pub state: MachineState,
+    pub refused: Option<String>,
+    pub checks: Vec<CheckStatus>,
+    pub updated_at_ms: u64,
+}
+
+#[derive(Default)]
+pub struct Journal {
+    pub held: BTreeMap<MachineId, Held>,
+    /// Every epoch that was ever accepted here.
+    pub accepted: Vec<(MachineId, Epoch)>,
+    /// Placements put by a call, also repeated ones.
+    pub puts: u64,
+    pub calls: Vec<String>,
+    applied_revision: u64,
+    seq: u64,
+}
+
+struct Shared {
+    id: HostId,
+    capacity: Resources,
+    control_key: String,
+    incarnation: String,
+    store: RemoteStore,
+    knobs: Mutex<Knobs>,
+    journal: Mutex<Journal>,
+    publish: tokio::sync::Notify,
+}
+
+pub struct Agent {
+    pub id: String,
+    pub key: String,
+    pub incarnation: String,
+    pub agent_url: String,
+    pub door_addr: String,
+    shared: Arc<Shared>,
+    group: TaskGroup,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.group.token().cancel();
+    }
+}
+
+impl Agent {
+    pub async fn start(control: &str, join_token: &str, name: &str, region: &str, capacity: Resources) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let agent_url = format!("http://{}", listener.local_addr().unwrap());
+        let door_addr = door.local_addr().unwrap().to_string();
+        let incarnation = format!("{name}-{}", godwit_base::secret::random_u64());
+        let join = Join {
+            role: JoinRole::Host,
+            name: name.into(),
+            region: region.into(),
+            incarnation: incarnation.clone(),
+            agent_url: agent_url.clone(),
+            door_addr: door_addr.clone(),
+        };
+        let client = Client::tcp(control, Some(join_token.into()));
+        let joined = client.call::<FleetJoin>(&[], &Default::default(), &join).await.unwrap();
+        let shared = Arc::new(Shared {
+            id: joined.id.parse().unwrap(),
+            capacity,
+            control_key: joined.control_key,
+            incarnation: incarnation.clone(),
+            store: RemoteStore::new(control, &joined.key),
+            knobs: Mutex::default(),
+            journal: Mutex::default(),
+            publish: tokio::sync::Notify::new(),
+        });
+        let group = TaskGroup::new();
+        group.spawn(serve_tcp(listener, router(shared.clone()), group.clone()));
+        group.spawn_cancellable(pull(shared.clone()));
+        group.spawn_cancellable(publish(shared.clone()));
+        group.spawn_cancellable(async move {
+            while let Ok(connection) = door.accept().await {
+                drop(connection);
+            }
+        });
+        Self { id: joined.id, key: joined.key, incarnation, agent_url, door_addr, shared, group }
+    }
+
+    pub fn turn(&self, edit: impl FnOnce(&mut Knobs)) {
+        edit(&mut self.shared.knobs.lock().unwrap());
+        self.shared.publish.notify_one();
+    }
+
+    pub fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.shared.journal.lock().unwrap()
+    }
+
+    /// Changes what it holds of a Machine, and publishes that.
+    pub fn becomes(&self, machine: &str, edit: impl FnOnce(&mut Held)) {
+        let machine: MachineId = machine.parse().unwrap();
+        edit(self.journal().held.get_mut(&machine).expect("the agent holds it"));
+        self.shared.publish.notify_one();
+    }
+}
+
+impl Shared {
+    fn knobs(&self) -> Knobs {
+        self.knobs.lock().unwrap().clone()
+    }
+
+    /// What an agent does with a placement, by call or by pull: once for each epoch and version.
+    fn apply(&self, placement: &Placement) -> PlaceReply {
+        let refuse = self.knobs().refuse;
+        let mut journal = self.journal.lock().unwrap();
+        let known = journal.held.get(&placement.machine).cloned();
+        let known = known.filter(|held| held.placement.epoch >= placement.epoch);
+        if placement.destroy {
+            let state = MachineState::Destroyed;
+            journal.hold(placement, state, None);
+            self.publish.notify_one();
+            return PlaceReply::Accepted;
+        }
+        match known {
+            Some(held) if held.refused.is_some() && held.placement.epoch == placement.epoch => {
+                return PlaceReply::Refused { reason: held.refused.unwrap() };
+            }
+            Some(held) if held.placement == *placement => return PlaceReply::Accepted,
+            Some(held) if held.placement.instance_id == placement.instance_id => return PlaceReply::Accepted,
+            Some(held) if held.refused.is_none() && refuse.is_some() => {
+                // A new version of what runs here is refused; the old one goes on.
+                drop(held);
+                return PlaceReply::Refused { reason: refuse.unwrap() };
+            }
+            _ => {}
+        }
+        if let Some(reason) = refuse {
+            journal.hold(placement, MachineState::Failed, Some(reason.clone()));
+            self.publish.notify_one();
+            return PlaceReply::Refused { reason };
+        }
+        journal.accepted.push((placement.machine.clone(), placement.epoch));
+        let state = if placement.launch { MachineState::Started } else { MachineState::Stopped };
+        journal.hold(placement, state, None);
+        self.publish.notify_one();
+        PlaceReply::Accepted
+    }
+
+    fn fact(&self, held: &Held, seq: u64) -> MachineFact {
+        MachineFact {
+            machine: held.placement.machine.clone(),
+            app: held.placement.app.clone(),
+            host: self.id.clone(),
+            stamp: FactStamp { incarnation: self.incarnation.clone(), seq },
+            epoch: held.placement.epoch,
+            instance_id: held.placement.instance_id.clone(),
+            state: held.state,
+            updated_at_ms: held.updated_at_ms,
+            started_at_ms: None,
+            restart_count: 0,
+            last_exit: None,
+            events: vec![MachineEvent {
+                id: format!("e{seq}"),
+                kind: "start".into(),
+                status: held.state.as_str().into(),
+                source: "flyd".into(),
+                timestamp: held.updated_at_ms,
+                request: None,
+            }],
+            checks: held.checks.clone(),
+            refused: held.refused.clone(),
+        }
+    }
+}
+
+impl Journal {
+    fn hold(&mut self, placement: &Placement, state: MachineState, refused: Option<String>) {
+        let held =
+            Held { placement: placement.clone(), state, refused, checks: Vec::new(), updated_at_ms: clock::unix_ms() };
+        self.held.insert(placement.machine.clone(), held);
+    }
+}
+
+/// Pull-and-converge: the row is the truth, a call only hastens it.
+async fn pull(shared: Arc<Shared>) {
+    let store: Arc<dyn Store> = Arc::new(shared.store.clone());
+    let mut following = follow(store, keys::placements_of(&shared.id));
+    let mut rows: BTreeMap<String, Placement> = BTreeMap::new();
+    loop {
+        let Ok(update) = following.next().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let revision = match update {
+            Update::Snapshot { rows: all, revision } => {
+                rows = all.iter().map(|row| (row.key.clone(), row.json().unwrap().value)).collect();
+                revision
+            }
+            Update::Changes(batch) => {
+                for event in &batch.events {
+                    match event.json().unwrap() {
+                        Some(placement) => drop(rows.insert(event.key.clone(), placement)),
+                        None => drop(rows.remove(&event.key)),
+                    }
+                }
+                batch.revision
+            }
+        };
+        while shared.knobs().away || shared.knobs().hang {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for placement in rows.values() {
+            shared.apply(placement);
+        }
+        let behind = {
+            let mut journal = shared.journal.lock().unwrap();
+            std::mem::replace(&mut journal.applied_revision, revision) < revision
+        };
+        if behind {
+            shared.publish.notify_one();
+        }
+    }
+}
+
+async fn publish(shared: Arc<Shared>) {
+    loop {
+        let txn = {
+            let mut journal = shared.journal.lock().unwrap();
+            journal.seq += 1;
+            let seq = journal.seq;
+            let running = journal.held.values().filter(|held| held.state == MachineState::Started);
+            let used = running.map(|held| u64::from(held.placement.config.guest.memory_mb)).sum();
+            let host = HostFact {
+                host: shared.id.clone(),
+                stamp: FactStamp { incarnation: shared.incarnation.clone(), seq },
+                boot_id: "boot".into(),
+                agent_version: "test".into(),
+                capacity: shared.capacity,
+                used: Resources { memory_mb: used, ..Resources::default() },
+                applied_revision: journal.applied_revision,
+                machines: journal.held.len() as u64,
+                drivers: vec!["none".into()],
+                published_at_ms: clock::unix_ms(),
+            };
+            let mut txn = Txn::of([put_json(keys::host_fact(&shared.id), &host).unwrap()]);
+            for held in journal.held.values() {
+                let key = keys::machine_fact(&shared.id, &held.placement.machine);
+                txn.then.push(put_json(key, &shared.fact(held, seq)).unwrap());
+            }
+            txn
+        };
+        while shared.knobs().away {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        match shared.store.txn(txn).await {
+            Ok(_) => shared.publish.notified().await,
+            // Control is away: facts wait.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/host/v1/placements/{machine}", put(place))
+        .route("/host/v1/machines/{machine}/start", post(start))
+        .route("/host/v1/machines/{machine}/stop", post(stop))
+        .route("/host/v1/machines/{machine}/restart", post(restart))
+        .route("/host/v1/machines/{machine}/signal", post(signal))
+        .route("/host/v1/machines/{machine}/exec", post(exec))
+        .route("/host/v1/machines/{machine}/ps", get(ps))
+        .route("/host/v1/machines/{machine}/logs", get(logs))
+        .route("/host/v1/pull", post(hint))
+        .with_state(shared)
+}
+
+/// Ends the connection without an answer. It does not go through the panic hook, so nothing is printed.
+fn break_off() -> ! {
+    std::panic::resume_unwind(Box::new("the agent breaks off"))
+}
+
+fn entry(shared: &Shared, headers: &axum::http::HeaderMap, call: &str) {
+    if shared.knobs().away {
+        break_off();
+    }
+    assert_eq!(bearer(headers), Some(shared.control_key.as_str()), "control names itself by its own key");
+    shared.journal.lock().unwrap().calls.push(call.to_owned());
+}
+
+async fn healthz(State(shared): State<Arc<Shared>>) -> &'static str {
+    if shared.knobs().away {
+        break_off();
+    }
+    "ok\n"
+}
+
+async fn hint(State(shared): State<Arc<Shared>>, headers: axum::http::HeaderMap) -> Json<Acknowledged> {
+    entry(&shared, &headers, "pull");
+    Json(Acknowledged { ok: true })
+}
+
+async fn place(
+    State(shared): State<Arc<Shared>>,
+    headers: axum::http::HeaderMap,
+    Json(placement): Json<Placement>,
+) -> Json<PlaceReply> {
+    entry(&shared, &headers, "place");
+    if shared.knobs().hang {
+        std::future::pending::<()>().await;
+    }
+    shared.journal.lock().unwrap().puts += 1;
+    let reply = shared.apply(&placement);
+    if shared.knobs().lose_answers {
+        break_off();
+    }
+    Json(reply)
+}
+
+/// Changes the state of a Machine that is held at this epoch; the answer is the one before.
+fn to_state(shared: &Shared, machine: &str, epoch: Epoch, state: MachineState) -> Result<MachineState, ApiError> {
+    let mut journal = shared.journal.lock().unwrap();
+    let held = machine.parse().ok().and_then(|machine: MachineId| journal.held.get_mut(&machine));
+    let held = held.ok_or_else(|| ApiError::not_found("no such Machine here"))?;
+    if held.placement.epoch != epoch {
+        return Err(ApiError::conflict(format!("the Machine is at epoch {}", held.placement.epoch)));
+    }
+    shared.publish.notify_one();
+    held.updated_at_ms = clock::unix_ms();
+    Ok(std::mem::replace(&mut held.state, state))
+}
+
+async fn start(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+    headers: axum::http::HeaderMap,
+    Json(run): Json<RunStart>,
+) -> Result<Json<StartAnswer>, Failure> {
+    entry(&shared, &headers, "start");
+    let before = to_state(&shared, &machine, run.epoch, MachineState::Started)?;
+    Ok(Json(StartAnswer { previous_state: before.as_str().into(), migrated: false, new_host: String::new() }))
+}
+
+async fn stop(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+    headers: axum::http::HeaderMap,
+    Json(run): Json<RunStop>,
+) -> Result<Json<Acknowledged>, Failure> {
+    entry(&shared, &headers, &format!("stop {:?} {:?}", run.signal, run.timeout.map(|timeout| timeout.as_millis())));
+    to_state(&shared, &machine, run.epoch, MachineState::Stopped)?;
+    Ok(Json(Acknowledged { ok: true }))
+}
+
+async fn restart(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+    headers: axum::http::HeaderMap,
+    Json(run): Json<RunRestart>,
+) -> Result<Json<Acknowledged>, Failure> {
+    entry(&shared, &headers, "restart");
+    to_state(&shared, &machine, run.epoch, MachineState::Started)?;
+    Ok(Json(Acknowledged { ok: true }))
+}
+
+async fn signal(
+    State(shared): State<Arc<Shared>>,
+    headers: axum::http::HeaderMap,
+    Json(run): Json<SignalMachine>,
+) -> Json<Acknowledged> {
+    entry(&shared, &headers, &format!("signal {}", run.signal));
+    Json(Acknowledged { ok: true })
+}
+
+async fn exec(
+    State(shared): State<Arc<Shared>>,
+    headers: axum::http::HeaderMap,
+    Json(run): Json<ExecMachine>,
+) -> Json<ExecAnswer> {
+    entry(&shared, &headers, "exec");
+    let said = run.cmd.unwrap_or_else(|| run.command.join(" "));
+    Json(ExecAnswer { exit_code: 3, exit_signal: None, stdout: said, stderr: String::new() })
+}
+
+async fn ps(State(shared): State<Arc<Shared>>, headers: axum::http::HeaderMap) -> Json<Vec<ProcessStat>> {
+    entry(&shared, &headers, "ps");
+    let process = |pid, rss| ProcessStat { pid, rss, command: format!("p{pid}"), ..ProcessStat::default() };
+    Json(vec![process(1, 20), process(2, 10)])
+}
+
+async fn logs(State(shared): State<Arc<Shared>>, headers: axum::http::HeaderMap) -> Response {
+    entry(&shared, &headers, "logs");
+    let line = |number: u64| LogLine {
+        timestamp: clock::rfc3339(number),
+        stream: "stdout".into(),
+        message: format!("line {number}"),
+        partial: false,
+    };
+    let text: String = (0..3).map(|number| serde_json::to_string(&line(number)).unwrap() + "\n").collect();
+    text.into_response()
+}
