@@ -1,11 +1,21 @@
 //! `godwit run ROLE --config FILE`: one role in the foreground, until SIGTERM or SIGINT. It reads the configuration,
 //! opens the log, and hands both to the role's crate.
 
+use std::error::Error;
+use std::future::Future;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
+use godwit_base::TaskGroup;
+use godwit_base::task::terminated;
+use godwit_base::telemetry;
+use serde::de::DeserializeOwned;
 
 use crate::error::{CliError, Result};
+
+/// What a role's own drain leaves behind is waited for so long.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -13,7 +23,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Write the log as JSON
-    #[arg(long, env = "GODWIT_LOG_JSON")]
+    #[arg(long)]
     log_json: bool,
 }
 
@@ -30,6 +40,64 @@ pub enum Command {
 }
 
 pub fn run(command: Command) -> Result<()> {
-    let _ = command;
-    Err(CliError::failed("not wired"))
+    match command {
+        Command::Control(options) => {
+            let config = configured::<godwit_control::Raw, godwit_control::Config>("control", &options)?;
+            serve("control", godwit_control::run(config, terminated()))
+        }
+        Command::Agent(options) => {
+            let config = configured::<godwit_agent::Raw, godwit_agent::Config>("agent", &options)?;
+            serve("agent", async {
+                let group = TaskGroup::new();
+                let stopping = group.token();
+                tokio::spawn(async move {
+                    terminated().await;
+                    stopping.cancel();
+                });
+                godwit_agent::run(config, group).await
+            })
+        }
+        Command::Door(options) => {
+            use godwit_proxy::door::{DoorConfig, RawDoorConfig, run};
+            let config = configured::<RawDoorConfig, DoorConfig>("door", &options)?;
+            serve("door", async { run(config, stop_token()).await })
+        }
+        Command::Edge(options) => {
+            use godwit_proxy::edge::{EdgeConfig, RawEdgeConfig, run};
+            let config = configured::<RawEdgeConfig, EdgeConfig>("edge", &options)?;
+            serve("edge", async { run(config, stop_token()).await })
+        }
+    }
+}
+
+/// Raw, then checked; both kinds of mistakes name the file.
+fn configured<Raw, Config>(role: &'static str, options: &Options) -> Result<Config>
+where
+    Raw: DeserializeOwned,
+    Config: TryFrom<Raw>,
+    Config::Error: Error,
+{
+    let raw: Raw =
+        godwit_base::config::read(&options.config).map_err(|error| CliError::failed(telemetry::chain(&error)))?;
+    let config = Config::try_from(raw)
+        .map_err(|error| CliError::failed(format!("{}: {}", options.config.display(), telemetry::chain(&error))))?;
+    telemetry::init(role, options.log_json);
+    Ok(config)
+}
+
+fn serve<E: Error>(role: &str, work: impl Future<Output = Result<(), E>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LEFTOVER_TIMEOUT);
+    done.map_err(|error| CliError::failed(format!("{role}: {}", telemetry::chain(&error))))
+}
+
+fn stop_token() -> tokio_util::sync::CancellationToken {
+    let token = tokio_util::sync::CancellationToken::new();
+    let stopping = token.clone();
+    tokio::spawn(async move {
+        terminated().await;
+        stopping.cancel();
+    });
+    token
 }

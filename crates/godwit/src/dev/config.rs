@@ -55,7 +55,8 @@ pub fn write<T: Serialize>(path: &Path, config: &T) -> Result<()> {
 #[derive(Serialize)]
 pub struct Control {
     data_dir: PathBuf,
-    listen: Vec<String>,
+    listen: String,
+    listen_also: Vec<String>,
     admin_token_file: PathBuf,
     join_token_file: PathBuf,
     advertise_url: String,
@@ -65,7 +66,8 @@ pub struct Control {
 pub fn control(dir: &Path, record: &Record, addresses: &Addresses) -> Control {
     Control {
         data_dir: dir.join("control/data"),
-        listen: vec![addresses.api.to_string(), addresses.control_for_hosts().to_string()],
+        listen: addresses.api.to_string(),
+        listen_also: vec![addresses.control_for_hosts().to_string()],
         admin_token_file: admin_token_file(dir),
         join_token_file: join_token_file(dir),
         advertise_url: format!("http://{}", addresses.control_for_hosts()),
@@ -134,28 +136,40 @@ pub fn door(dir: &Path, host: &HostRecord, address: Ipv6Addr) -> Door {
 #[derive(Serialize)]
 pub struct Agent {
     data_dir: PathBuf,
-    run_dir: PathBuf,
     listen: String,
-    agent_url: String,
-    door_addr: String,
+    advertise_url: String,
     door_socket: PathBuf,
+    door_addr: String,
     control_url: String,
     join_token: String,
     name: String,
     region: String,
-    shim: PathBuf,
-    cgroup_parent: String,
+    lab: bool,
     capacity: AgentCapacity,
+    driver: AgentDriver,
+    network: AgentNetwork,
 }
 
 #[derive(Serialize)]
 struct AgentCapacity {
-    cpu_millis: u64,
+    cpus: u32,
     memory_mb: u64,
     disk_mb: u64,
 }
 
-/// `shim` and the join token are handed over by value: a host sees no file outside its own folder.
+#[derive(Serialize)]
+struct AgentDriver {
+    shim: PathBuf,
+    cgroup_parent: String,
+    run_dir: PathBuf,
+}
+
+#[derive(Serialize)]
+struct AgentNetwork {
+    denied: Vec<String>,
+}
+
+/// The join token is handed over by value: a host sees no file outside its own folder.
 pub fn agent(
     dir: &Path,
     record: &Record,
@@ -167,24 +181,39 @@ pub fn agent(
 ) -> Result<Agent> {
     let folder = host_dir(dir, host);
     Ok(Agent {
-        data_dir: folder.join("agent"),
-        run_dir: folder.join(RUN),
+        data_dir: folder.clone(),
         listen: SocketAddr::from((address, AGENT_PORT)).to_string(),
-        agent_url: agent_url(address),
-        door_addr: SocketAddr::from((address, DOOR_PORT)).to_string(),
+        advertise_url: agent_url(address),
         door_socket: folder.join(RUN).join("agent.sock"),
+        door_addr: SocketAddr::from((address, DOOR_PORT)).to_string(),
         control_url: format!("http://{}", addresses.control_for_hosts()),
         join_token: join_token.to_owned(),
         name: host.name.clone(),
         region: host.region.clone(),
-        shim: shim_path()?,
-        cgroup_parent: record.cgroup(host),
+        lab: options.lab,
         capacity: AgentCapacity {
-            cpu_millis: u64::from(options.capacity.cpus) * 1000,
+            cpus: options.capacity.cpus,
             memory_mb: options.capacity.memory_mb,
             disk_mb: options.capacity.disk_mb,
         },
+        driver: AgentDriver {
+            shim: shim_path()?,
+            cgroup_parent: record.cgroup(host),
+            run_dir: folder.join(RUN).join("containers"),
+        },
+        // Machines have no business with hosts, doors and control.
+        network: AgentNetwork { denied: vec![format!("{}/64", addresses.gateway)] },
     })
+}
+
+/// Who the host is, as its agent wrote it down when it was admitted; `None` before.
+pub fn host_id(dir: &Path, host: &HostRecord) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Identity {
+        host: String,
+    }
+    let bytes = std::fs::read(host_dir(dir, host).join("identity.json")).ok()?;
+    Some(serde_json::from_slice::<Identity>(&bytes).ok()?.host)
 }
 
 /// The shim stands beside this program.

@@ -290,8 +290,10 @@ impl Fleet {
             let shown = shown.map_err(|error| godwit_base::telemetry::chain(&error));
             let mut missing = Vec::new();
             for host in self.hosts() {
-                let url = config::agent_url(self.links[&host.name].v6);
-                let active = shown.iter().flatten().find(|shown| shown.agent_url == url && shown.state == "active");
+                // By the id that the host holds now: one whose folder was wiped is another host at the same address.
+                let id = config::host_id(&self.dir, &host);
+                let active =
+                    shown.iter().flatten().find(|shown| Some(&shown.id) == id.as_ref() && shown.state == "active");
                 let told =
                     ["agent", "door"].iter().all(|role| self.pids.contains_key(&format!("{role} {}", host.name)));
                 match active {

@@ -69,6 +69,9 @@ pub struct Options {
     /// How long a Machine must be idle to be stopped
     #[arg(long, value_name = "MS")]
     autostop_idle_ms: Option<u64>,
+    /// Let tests arm crash points in agents
+    #[arg(long, hide = true)]
+    lab: bool,
 }
 
 pub fn run(options: Options, global: &Global) -> Result<()> {

@@ -1,0 +1,5 @@
+//! The binary as people and scripts meet it: the command line on its own, and a dev fleet with everything in it (which
+//! needs root, the built shim and the demo image; `make test` sees to them).
+
+mod cli;
+mod dev;
