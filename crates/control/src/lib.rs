@@ -63,21 +63,31 @@ pub enum StartError {
 
 /// Runs control until `shutdown` resolves, then drains.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
-    let address = config.listen;
-    let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let mut listeners = Vec::new();
+    for &address in [&config.listen].into_iter().chain(&config.listen_also) {
+        let bound = TcpListener::bind(address).await;
+        listeners.push(bound.map_err(|source| StartError::Listen { address, source })?);
+    }
     let control = Control::open(config).await?;
-    serve(control, listener, shutdown).await;
+    serve_all(control, listeners, shutdown).await;
     Ok(())
 }
 
 /// The same on a listener and a control that are open already.
 pub async fn serve(control: Arc<Control>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    serve_all(control, vec![listener], shutdown).await;
+}
+
+async fn serve_all(control: Arc<Control>, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
     let group = TaskGroup::new();
-    if let Ok(address) = listener.local_addr() {
-        tracing::info!(%address, "control serves");
-    }
     reconcile::start(&control, &group);
-    group.spawn(serve_tcp(listener, router(control), group.clone()));
+    let router = router(control);
+    for listener in listeners {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "control serves");
+        }
+        group.spawn(serve_tcp(listener, router.clone(), group.clone()));
+    }
     shutdown.await;
     tracing::info!("control stops");
     if !group.drain(DRAIN_BOUND).await {
