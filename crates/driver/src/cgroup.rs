@@ -65,22 +65,27 @@ impl Cgroups {
         v2.or(pids).unwrap_or(&self.hierarchies[0])
     }
 
-    /// Moves the calling process into its Machine's shim cgroup, so that whatever it forks can be found.
+    /// The Machine's shim cgroup, made when absent, if it is one that a process can be forked into (v2).
+    pub fn fork_target(&self, machine: &str) -> io::Result<Option<fs::File>> {
+        let dir = self.dir(self.tracker(), &format!("{machine}{SHIM_SUFFIX}"));
+        fs::create_dir_all(&dir)?;
+        if self.tracker().controllers.is_empty() { fs::File::open(dir).map(Some) } else { Ok(None) }
+    }
+
+    /// Moves the calling process into its Machine's shim cgroup, so that whatever it forks can be found, and so that
+    /// nobody takes it for a part of the agent.
     pub fn enter_as_shim(&self, machine: &str) -> io::Result<()> {
         let dir = self.dir(self.tracker(), &format!("{machine}{SHIM_SUFFIX}"));
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("cgroup.procs"), "0")
     }
 
-    /// Moves the calling process out again, so that its cgroup can be removed.
-    pub fn leave_as_shim(&self) -> io::Result<()> {
-        fs::write(self.tracker().root.join("cgroup.procs"), "0")
-    }
-
     fn dirs(&self, machine: &str) -> Vec<PathBuf> {
         let shim = self.dir(self.tracker(), &format!("{machine}{SHIM_SUFFIX}"));
         let container = self.hierarchies.iter().map(|h| self.dir(h, machine));
-        container.chain([shim]).filter(|dir| dir.is_dir()).collect()
+        // The shim's first: on v2, processes move from there to the container's, never back, so that one who moves
+        // while we look is seen in one of them.
+        [shim].into_iter().chain(container).filter(|dir| dir.is_dir()).collect()
     }
 
     /// Everybody in the Machine's cgroups, except `me`.

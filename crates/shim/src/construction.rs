@@ -37,7 +37,7 @@ impl Construction {
     ) -> Result<Self, ShimError> {
         let forked_at = monotonic_ns();
         let (report, reporting) = sys::pipe().map_err(ShimError::io("cannot make a pipe"))?;
-        if let ForkResult::Child = sys::fork().map_err(ShimError::io("cannot fork the builder"))? {
+        if let ForkResult::Child = fork_tracked(order, cgroups)? {
             let _ = sys::die_with_parent();
             let kept = sys::keep_only([&outputs[0], &outputs[1], &telling, &reporting]);
             std::mem::forget((outputs, telling, reporting));
@@ -108,6 +108,18 @@ impl Construction {
     pub fn spans(&self) -> &[(String, u64)] {
         &self.spans
     }
+}
+
+/// Forks, with the child in the Machine's shim cgroup: whatever it leaves behind can be found there.
+fn fork_tracked(order: &Order, cgroups: &Cgroups) -> Result<ForkResult, ShimError> {
+    let machine = &order.spec.machine;
+    let target = cgroups.fork_target(machine).map_err(ShimError::io("cannot make the shim's cgroup"))?;
+    // Refused by kernels before 5.7, and where the hierarchy is v1: then we go in ourselves and fork there.
+    if let Some(forked) = target.and_then(|target| sys::fork_into(&target).ok()) {
+        return Ok(forked);
+    }
+    cgroups.enter_as_shim(machine).map_err(ShimError::io("cannot enter the shim's cgroup"))?;
+    sys::fork().map_err(ShimError::io("cannot fork the builder"))
 }
 
 fn report_text(outcome: &Result<(i32, builder::Spans), BuildError>, forked_at: u64) -> Value {

@@ -271,7 +271,8 @@ mod tests {
     #[test]
     fn programs_are_looked_for_as_a_shell_does() {
         let look = |program: &str, path: &str| {
-            let filter = Filter::kept_in(&std::env::temp_dir()).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let filter = Filter::kept_in(folder.path()).unwrap();
             let entry = Entry::new(None, &[program.into()], &[format!("PATH={path}")], 0, filter).unwrap();
             entry.candidates().iter().map(|c| c.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };

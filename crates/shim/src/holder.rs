@@ -15,7 +15,6 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{ForkResult, Pid};
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -73,8 +72,6 @@ pub struct Holder {
     program_status: Option<i32>,
     deadline: Instant,
     buffer: Vec<u8>,
-    /// Held until this process ends.
-    _lock: File,
 }
 
 impl Holder {
@@ -85,7 +82,6 @@ impl Holder {
         cgroups: Cgroups,
         server: Server,
         logs: LogFiles,
-        lock: File,
         heap: sys::HeapMark,
     ) -> Result<Self, ShimError> {
         // Nothing but SIGKILL ends the shim: it ends with its Machine.
@@ -99,6 +95,9 @@ impl Holder {
         let (stdout, stdout_in) = sys::pipe().map_err(ShimError::io("cannot make a pipe"))?;
         let (stderr, stderr_in) = sys::pipe().map_err(ShimError::io("cannot make a pipe"))?;
         let construction = Construction::begin(&order, &cgroups, [stdout_in, stderr_in], telling, heap)?;
+        // Only now: the first move of a process costs a grace period of the kernel's (8 to 20 ms), which the container's
+        // own moves share when they come soon after; so it passes while the builder works. What was forked is tracked.
+        cgroups.enter_as_shim(&order.spec.machine).map_err(ShimError::io("cannot enter the shim's cgroup"))?;
         for pipe in [&stdout, &stderr] {
             sys::set_nonblocking(pipe).map_err(ShimError::io("cannot set up a pipe"))?;
         }
@@ -125,7 +124,6 @@ impl Holder {
             program_status: None,
             deadline,
             buffer: vec![0; READ_BYTES],
-            _lock: lock,
         })
     }
 

@@ -2,7 +2,7 @@
 //! the driver is told.
 //!
 //! ```text
-//! lock -> has this instance run already? -> nobody of an older one lives -> own cgroup -> socket -> handle -> hold
+//! lock -> has this instance run already? -> nobody of an older one lives -> socket -> handle -> hold
 //! ```
 //! The order matters: the lock first, so that nobody else kills what we start; the handle before anything of the image
 //! runs, so that whoever comes later knows that there was an instance.
@@ -50,7 +50,8 @@ pub fn run(dir: &Path, heap: sys::HeapMark) -> Result<(), ShimError> {
     let layout = Layout::new(dir);
     // Fails when we lead a group already, as somebody who starts us by hand from a shell does: no harm.
     let _ = nix::unistd::setsid();
-    let lock = take_lock(&layout)?;
+    // Held until all is over, a failure's clean-up included: nobody else may start into that.
+    let _lock = take_lock(&layout)?;
     let order = layout.order().map_err(ShimError::io("cannot read the order"))?;
     let order = order.ok_or_else(|| ShimError::State("there is no order".into()))?;
     let spec = &order.spec;
@@ -67,15 +68,15 @@ pub fn run(dir: &Path, heap: sys::HeapMark) -> Result<(), ShimError> {
     cgroups
         .kill_all(&spec.machine, me)
         .map_err(|pids| ShimError::State(format!("an older instance lives on: {pids:?}")))?;
+    // Counters of an instance whose shim was killed must not be taken for this one's.
     cgroups.remove(&spec.machine);
-    cgroups.enter_as_shim(&spec.machine).map_err(ShimError::io("cannot enter the shim's cgroup"))?;
     sys::adopt_orphans().map_err(ShimError::io("cannot become a subreaper"))?;
     let server = Server::bind(&layout.socket(), &spec.machine, &spec.instance);
     let server = server.map_err(ShimError::io("cannot listen"))?;
     let handle = write_handle(&layout, &order, me)?;
     let logs = LogFiles::open(&layout.log(), spec.log).map_err(ShimError::io("cannot open the logs"))?;
-    let holder = Holder::new(order, layout.clone(), cgroups.clone(), server, logs, lock, heap)?;
-    let outcome = holder.hold(|| report(&Started::Ok { handle: handle.clone() }));
+    let holder = Holder::new(order, layout.clone(), cgroups.clone(), server, logs, heap);
+    let outcome = holder.and_then(|holder| holder.hold(|| report(&Started::Ok { handle: handle.clone() })));
     if let Err(error) = outcome {
         abandon(&layout, &cgroups, &handle, me);
         return Err(error);
@@ -98,11 +99,9 @@ fn abandon(layout: &Layout, cgroups: &Cgroups, handle: &Handle, me: i32) {
     }
 }
 
-/// Removes what lived only as long as the container.
+/// Removes what lived only as long as the container. Our own cgroup stays, for the next start or the driver's remove:
+/// to move out of it would cost a grace period of the kernel's, for which a restart would wait.
 pub fn clean_up(cgroups: &Cgroups, order: &Order) {
-    if let Err(e) = cgroups.leave_as_shim() {
-        eprintln!("godwit-shim: cannot leave the cgroup: {e}");
-    }
     cgroups.remove(&order.spec.machine);
     let _ = fs::remove_dir_all(StateDir::new(order).dir);
     let layout = Layout::new(&order.spec.dir);
