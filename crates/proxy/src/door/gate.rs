@@ -25,6 +25,8 @@ pub enum Closed {
 pub struct Gate {
     in_flight: BTreeMap<u16, u32>,
     total: u32,
+    /// Start calls under way: whoever waits for a start is not idle.
+    starts: u32,
     closed: Option<Closed>,
     /// When something was last in flight, or when the Machine came to run.
     busy_ms: u64,
@@ -57,6 +59,18 @@ impl Gate {
             *count -= 1;
             self.total = self.total.saturating_sub(1);
         }
+        self.busy_ms = now_ms;
+    }
+
+    /// A start call begins: no idle stop until it is over.
+    pub fn expect(&mut self) {
+        self.starts += 1;
+    }
+
+    /// A start call is over; those who waited for it are about to come.
+    pub fn expected(&mut self, now_ms: u64) {
+        debug_assert!(self.starts > 0);
+        self.starts = self.starts.saturating_sub(1);
         self.busy_ms = now_ms;
     }
 
@@ -97,7 +111,7 @@ impl Gate {
 
     /// Closes, in one step with the look at the count, if nothing was in flight for `idle_ms`.
     pub fn close_if_idle(&mut self, idle_ms: u64, now_ms: u64) -> bool {
-        if self.total > 0 || self.closed.is_some() || now_ms.saturating_sub(self.busy_ms) < idle_ms {
+        if self.total > 0 || self.starts > 0 || self.closed.is_some() || now_ms.saturating_sub(self.busy_ms) < idle_ms {
             return false;
         }
         self.closed = Some(Closed::Idle);
@@ -142,6 +156,16 @@ mod tests {
         assert!(gate.close(7) && !gate.close(7) && gate.close(8));
         gate.ran(2_000);
         assert_eq!(gate.closed(), Some(Closed::ByAgent { token: 8 }));
+    }
+
+    #[test]
+    fn nobody_who_waits_for_a_start_is_taken_for_idle() {
+        let mut gate = Gate::default();
+        gate.expect();
+        assert!(!gate.close_if_idle(0, 100));
+        gate.expected(100);
+        assert!(!gate.close_if_idle(50, 149));
+        assert!(gate.close_if_idle(50, 150));
     }
 
     proptest! {

@@ -38,6 +38,8 @@ struct Inner {
     /// The agent answered a start before its stream told of it.
     ran_by_reply: bool,
     gate: Gate,
+    /// Counts the times that it was told to stop: an end without one is a crash.
+    stops: u64,
     /// Fires when what is in flight is cut off.
     cut: CancellationToken,
 }
@@ -48,6 +50,19 @@ pub struct View {
     pub state: MachineState,
     pub running: bool,
     pub closed: Option<Closed>,
+    pub stops: u64,
+}
+
+/// A start call under way: it keeps idle stops away until it is dropped.
+pub struct Starting {
+    entry: Arc<Entry>,
+    base: Instant,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.entry.lock().gate.expected(elapsed_ms(self.base));
+    }
 }
 
 /// A request or connection that is let in. Dropping it gives its place back.
@@ -144,6 +159,7 @@ impl Entry {
             state: inner.machine.state,
             running: is_running(inner.machine.state) || inner.ran_by_reply,
             closed: inner.gate.closed(),
+            stops: inner.stops,
         }
     }
 
@@ -254,11 +270,17 @@ impl Machines {
         }
     }
 
+    pub fn starting(&self, entry: &Arc<Entry>) -> Starting {
+        entry.lock().gate.expect();
+        Starting { entry: entry.clone(), base: self.base }
+    }
+
     /// Closes the Machine's gate if nothing was in flight for long enough. Answers the load, as an error if it stays.
     pub fn close_if_idle(&self, entry: &Entry, epoch: Epoch, idle_ms: u64) -> Result<(), u32> {
         let mut inner = entry.lock();
         let running = is_running(inner.machine.state) || inner.ran_by_reply;
         if running && inner.machine.epoch == epoch && inner.gate.close_if_idle(idle_ms, elapsed_ms(self.base)) {
+            inner.stops += 1;
             entry.pools.clear();
             return Ok(());
         }
@@ -300,8 +322,9 @@ impl Machines {
             }
             DoorUpdate::Machine { machine } => work.extend(self.upsert(machine, false)),
             DoorUpdate::Gone { machine, moved_to, epoch } => {
-                self.remove(machine.as_str());
+                // In this order: whoever sees it gone finds where to.
                 self.remember(machine.as_str().to_owned(), Gone { moved_to, epoch });
+                self.remove(machine.as_str());
             }
             DoorUpdate::Edges { edges } => {
                 *self.edges.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(edges);
@@ -318,6 +341,8 @@ impl Machines {
             let mut inner = entry.lock();
             inner.machine.state = MachineState::Destroyed;
             inner.ran_by_reply = false;
+            // Nobody waits for its drain any more.
+            inner.gate.reopen_by_agent();
             drop(inner);
             entry.changes.send_modify(|count| *count += 1);
         }
@@ -367,6 +392,9 @@ impl Machines {
             inner.ran_by_reply = false;
             entry.pools.clear();
         }
+        if machine.state == MachineState::Stopping && inner.machine.state != MachineState::Stopping {
+            inner.stops += 1;
+        }
         inner.machine = machine;
         let new_closing = match &closing {
             Some(closing) => inner.gate.close(closing.token),
@@ -375,6 +403,7 @@ impl Machines {
                 false
             }
         };
+        inner.stops += u64::from(new_closing);
         drop(inner);
         entry.changes.send_modify(|count| *count += 1);
         let closing = closing.filter(|_| new_closing)?;
@@ -388,7 +417,7 @@ fn new_entry(machine: DoorMachine, now_ms: u64) -> Entry {
     gate.ran(now_ms);
     Entry {
         id: machine.machine.clone(),
-        inner: Mutex::new(Inner { machine, ran_by_reply: false, gate, cut: CancellationToken::new() }),
+        inner: Mutex::new(Inner { machine, ran_by_reply: false, gate, stops: 0, cut: CancellationToken::new() }),
         changes: watch::Sender::new(0),
         starting: tokio::sync::Mutex::new(()),
         pools: Pools::default(),

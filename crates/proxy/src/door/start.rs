@@ -49,6 +49,7 @@ pub(super) async fn start(door: &Arc<Door>, id: &str, call: &StartCall) -> Start
     };
     door.metrics.starts.inc();
     let timeout = Duration::from_millis(call.timeout_ms).min(MAX_TIMEOUT);
+    let _starting = door.machines.starting(&entry);
     let reply = start_entry(door, &entry, call.port, Instant::now() + timeout).await;
     if let StartReply::Failed { error } = &reply {
         door.metrics.starts_failed.inc();
@@ -59,20 +60,26 @@ pub(super) async fn start(door: &Arc<Door>, id: &str, call: &StartCall) -> Start
 
 async fn start_entry(door: &Arc<Door>, entry: &Arc<Entry>, port: u16, deadline: Instant) -> StartReply {
     let mut changes = entry.changes();
-    let mut asked = false;
+    // When the agent started it for us: how often it had been told to stop by then.
+    let mut asked: Option<u64> = None;
     let mut seen_running = false;
     let mut wait = DIAL_WAIT_FIRST;
     loop {
         changes.mark_unchanged();
         let view = entry.view();
-        let pause = match next(&view, asked && seen_running) {
+        let pause = match next(&view, seen_running && asked == Some(view.stops)) {
+            Next::Ended if view.state == MachineState::Destroyed => {
+                // It left this host meanwhile; where to is known by now.
+                let absent = door.machines.absent(entry.id.as_str());
+                return StartReply::Refused { refusal: absent.refusal, epoch: absent.epoch };
+            }
             Next::Ended => {
                 return StartReply::Failed { error: "the Machine ended before its port accepted".to_owned() };
             }
             Next::Wait => RETRY_WAIT,
             Next::Ask => match ask(door, entry, deadline).await {
                 Ok(()) => {
-                    asked = true;
+                    (asked, seen_running) = (Some(entry.view().stops), false);
                     continue;
                 }
                 Err(Some(reply)) => return reply,

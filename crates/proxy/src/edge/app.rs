@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::gate::{Gate, MAX_HELD};
 use super::hosts::Hosts;
 use super::metrics::AppMetrics;
-use super::view::{Lesson, Lessons, View, Word, build};
+use super::view::{Lessons, View, Word, build};
 
 pub struct App {
     pub name: AppName,
@@ -116,11 +116,8 @@ impl App {
     /// A door's word about a Machine.
     pub fn learn(&self, machine: &MachineId, word: Word, epoch: Epoch, now_ms: u64) {
         let mut known = self.known();
-        let newer = known.lessons.get(machine).is_none_or(|lesson| epoch >= lesson.epoch);
-        if newer {
-            known.lessons.insert(machine.clone(), Lesson::new(word, epoch, now_ms));
-            self.rebuild(&mut known, now_ms);
-        }
+        known.lessons.entry(machine.clone()).or_default().hear(word, epoch, now_ms);
+        self.rebuild(&mut known, now_ms);
     }
 
     fn rebuild(&self, known: &mut Known, now_ms: u64) {

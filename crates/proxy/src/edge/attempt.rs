@@ -4,6 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use godwit_api::door::{Refusal, header};
@@ -24,6 +25,9 @@ use crate::link::body::StreamBody;
 use crate::link::client::Lost;
 use crate::link::send::Broken;
 use crate::link::tunnel::Tunnel;
+
+/// A client that goes on sending after its answer is read from for so long.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What a door said, if it was a refusal.
 fn refusal_of(headers: &HeaderMap) -> Option<(Refusal, Option<Epoch>, u32)> {
@@ -70,6 +74,8 @@ where
     type Served = Response<AnswerBody>;
 
     async fn attempt(&mut self, edge: &Edge, pick: &Pick<'_>, turn: &mut Option<Turn>) -> Tried<Response<AnswerBody>> {
+        // Counted from the choice on: those who choose next must see it, also while the connection is being made.
+        let in_flight = InFlight::enter(pick.app, &pick.service.tally);
         let link = edge.hosts.link(&pick.target.door_addr);
         let mut sender = match link.sender().await {
             Ok(sender) => sender,
@@ -91,7 +97,6 @@ where
         if !empty || turn.is_some() {
             request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
-        let in_flight = InFlight::enter(pick.app, &pick.service.tally);
         let Ok((mut answer, mut stream)) = sender.send_request(request, empty) else { return Tried::Away };
         drop(sender);
         let mut admitted = false;
@@ -195,8 +200,11 @@ where
             // The door wants no more of it.
             stream.poll_reset(cx).map(|_| Err(Broken::Stream))
         });
-        if let Err(Broken::Body) = sent.await {
-            stream.send_reset(Reason::CANCEL);
+        match sent.await {
+            Ok(()) => {}
+            Err(Broken::Body) => stream.send_reset(Reason::CANCEL),
+            // To close at once would often take the answer from a client that is still writing.
+            Err(Broken::Stream) => drop(tokio::time::timeout(LINGER, upload.discard()).await),
         }
     });
 }
@@ -219,6 +227,7 @@ impl Attempt for TunnelAttempt {
     type Served = (Tunnel, InFlight);
 
     async fn attempt(&mut self, edge: &Edge, pick: &Pick<'_>, turn: &mut Option<Turn>) -> Tried<Self::Served> {
+        let in_flight = InFlight::enter(pick.app, &pick.service.tally);
         let link = edge.hosts.link(&pick.target.door_addr);
         let Ok(mut sender) = link.sender().await else { return Tried::Away };
         let mut request = Request::new(());
@@ -226,7 +235,6 @@ impl Attempt for TunnelAttempt {
         *request.uri_mut() = Uri::from_static("machine:1");
         address(request.headers_mut(), pick);
         request.headers_mut().insert(header::TUNNEL, self.kind.clone());
-        let in_flight = InFlight::enter(pick.app, &pick.service.tally);
         let Ok((answer, stream)) = sender.send_request(request, false) else { return Tried::Away };
         drop(sender);
         let response = match answer.await {

@@ -4,6 +4,7 @@
 //! has admitted the request. So each refusal finds either the whole of what was read, or an untouched client.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -81,6 +82,11 @@ where
                 ready!(self.poll_read(progress, admitted, cx))?;
             }
         }
+    }
+
+    /// Reads to the end for nobody.
+    pub async fn discard(&mut self) {
+        while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await {}
     }
 
     fn finish(&mut self, stream: &mut SendStream<Bytes>) -> Result<(), Broken> {

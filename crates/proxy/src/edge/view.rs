@@ -104,35 +104,55 @@ pub enum Word {
     Moved { host: HostId },
 }
 
-/// A word, when it was said, and what the row said then.
+/// Whether it runs, when that was said, and what the row said then.
 #[derive(Debug, Clone)]
-pub struct Lesson {
-    pub word: Word,
-    pub epoch: Epoch,
-    pub at_ms: u64,
+struct Run {
+    running: bool,
+    epoch: Epoch,
+    at_ms: u64,
     row: Option<(Epoch, Readiness)>,
+}
+
+/// What doors said of one Machine: where it lives, and whether it runs there.
+#[derive(Debug, Clone, Default)]
+pub struct Lesson {
+    home: Option<(HostId, Epoch)>,
+    run: Option<Run>,
 }
 
 /// The doors' words of one app, by Machine.
 pub type Lessons = HashMap<MachineId, Lesson>;
 
 impl Lesson {
-    pub fn new(word: Word, epoch: Epoch, at_ms: u64) -> Self {
-        Self { word, epoch, at_ms, row: None }
-    }
-
-    fn holds(&self, row: &RouteMachine, now_ms: u64) -> bool {
-        if row.epoch > self.epoch {
-            return false;
+    /// Takes a door's word in, unless a higher epoch was heard of.
+    pub fn hear(&mut self, word: Word, epoch: Epoch, now_ms: u64) {
+        if self.home.as_ref().is_some_and(|(_, known)| *known > epoch) {
+            return;
         }
-        match self.word {
-            // Where a Machine lives is told by its epoch alone, however long the row takes.
-            Word::Moved { .. } => row.epoch < self.epoch,
+        match word {
+            Word::Moved { host } => {
+                self.home = Some((host, epoch));
+                self.run = None;
+            }
             Word::Running | Word::Stopped => {
-                now_ms.saturating_sub(self.at_ms) < LESSON_LIFE_MS
-                    && self.row.is_none_or(|row_then| row_then == (row.epoch, row.readiness))
+                let newer = self.run.as_ref().is_none_or(|known| known.epoch <= epoch);
+                if newer {
+                    self.run = Some(Run { running: word == Word::Running, epoch, at_ms: now_ms, row: None });
+                }
             }
         }
+    }
+
+    /// Drops what no longer holds. False if nothing is left.
+    fn keep(&mut self, row: &RouteMachine, now_ms: u64) -> bool {
+        // Where a Machine lives is told by its epoch alone, however long the row takes.
+        self.home.take_if(|(_, epoch)| *epoch <= row.epoch);
+        self.run.take_if(|run| {
+            let row_now = (row.epoch, row.readiness);
+            let expired = now_ms.saturating_sub(run.at_ms) >= LESSON_LIFE_MS;
+            expired || run.epoch < row.epoch || *run.row.get_or_insert(row_now) != row_now
+        });
+        self.home.is_some() || self.run.is_some()
     }
 }
 
@@ -153,12 +173,9 @@ pub fn build(
             let tallies = known.remove(&machine.machine).cloned().unwrap_or_default();
             targets.push(target(machine, region == own_region, tallies));
             let Some(lesson) = lessons.get_mut(&machine.machine) else { continue };
-            if !lesson.holds(machine, now_ms) {
+            if !lesson.keep(machine, now_ms) {
                 lessons.remove(&machine.machine);
-                continue;
-            }
-            lesson.row.get_or_insert((machine.epoch, machine.readiness));
-            if let Some(target) = targets.last_mut() {
+            } else if let Some(target) = targets.last_mut() {
                 lay_over(target, lesson, &doors);
             }
         }
@@ -168,25 +185,26 @@ pub fn build(
 }
 
 fn lay_over(target: &mut Target, lesson: &Lesson, doors: &impl Fn(&HostId) -> Option<Arc<str>>) {
-    match &lesson.word {
-        Word::Running => target.readiness = Readiness::Running,
-        Word::Stopped => target.readiness = Readiness::Stopped,
-        Word::Moved { host } => {
-            target.host = host.clone();
-            target.epoch = lesson.epoch;
-            target.epoch_header = text(&lesson.epoch.to_string());
-            match doors(host) {
-                Some(addr) => {
-                    target.door_addr = addr;
-                    // Its new host says if it does not run there.
-                    if target.readiness == Readiness::Unavailable {
-                        target.readiness = Readiness::Running;
-                    }
-                }
-                // The row will name the door; until then requests are held.
-                None => target.readiness = Readiness::Unavailable,
+    let mut reachable = true;
+    if let Some((host, epoch)) = &lesson.home {
+        target.host = host.clone();
+        target.epoch = *epoch;
+        target.epoch_header = text(&epoch.to_string());
+        match doors(host) {
+            Some(addr) => {
+                target.door_addr = addr;
+                // The row speaks of another place; its new host says if it does not run there.
+                target.readiness = Readiness::Running;
+            }
+            // The row will name the door; until then requests are held.
+            None => {
+                target.readiness = Readiness::Unavailable;
+                reachable = false;
             }
         }
+    }
+    if let Some(run) = lesson.run.as_ref().filter(|_| reachable) {
+        target.readiness = if run.running { Readiness::Running } else { Readiness::Stopped };
     }
 }
 
@@ -250,7 +268,9 @@ mod tests {
         build(rows, "fra", lessons, doors, &View::default(), now_ms).targets.remove(0)
     }
     fn lessons(word: Word, epoch_n: u64) -> Lessons {
-        HashMap::from([(MachineId::from_bits(1), Lesson::new(word, epoch(epoch_n), 0))])
+        let mut lesson = Lesson::default();
+        lesson.hear(word, epoch(epoch_n), 0);
+        HashMap::from([(MachineId::from_bits(1), lesson)])
     }
 
     #[test]
@@ -273,6 +293,16 @@ mod tests {
         assert!(known.is_empty());
         let mut known = lessons(Word::Moved { host: host("w3") }, 2);
         assert_eq!(see(&rows(1, Readiness::Running), &mut known, 0).readiness, Readiness::Unavailable);
+    }
+
+    #[test]
+    fn what_the_new_door_says_leaves_the_move_in_force() {
+        let mut known = lessons(Word::Moved { host: host("w2") }, 2);
+        known.get_mut(&MachineId::from_bits(1)).unwrap().hear(Word::Stopped, epoch(2), 0);
+        // The old door's late word about the old epoch changes nothing.
+        known.get_mut(&MachineId::from_bits(1)).unwrap().hear(Word::Running, epoch(1), 0);
+        let moved = see(&rows(1, Readiness::Running), &mut known, 1);
+        assert_eq!((&*moved.door_addr, moved.readiness), ("[::1]:2", Readiness::Stopped));
     }
 
     #[test]

@@ -175,22 +175,27 @@ impl Agent {
         let drained = drained.wait_for(|one| one.as_ref().is_some_and(|one| one.token == token)).await;
         let drained = drained.unwrap().clone().unwrap();
         self.set(id, MachineState::Stopping);
-        self.with(id, |held| {
-            held.process = None;
-            held.machine.closing = None;
-        });
+        self.kill(id).await;
+        self.with(id, |held| held.machine.closing = None);
         self.set(id, MachineState::Stopped);
         drained
     }
 
+    async fn kill(&self, id: &MachineId) {
+        if let Some(process) = self.with(id, |held| held.process.take()) {
+            process.kill().await;
+        }
+    }
+
     /// The process ends by itself.
-    pub fn crash(&self, id: &MachineId) {
-        self.with(id, |held| held.process = None);
+    pub async fn crash(&self, id: &MachineId) {
+        self.kill(id).await;
         self.set(id, MachineState::Stopped);
     }
 
     /// The Machine went to another host.
-    pub fn hand_over(&self, id: &MachineId, to: &HostId, epoch: Epoch) {
+    pub async fn hand_over(&self, id: &MachineId, to: &HostId, epoch: Epoch) {
+        self.kill(id).await;
         self.lock().machines.remove(id);
         let _ = self.told.send(DoorUpdate::Gone { machine: id.clone(), moved_to: Some(to.clone()), epoch });
         self.changed.send_modify(|count| *count += 1);
@@ -261,7 +266,7 @@ async fn stop_if_idle(
         // The answer goes out before the process is down, as with a real one.
         tokio::spawn(async move {
             tokio::task::yield_now().await;
-            agent.with(&id, |held| held.process = None);
+            agent.kill(&id).await;
             agent.set(&id, MachineState::Stopped);
         });
     }

@@ -38,6 +38,14 @@ pub struct Process {
     task: tokio::task::JoinHandle<()>,
 }
 
+impl Process {
+    /// When this returns it accepts no more.
+    pub async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.task.abort();
@@ -53,12 +61,22 @@ pub fn spawn(port: u16, life: u64, listen_delay: Option<Duration>, counts: Arc<C
             None => std::future::pending().await,
         }
         let addr: SocketAddr = format!("[::1]:{port}").parse().unwrap();
-        let socket = tokio::net::TcpSocket::new_v6().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(addr).unwrap();
-        serve(socket.listen(4096).unwrap(), router, counts).await;
+        serve(bind(addr).await, router, counts).await;
     });
     Process { task }
+}
+
+/// The life before may not have let go of the port yet.
+async fn bind(addr: SocketAddr) -> TcpListener {
+    loop {
+        let socket = tokio::net::TcpSocket::new_v6().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        match socket.bind(addr).and_then(|()| socket.listen(4096)) {
+            Ok(listener) => return listener,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 async fn serve(listener: TcpListener, router: Router, counts: Arc<Counts>) {
@@ -159,9 +177,15 @@ async fn heads(request: Request) -> String {
     text
 }
 
-/// Promises more than it sends.
+/// Promises more than it sends: breaks off once the beginning is out.
 async fn breaks(inside: Inside) -> axum::response::Response {
     drop(inside);
-    let chunks = [Ok(bytes::Bytes::from_static(b"half")), Err(std::io::Error::other("crash"))];
-    Body::from_stream(futures_util::stream::iter(chunks)).into_response()
+    let chunks = futures_util::stream::unfold(0, |step| async move {
+        if step == 0 {
+            return Some((Ok(bytes::Bytes::from_static(b"half")), 1));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Some((Err(std::io::Error::other("crash")), 1))
+    });
+    Body::from_stream(chunks).into_response()
 }

@@ -144,7 +144,7 @@ async fn known_routes_go_on_without_the_store_also_after_a_restart_of_the_edge()
     })
     .await;
     // A stopped Machine still wakes, for that needs no store.
-    host.agent.crash(&MachineId::from_bits(1));
+    host.agent.crash(&MachineId::from_bits(1)).await;
     until("the second life answers", async || (browser.get("/").await.text() == "2").then_some(())).await;
 }
 
@@ -182,7 +182,7 @@ async fn a_stale_route_is_set_right_by_the_door() {
     .await;
     // The other one would answer half of the requests.
     new.agent.with(&other, |held| held.refuse = Some(godwit_api::door::Refusal::Full));
-    old.agent.hand_over(&id, &new.id, Host::epoch(2));
+    old.agent.hand_over(&id, &new.id, Host::epoch(2)).await;
     until("the move is followed", async || (browser.get("/").await.text() == "41").then_some(())).await;
     // The old door is asked no more once its word was heard.
     let refusals = metric(old.door_admin, "godwit_door_refusals_total{reason=\"moved\"} ").await;
@@ -199,7 +199,7 @@ async fn a_move_to_a_host_that_nobody_named_is_waited_for() {
     let browser = fleet.browser();
     assert_eq!(browser.get("/").await.code, 200);
     let new = Host::start("w2").await;
-    old.agent.hand_over(&id, &HostId::parse("w2").unwrap(), Host::epoch(2));
+    old.agent.hand_over(&id, &HostId::parse("w2").unwrap(), Host::epoch(2)).await;
     let waiting = tokio::spawn({
         let browser = browser.clone();
         async move { browser.get("/").await }

@@ -24,7 +24,10 @@ async fn an_idle_machine_sleeps_and_a_request_wakes_it_again() {
         })
         .await;
     }
-    assert!(metric(fleet.edge.admin, "godwit_edge_idle_stops_total ").await >= 3.0);
+    until("the edge counted them", async || {
+        (metric(fleet.edge.admin, "godwit_edge_idle_stops_total ").await >= 3.0).then_some(())
+    })
+    .await;
 }
 
 /// One wake after another, each as soon as the Machine was told to stop, so that every one meets a gate that closes.
@@ -76,10 +79,12 @@ async fn a_stop_lets_what_is_in_flight_end_and_holds_what_comes() {
     })
     .await;
     let stop = host.agent.stop(&id, 10_000);
-    let held = async {
+    // Those that came before the door heard of it are still served by the first life; then one is held.
+    let held = until("one was held and served by the next life", async || {
         let answer = browser.get("/").await;
-        assert_eq!((answer.code, answer.text()), (200, "2"), "served by the next life");
-    };
+        assert_eq!(answer.code, 200, "{}", answer.text());
+        (answer.text() == "2").then_some(())
+    });
     let (drained, ()) = tokio::join!(stop, held);
     assert_eq!(drained.cut_off, 0);
     let long = long.await.unwrap();

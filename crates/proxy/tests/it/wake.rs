@@ -57,9 +57,9 @@ async fn a_post_that_wakes_a_machine_arrives_whole() {
         let (body, expected) = payload(seed, length);
         let answer = fleet.browser().post("/echo", full(body)).await;
         assert_eq!((answer.code, answer.text()), (200, expected.as_str()));
-        host.agent.crash(&id);
+        host.agent.crash(&id).await;
         until("the door sees it stopped", async || (fleet.browser().get("/").await.code == 200).then_some(())).await;
-        host.agent.crash(&id);
+        host.agent.crash(&id).await;
     }
 }
 
