@@ -158,7 +158,7 @@ impl Life {
         record.state = match job.kind {
             JobKind::Destroy => MachineState::Destroyed,
             _ if job.start => MachineState::Started,
-            JobKind::Create => MachineState::Created,
+            // `created` is on its way here; what is ready to be started is stopped.
             _ => MachineState::Stopped,
         };
         record.reserved = match job.kind {
@@ -175,6 +175,7 @@ impl Life {
             JobKind::Stop => out.note("stop", status, job.source, None),
             JobKind::Update => out.note("update", status, job.source, None),
             JobKind::Destroy => out.note("destroy", status, job.source, None),
+            JobKind::Create if !job.start => out.note("prepare", status, job.source, None),
             JobKind::Create | JobKind::Start | JobKind::Restart => {}
         }
         out.save(Sync::Process);

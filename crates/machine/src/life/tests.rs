@@ -337,8 +337,9 @@ fn a_machine_that_does_not_fit_is_refused_and_one_that_cannot_wake_says_full() {
     row.launch = false;
     row.epoch.n += 1;
     world.ask(What::Place(Box::new(row)), Until::Accepted);
-    world.settle();
     assert_eq!(world.life.record.state, MachineState::Created);
+    world.settle();
+    assert_eq!(world.life.record.state, MachineState::Stopped);
     let start = world.ask(What::Start, Until::Ended);
     assert!(matches!(&world.answers[&start], Answer::Refused(Refusal::Full(_))));
     world.check_at_rest();
