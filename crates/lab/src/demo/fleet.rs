@@ -86,9 +86,7 @@ impl DemoFleet {
     pub fn wait_until_placed(&self, app: &str, machine: &str) -> Result<()> {
         self.wait_for("a Machine is created", READY_TIMEOUT, || {
             let shown = self.json(&["machine", "status", machine, "-a", app])?;
-            let known = shown["events"].as_array().is_some_and(|events| !events.is_empty());
-            let rests = shown["state"] == "stopped" || shown["state"] == "created";
-            Ok((known && rests).then_some(()))
+            Ok((shown["state"] == "stopped").then_some(()))
         })
     }
 

@@ -60,6 +60,8 @@ pub struct RestartOptions {
     /// Kill it without asking it to stop
     #[arg(long)]
     force_stop: bool,
+    #[command(flatten)]
+    wait: WaitOption,
 }
 
 #[derive(clap::Args)]
@@ -164,9 +166,14 @@ pub async fn restart(options: &RestartOptions, context: &Context) -> Result<()> 
     let mut done = Vec::new();
     for (app, machine) in look_up(&options.targets, context).await? {
         let path = [app.as_str(), machine.id.as_str()];
-        let _progress = context.output.progress(format!("restarting Machine {}", machine.id));
+        context.output.say(format!("Restarting Machine {}.", machine.id));
         context.client.call_with::<MachinesRestart>(&path, &query, &Empty {}, &headers, RESTART_TIMEOUT).await?;
-        let machine = context.show(&app, &machine.id).await?;
+        let machine = if options.wait.detach {
+            context.show(&app, &machine.id).await?
+        } else {
+            let wanted = [MachineState::Started];
+            context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), options.wait.wait_timeout).await?
+        };
         context.output.say(format!("Machine {} is {}.", machine.id, machine.state.as_str()));
         done.push((app, machine));
     }

@@ -86,10 +86,12 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
         context.client.call::<MachinesCreate>(&[app.as_str()], &Empty {}, &request).await?
     };
     output.say(format!("Machine {} ({}) is placed on {}.", machine.id, machine.name, machine.host_id));
-    if launch && !options.wait.detach {
-        let wanted = [MachineState::Started];
-        machine = context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), options.wait.wait_timeout).await?;
-        output.say("It is started.");
+    if !options.wait.detach {
+        // Made without a launch, it is stopped once its host holds image and files.
+        let wanted = [if launch { MachineState::Started } else { MachineState::Stopped }];
+        let timeout = options.wait.wait_timeout;
+        machine = context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), timeout).await?;
+        output.say(format!("It is {}.", machine.state.as_str()));
     }
     if output.json {
         return output.json(&machine);
