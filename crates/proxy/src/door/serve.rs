@@ -1,7 +1,6 @@
 //! The edges' side: connections, who is calling, and each stream from its head to its end.
 
 use std::future::poll_fn;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -117,8 +116,7 @@ async fn stream(
     };
     // An edge that was expelled meanwhile is refused on its standing connection too.
     if !door.machines.is_known(edge) {
-        respond.send_response(plain(StatusCode::FORBIDDEN), true)?;
-        return Ok(());
+        return refuse(door, &Refused::of(Refusal::Unknown, None), &mut respond);
     }
     if request.headers().contains_key(header::MACHINE) {
         return traffic(door, edge, request, respond).await;
@@ -229,7 +227,8 @@ fn unreachable_machine(
     failed: &Failed,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
-    tracing::debug!(machine = %admitted.entry.id, ?failed, "cannot reach a port");
+    let error = godwit_base::telemetry::chain(failed);
+    tracing::debug!(machine = %admitted.entry.id, error, "cannot reach a port");
     let epoch = Some(admitted.entry.view().epoch);
     refuse(door, &Refused { refusal: Refusal::Unreachable, epoch, load: admitted.load }, respond)
 }
@@ -246,11 +245,7 @@ fn to_machine(request: Request<RecvStream>) -> Request<RequestBody> {
     parts.uri = parts.uri.path_and_query().cloned().map(Uri::from).unwrap_or_else(|| Uri::from_static("/"));
     parts.version = http::Version::HTTP_11;
     let body = StreamBody::new(body, &parts.headers);
-    let body = if http_body::Body::is_end_stream(&body) {
-        RequestBody::Empty
-    } else {
-        RequestBody::Stream { body, taken: Arc::new(AtomicBool::new(false)) }
-    };
+    let body = if http_body::Body::is_end_stream(&body) { RequestBody::Empty } else { RequestBody::Stream(body) };
     Request::from_parts(parts, body)
 }
 

@@ -6,8 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -39,11 +38,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What goes to the Machine.
 pub enum RequestBody {
     Empty,
-    Stream {
-        body: StreamBody,
-        /// Set once anything was taken: then the request cannot be sent again.
-        taken: Arc<AtomicBool>,
-    },
+    Stream(StreamBody),
 }
 
 impl Body for RequestBody {
@@ -53,27 +48,21 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Stream { body, taken } => {
-                let polled = Pin::new(body).poll_frame(cx);
-                if polled.is_ready() {
-                    taken.store(true, Ordering::Relaxed);
-                }
-                polled
-            }
+            Self::Stream(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Stream { body, .. } => body.is_end_stream(),
+            Self::Stream(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Stream { body, .. } => body.size_hint(),
+            Self::Stream(body) => body.size_hint(),
         }
     }
 }
@@ -182,12 +171,12 @@ pub struct Connection {
 }
 
 /// Why there is no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Failed {
-    /// No connection to the port.
-    Dial(io::Error),
-    /// The Machine broke off, or spoke no HTTP/1.1.
-    Exchange(hyper::Error),
+    #[error("no connection to the port")]
+    Dial(#[source] io::Error),
+    #[error("the Machine broke off, or spoke no HTTP/1.1")]
+    Exchange(#[source] hyper::Error),
 }
 
 impl Connection {

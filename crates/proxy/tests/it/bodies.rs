@@ -64,26 +64,21 @@ async fn one_connection_carries_one_request_after_another() {
 async fn an_early_answer_reaches_the_client_before_the_body_is_through() {
     let (fleet, _host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
     // The body never ends by itself: only an answer before its end can come through.
-    let frames = stream::unfold((), |()| async {
-        tokio::task::yield_now().await;
-        Some((Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(&[1u8; 1024]))), ()))
-    });
-    let endless: Body = StreamBody::new(SyncStream(Box::pin(frames))).map_err(Into::into).boxed();
+    let endless: Body = Endless.map_err(|never| match never {}).boxed();
     let response = fleet.browser().send(Method::POST, "/early", endless, &[]).await;
     assert_eq!(response.status(), 413);
 }
 
-/// `BoxBody` wants `Sync`, which a future in a stream is not; only one place at a time polls it anyway.
-struct SyncStream<S>(std::pin::Pin<Box<S>>);
-// SAFETY: the stream is reached through `&mut self` alone, so no two threads share it.
-unsafe impl<S: Send> Sync for SyncStream<S> {}
-impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
-    type Item = S::Item;
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<S::Item>> {
-        self.0.as_mut().poll_next(cx)
+struct Endless;
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[1u8; 1024])))))
     }
 }
 

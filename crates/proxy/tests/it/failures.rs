@@ -253,6 +253,134 @@ async fn a_stranger_gets_nothing_from_a_door() {
         &host.door_addr.to_string(),
         http::HeaderValue::from_static("Bearer gwe_of_somebody_else"),
     );
-    let refused = link.sender().await.err().expect("a door must not take a stranger");
+    let refused = link.sender().await.expect_err("a door must not take a stranger");
     assert!(refused.to_string().contains("does not know this edge"), "{refused}");
+}
+
+/// Stands between an edge and a door, and can be cut (connections end) or go black (nothing passes, nothing ends).
+struct Relay {
+    addr: std::net::SocketAddr,
+    black: tokio::sync::watch::Sender<bool>,
+    cut: tokio::sync::watch::Sender<u64>,
+}
+
+impl Relay {
+    async fn to(door: std::net::SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (black, cut) = (tokio::sync::watch::Sender::new(false), tokio::sync::watch::Sender::new(0));
+        let (is_black, is_cut) = (black.subscribe(), cut.subscribe());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (mut is_black, mut is_cut) = (is_black.clone(), is_cut.clone());
+                is_cut.mark_unchanged();
+                tokio::spawn(async move {
+                    let relayed = async {
+                        let Ok(door) = tokio::net::TcpStream::connect(door).await else { return };
+                        let (mut client, mut door) = (client, door);
+                        tokio::select! {
+                            _ = tokio::io::copy_bidirectional(&mut client, &mut door) => {}
+                            () = async { drop(is_black.wait_for(|black| *black).await) } => {
+                                std::future::pending().await
+                            }
+                        }
+                    };
+                    tokio::select! {
+                        () = relayed => {}
+                        _ = is_cut.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { addr, black, cut }
+    }
+}
+
+/// A fleet of two running Machines, the first of them behind a relay.
+async fn one_behind_a_relay() -> (crate::fleet::Fleet, Host, Host, Relay) {
+    let (fleet, host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
+    let other = Host::start("w2").await;
+    let port = free_port();
+    let id = MachineId::from_bits(2);
+    other.agent.add(id.clone(), &fleet.app, Host::epoch(1), port, vec![http_service(port)]);
+    other.agent.run(&id);
+    let relay = Relay::to(host.door_addr).await;
+    let of = |host: &Host, door_addr: std::net::SocketAddr| {
+        let machine = host.agent.machines().remove(0);
+        RouteMachine {
+            machine: machine.machine,
+            host: host.id.clone(),
+            door_addr: door_addr.to_string(),
+            epoch: machine.epoch,
+            private_ip: machine.private_ip,
+            readiness: Readiness::Running,
+            cordoned: false,
+            services: machine.services,
+        }
+    };
+    fleet.write_row(vec![of(&host, relay.addr), of(&other, other.door_addr)]).await;
+    (fleet, host, other, relay)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_goes_black_costs_reads_nothing_but_time() {
+    let (fleet, host, _other, relay) = one_behind_a_relay().await;
+    let browser = fleet.browser();
+    let door = host.door_admin;
+    until("both are in use", async || {
+        assert_eq!(browser.get("/").await.code, 200);
+        (metric(door, "godwit_door_answers_total{class=\"2xx\"} ").await > 0.0).then_some(())
+    })
+    .await;
+    relay.black.send_replace(true);
+    for answer in join_all((0..30).map(|_| browser.get("/"))).await {
+        assert_eq!(answer.code, 200, "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_a_machine_had_is_never_sent_twice() {
+    let (fleet, host, other, relay) = one_behind_a_relay().await;
+    let requests = |host: &Host, bits| {
+        let count = |held: &mut crate::agent::Held| held.counts.requests.load(Ordering::SeqCst);
+        host.agent.with(&MachineId::from_bits(bits), count)
+    };
+    let mut lost = 0;
+    while lost == 0 {
+        let before = requests(&host, 1) + requests(&other, 2);
+        let (chunks, body) = fed_body();
+        let post = tokio::spawn({
+            let browser = fleet.browser();
+            async move { browser.post("/echo", body).await }
+        });
+        chunks.send(vec![1u8; 1000]).await.unwrap();
+        until("a Machine has it", async || (requests(&host, 1) + requests(&other, 2) > before).then_some(())).await;
+        relay.cut.send_modify(|cuts| *cuts += 1);
+        // If it went through the relay it is lost now; if not, it ends well.
+        drop(chunks);
+        let answer = post.await.unwrap();
+        assert!(answer.code == 200 || answer.code == 502, "{}", answer.code);
+        lost += u32::from(answer.code == 502);
+        assert_eq!(requests(&host, 1) + requests(&other, 2), before + 1);
+    }
+}
+
+/// A body that the test feeds.
+struct Fed(tokio::sync::mpsc::Receiver<Vec<u8>>);
+
+impl http_body::Body for Fed {
+    type Data = bytes::Bytes;
+    type Error = std::io::Error;
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>> {
+        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(http_body::Frame::data(chunk.into()))))
+    }
+}
+
+fn fed_body() -> (tokio::sync::mpsc::Sender<Vec<u8>>, godwit_base::http::client::Body) {
+    use http_body_util::BodyExt;
+    let (feed, fed) = tokio::sync::mpsc::channel(4);
+    (feed, Fed(fed).map_err(Into::into).boxed())
 }

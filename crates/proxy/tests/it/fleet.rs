@@ -21,7 +21,7 @@ use crate::backend::free_port;
 use crate::client::Browser;
 
 pub const REGION: &str = "fra";
-const EDGE_KEY: &str = "gwe_of_the_tests";
+pub const EDGE_KEY: &str = "gwe_of_the_tests";
 /// How long a request may be held.
 pub const GATE_DEADLINE_MS: u64 = 20_000;
 
@@ -42,12 +42,6 @@ impl Role {
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap();
-    }
-    /// As if killed.
-    pub async fn kill(self) {
-        self.shutdown.cancel();
-        self.task.abort();
-        let _ = self.task.await;
     }
 }
 
@@ -106,7 +100,7 @@ pub struct EdgeHandle {
 
 pub struct Fleet {
     pub store: Arc<SqliteStore>,
-    pub folder: TempDir,
+    _folder: TempDir,
     pub edge: EdgeHandle,
     pub app: AppName,
 }
@@ -125,7 +119,7 @@ impl Default for Setup {
     }
 }
 
-fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
+pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
     let raw = RawEdgeConfig {
         listen_http: vec!["127.0.0.1:0".into()],
         listen_admin: "127.0.0.1:0".into(),
@@ -186,7 +180,7 @@ impl Fleet {
         let regions = AppRegions { regions: vec![REGION.into()] };
         store.txn(Txn::of([put_json(keys::app_regions(&app), &regions).unwrap()])).await.unwrap();
         let edge = start_edge(folder.path(), store.clone(), setup).await;
-        Self { store, folder, edge, app }
+        Self { store, _folder: folder, edge, app }
     }
 
     pub fn browser(&self) -> Browser {

@@ -9,6 +9,7 @@ mod fleet;
 mod bodies;
 mod failures;
 mod headers;
+mod join;
 mod limits;
 mod sleep;
 mod tunnels;
