@@ -292,8 +292,10 @@ impl Fleet {
             for host in self.hosts() {
                 // By the id that the host holds now: one whose folder was wiped is another host at the same address.
                 let id = config::host_id(&self.dir, &host);
-                let active =
-                    shown.iter().flatten().find(|shown| Some(&shown.id) == id.as_ref() && shown.state == "active");
+                // Active is what control says of a host before it has heard of it, too; a capacity it has heard.
+                let active = shown.iter().flatten().find(|shown| {
+                    Some(&shown.id) == id.as_ref() && shown.state == "active" && shown.capacity.cpu_millis > 0
+                });
                 let told =
                     ["agent", "door"].iter().all(|role| self.pids.contains_key(&format!("{role} {}", host.name)));
                 match active {
