@@ -65,7 +65,9 @@ pub fn router(api: HostApi) -> Router {
 async fn admit(State(api): State<HostApi>, request: Request, next: Next) -> Result<Response, Failure> {
     let key = bearer(request.headers()).unwrap_or_default();
     if key.is_empty() || !secret::equal(&secret::sha256_hex(key), &secret::sha256_hex(&api.identity.control_key)) {
-        return Err(ApiError::unauthenticated("this host does not know the key; only its control may command it").into());
+        return Err(
+            ApiError::unauthenticated("this host does not know the key; only its control may command it").into()
+        );
     }
     may(&Peer::Control, Verb::Command, request.uri().path())
         .map_err(|forbidden| ApiError::forbidden(forbidden.to_string()))?;

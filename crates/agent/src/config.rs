@@ -133,7 +133,11 @@ impl DriverChoice {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkChoice {
-    Host { name: String, pool_v4: Prefix4, denied: Vec<Prefix> },
+    Host {
+        name: String,
+        pool_v4: Prefix4,
+        denied: Vec<Prefix>,
+    },
     /// Machines get no network at all.
     None,
 }

@@ -3,7 +3,7 @@
 
 mod steps;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle as Runtime;
-use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use godwit_api::event::ExitEvent;
 use godwit_api::ids::{HostId, MachineId};
 use godwit_base::backoff::Backoff;
-use godwit_base::clock;
+use godwit_base::{TaskGroup, clock};
 use godwit_driver::{Exit, Found, Handle};
 use godwit_machine::{Event, Outcome};
 
@@ -45,10 +45,13 @@ struct Shared {
     host: HostId,
     crash: CrashPoints,
     inputs: Inputs,
+    /// Where effects run: their owner's thread has a runtime of its own.
     runtime: Runtime,
+    /// Ends them with the agent. Being cut off is what every one of them must bear anyway.
+    group: TaskGroup,
     /// The step under way, by Machine.
-    steps: Mutex<HashMap<MachineId, AbortHandle>>,
-    checks: Mutex<HashMap<MachineId, AbortHandle>>,
+    steps: Mutex<HashMap<MachineId, CancellationToken>>,
+    checks: Mutex<HashMap<MachineId, CancellationToken>>,
     /// Handles of running Machines, so that they need not be looked for; a wrong or absent one is looked for.
     handles: Mutex<HashMap<MachineId, Handle>>,
 }
@@ -60,7 +63,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Effects {
     /// Must be called within the runtime on which effects are to run.
-    pub fn new(organs: Arc<Organs>, hub: Hub, config: Arc<Config>, host: HostId, inputs: Inputs) -> Self {
+    pub fn new(
+        organs: Arc<Organs>,
+        hub: Hub,
+        config: Arc<Config>,
+        host: HostId,
+        inputs: Inputs,
+        group: TaskGroup,
+    ) -> Self {
         let crash = CrashPoints::new(&config.data_dir, config.lab);
         let shared = Shared {
             organs,
@@ -70,6 +80,7 @@ impl Effects {
             crash,
             inputs,
             runtime: Runtime::current(),
+            group,
             steps: Mutex::default(),
             checks: Mutex::default(),
             handles: Mutex::default(),
@@ -95,39 +106,56 @@ impl Effects {
         match command {
             Command::Perform(work) => {
                 let machine = work.machine.clone();
-                let task = self.shared.runtime.spawn(async move { this.perform(*work).await });
-                lock(&self.shared.steps).insert(machine, task.abort_handle());
+                let token = self.spawn(async move { this.perform(*work).await });
+                lock(&self.shared.steps).insert(machine, token);
             }
             Command::Interrupt { machine } => {
-                if let Some(step) = lock(&self.shared.steps).remove(&machine) {
-                    step.abort();
+                if let Some(token) = lock(&self.shared.steps).remove(&machine) {
+                    token.cancel();
                 }
             }
             Command::Watch { machine, run } => {
-                self.shared.runtime.spawn(async move { this.watch(machine, run).await });
+                self.spawn(async move { this.watch(machine, run).await });
             }
             Command::Check { machine, run, checks, private_ip } => {
-                let inputs = self.shared.inputs.clone();
-                let watched = machine.clone();
-                let task = self.shared.runtime.spawn(checks::look_after(inputs, watched, run, checks, private_ip));
-                if let Some(before) = lock(&self.shared.checks).insert(machine, task.abort_handle()) {
-                    before.abort();
+                let looking = checks::look_after(self.shared.inputs.clone(), machine.clone(), run, checks, private_ip);
+                let token = self.spawn(looking);
+                if let Some(before) = lock(&self.shared.checks).insert(machine, token) {
+                    before.cancel();
                 }
             }
             Command::EndChecks { machine } => {
                 if let Some(before) = lock(&self.shared.checks).remove(&machine) {
-                    before.abort();
+                    before.cancel();
                 }
             }
             Command::CollectImages { in_use } => {
-                self.shared.runtime.spawn_blocking(move || match this.shared.organs.images.collect(&in_use) {
-                    Ok(done) if done.freed_bytes > 0 => {
-                        tracing::info!(images = done.images.len(), freed_bytes = done.freed_bytes, "images collected");
-                    }
-                    Ok(_) => {}
-                    Err(error) => tracing::warn!(error = godwit_base::telemetry::chain(&error), "no images collected"),
-                });
+                self.shared.runtime.spawn_blocking(move || this.collect_images(&in_use));
             }
+        }
+    }
+
+    /// Runs until it ends, is cut off, or the agent ends.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> CancellationToken {
+        let token = self.shared.group.token().child_token();
+        let cut_off = token.clone();
+        let _runtime = self.shared.runtime.enter();
+        self.shared.group.spawn(async move {
+            tokio::select! {
+                () = cut_off.cancelled() => {}
+                () = task => {}
+            }
+        });
+        token
+    }
+
+    fn collect_images(&self, in_use: &BTreeSet<String>) {
+        match self.shared.organs.images.collect(in_use) {
+            Ok(done) if done.freed_bytes > 0 => {
+                tracing::info!(images = done.images.len(), freed_bytes = done.freed_bytes, "images collected");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = godwit_base::telemetry::chain(&error), "no images collected"),
         }
     }
 

@@ -34,21 +34,37 @@ pub use load::{Resumed, Settings};
 pub const MAX_MACHINES: usize = 4096;
 /// Sequence numbers of facts are set aside in the journal so many at a time.
 const SEQ_BLOCK: u64 = 10_000;
+/// A change of what is in use is told after so long, together with those that come right after it.
+const HOST_FACT_PAUSE_MS: u64 = 100;
 /// Nobody waits for the answer to what a pull asks.
 const NOBODY: AskId = AskId(0);
 
 /// What happened.
 #[derive(Debug, Clone)]
 pub enum Input {
-    Ask { machine: MachineId, ask: Ask },
+    Ask {
+        machine: MachineId,
+        ask: Ask,
+    },
     /// Of one Machine: an outcome, an exit, what was found.
-    Machine { machine: MachineId, event: Event },
+    Machine {
+        machine: MachineId,
+        event: Event,
+    },
     /// All rows for this host, at one revision of one generation of the store.
-    Pulled { generation: String, revision: u64, rows: BTreeMap<MachineId, Placement> },
+    Pulled {
+        generation: String,
+        revision: u64,
+        rows: BTreeMap<MachineId, Placement>,
+    },
     /// Facts that have arrived.
     Published(Vec<(String, u64)>),
     Edges(Vec<DoorEdge>),
-    Check { machine: MachineId, run: String, status: CheckStatus },
+    Check {
+        machine: MachineId,
+        run: String,
+        status: CheckStatus,
+    },
     /// Time has passed.
     Tick,
 }
@@ -72,10 +88,17 @@ pub struct Output {
 /// One Machine as others see it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Seen {
-    Machine { door: Box<DoorMachine>, fact: Box<MachineFact> },
+    Machine {
+        door: Box<DoorMachine>,
+        fact: Box<MachineFact>,
+    },
     /// Destroyed or refused: the door forgets it, the fact stays until the row is gone.
-    Past { fact: Box<MachineFact> },
-    Gone { machine: MachineId },
+    Past {
+        fact: Box<MachineFact>,
+    },
+    Gone {
+        machine: MachineId,
+    },
 }
 
 /// Something to begin.
@@ -83,14 +106,28 @@ pub enum Seen {
 pub enum Command {
     Perform(Box<Work>),
     /// Cut off what is being performed for this Machine.
-    Interrupt { machine: MachineId },
+    Interrupt {
+        machine: MachineId,
+    },
     /// Wait for the end of the run, and tell it.
-    Watch { machine: MachineId, run: String },
+    Watch {
+        machine: MachineId,
+        run: String,
+    },
     /// Look after the run's health, instead of what was looked after before.
-    Check { machine: MachineId, run: String, checks: Vec<NamedCheck>, private_ip: std::net::Ipv6Addr },
-    EndChecks { machine: MachineId },
+    Check {
+        machine: MachineId,
+        run: String,
+        checks: Vec<NamedCheck>,
+        private_ip: std::net::Ipv6Addr,
+    },
+    EndChecks {
+        machine: MachineId,
+    },
     /// All images but these may be collected.
-    CollectImages { in_use: BTreeSet<String> },
+    CollectImages {
+        in_use: BTreeSet<String>,
+    },
 }
 
 /// A step to carry out, and all that it may know.
@@ -135,6 +172,7 @@ pub struct Engine {
     rebooted: bool,
     adopting: usize,
     host_fact_due_ms: u64,
+    told_used: Resources,
     collect_due_ms: u64,
     draw: Box<dyn FnMut() -> u128 + Send>,
 }
@@ -165,6 +203,11 @@ impl Engine {
             }
             Input::Check { machine, run, status } => self.checked(&machine, &run, status, &mut out),
             Input::Tick => self.tick(now_ms, &mut out),
+        }
+        let used = self.used();
+        if used != self.told_used {
+            self.told_used = used;
+            self.host_fact_due_ms = self.host_fact_due_ms.min(now_ms.saturating_add(HOST_FACT_PAUSE_MS));
         }
         self.save_sequence(&mut out);
         out
@@ -396,4 +439,3 @@ fn save(machine: &MachineId, slot: &Slot, now_ms: u64, out: &mut Output) {
         }),
     });
 }
-

@@ -27,10 +27,13 @@ pub struct Fact {
     pub value: Option<String>,
 }
 
+/// The newest sequence and value under each key.
+type Pending = BTreeMap<String, (u64, Option<String>)>;
+
 /// Facts on their way. One entry a key, so it is bounded by what the host holds.
 #[derive(Clone, Default)]
 pub struct Outbox {
-    pending: Arc<Mutex<BTreeMap<String, (u64, Option<String>)>>>,
+    pending: Arc<Mutex<Pending>>,
     more: Arc<Notify>,
 }
 
@@ -75,7 +78,7 @@ impl Outbox {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (u64, Option<String>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {
         // Every change of the map is one call: a panic cannot leave it half-done.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }

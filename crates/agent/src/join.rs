@@ -74,7 +74,9 @@ fn token(config: &Config) -> Result<String, Error> {
         return Ok(token.clone());
     }
     let Some(path) = &config.join_token_file else {
-        return Err(Error::Config("this host has not joined yet, and there is no join_token or join_token_file".into()));
+        return Err(Error::Config(
+            "this host has not joined yet, and there is no join_token or join_token_file".into(),
+        ));
     };
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     Ok(text.trim().to_owned())

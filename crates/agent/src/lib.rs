@@ -78,11 +78,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn build(
-        config: Arc<Config>,
-        identity: Arc<join::Identity>,
-        organs: Arc<organs::Organs>,
-    ) -> Result<Self, Error> {
+    fn build(config: Arc<Config>, identity: Arc<join::Identity>, organs: Arc<organs::Organs>) -> Result<Self, Error> {
         let path = config.data_dir.join("journal.db");
         let unusable = |source| Error::Journal { path: path.clone(), source };
         let journal = Journal::open(&path).map_err(unusable)?;
@@ -115,10 +111,12 @@ impl Parts {
         resumed.facts.into_iter().for_each(|fact| outbox.put(fact));
         let soon = pull::PullSoon::default();
         let host = identity.host.clone();
-        let effects = effects::Effects::new(organs, hub.clone(), config.clone(), host.clone(), inputs.clone());
+        let effects =
+            effects::Effects::new(organs, hub.clone(), config.clone(), host.clone(), inputs.clone(), group.clone());
         let store: Arc<dyn Store> = Arc::new(RemoteStore::new(config.control_url.clone(), &identity.key));
 
-        let listener = TcpListener::bind(config.listen).await.map_err(Error::io("listen at", config.listen.to_string()))?;
+        let listener =
+            TcpListener::bind(config.listen).await.map_err(Error::io("listen at", config.listen.to_string()))?;
         let door_socket = bind_unix(&config.door_socket).map_err(Error::io("listen at", &config.door_socket))?;
 
         let rebooted = resumed.engine.is_rebooted();

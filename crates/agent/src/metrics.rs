@@ -47,6 +47,10 @@ impl Meters {
     }
 
     pub fn pulled(&self, well: bool) {
-        if well { self.pulls.inc() } else { self.pull_failures.inc() };
+        if well {
+            self.pulls.inc()
+        } else {
+            self.pull_failures.inc()
+        };
     }
 }

@@ -29,11 +29,13 @@ pub struct Organs {
 impl Organs {
     pub async fn new(config: &Config, identity: &Identity) -> Result<Self, Error> {
         let driver: Arc<dyn Driver> = match &config.driver {
-            DriverChoice::Container { shim, cgroup_parent, run_dir } => Arc::new(ContainerDriver::new(ContainerOptions {
-                shim: shim.clone(),
-                cgroup_parent: cgroup_parent.clone(),
-                run_dir: run_dir.clone(),
-            })?),
+            DriverChoice::Container { shim, cgroup_parent, run_dir } => {
+                Arc::new(ContainerDriver::new(ContainerOptions {
+                    shim: shim.clone(),
+                    cgroup_parent: cgroup_parent.clone(),
+                    run_dir: run_dir.clone(),
+                })?)
+            }
             DriverChoice::Fake => Arc::new(FakeDriver::new()),
         };
         Self::with_driver(config, identity, driver).await

@@ -178,7 +178,11 @@ impl Owner {
                 Ok(()) => return Ok(()),
                 Err(source) if attempts == COMMIT_ATTEMPTS => return Err(Error::JournalBroken { attempts, source }),
                 Err(error) => {
-                    tracing::error!(error = godwit_base::telemetry::chain(&error), attempts, "cannot write the journal");
+                    tracing::error!(
+                        error = godwit_base::telemetry::chain(&error),
+                        attempts,
+                        "cannot write the journal"
+                    );
                     attempts += 1;
                     tokio::time::sleep(COMMIT_PAUSE).await;
                 }

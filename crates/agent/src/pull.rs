@@ -83,7 +83,9 @@ impl Puller {
 /// seem to be missing, so it is named as loudly as one that is.
 fn placement(row: &Row, host: &HostId) -> Option<(MachineId, Placement)> {
     match row.json::<Placement>() {
-        Ok(placement) if placement.value.host == *host && row.key == keys::placement(host, &placement.value.machine) => {
+        Ok(placement)
+            if placement.value.host == *host && row.key == keys::placement(host, &placement.value.machine) =>
+        {
             Some((placement.value.machine.clone(), placement.value))
         }
         Ok(_) => {

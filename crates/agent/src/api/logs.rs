@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use godwit_api::host::{LogLine, LogQuery};
 use godwit_base::clock;
 use godwit_base::http::Failure;
-use godwit_driver::{LOG_NAME, log_files, parse_log_line};
+use godwit_driver::{log_files, parse_log_line};
 
 use super::{HostApi, Id};
 
@@ -40,10 +40,9 @@ pub async fn logs(
     api.held(&machine)?;
     let dir = api.effects.machine_dir(&machine);
     let count = usize::try_from(query.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL)).unwrap_or(usize::MAX);
-    let (lines, mut place) = tail(&dir, count).await;
+    let (lines, place) = tail(&dir, count).await;
     let follow = query.follow.unwrap_or(false);
     let first = encode(lines.iter().map(Vec::as_slice));
-    place.dir = dir;
     let stream = unfold((Some(first), place), move |(first, mut place)| async move {
         let bytes = match first {
             Some(bytes) => bytes,
@@ -76,19 +75,19 @@ fn encode<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Bytes {
 /// The last `count` lines over all files, and where to go on.
 async fn tail(dir: &Path, count: usize) -> (Vec<Vec<u8>>, Place) {
     let mut lines: VecDeque<Vec<u8>> = VecDeque::new();
-    let mut place = Place::default();
+    let mut place = Place { dir: dir.to_owned(), file: None, rest: Vec::new() };
     let mut budget = MAX_TAIL_BYTES;
     // Newest file first, until there are enough.
-    for (index, path) in log_files(dir).into_iter().rev().enumerate() {
-        let Ok((bytes, inode, end)) = read_back(&path, budget).await else { continue };
-        if index == 0 && path.ends_with(LOG_NAME) {
-            let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-            place.inode = Some(inode);
-            place.offset = end - (bytes.len() - whole) as u64;
-        }
+    for path in log_files(dir).into_iter().rev() {
+        let Ok((file, bytes)) = read_back(&path, budget).await else { continue };
         budget = budget.saturating_sub(bytes.len() as u64);
-        let whole = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-        for line in whole.collect::<Vec<_>>().into_iter().rev() {
+        let mut whole: Vec<&[u8]> = bytes.split(|b| *b == b'\n').collect();
+        let open_line = whole.pop().unwrap_or_default();
+        if place.file.is_none() {
+            place.rest = open_line.to_vec();
+            place.file = Some(file);
+        }
+        for line in whole.into_iter().rev().filter(|line| !line.is_empty()) {
             if lines.len() < count {
                 lines.push_front(line.to_vec());
             }
@@ -100,23 +99,21 @@ async fn tail(dir: &Path, count: usize) -> (Vec<Vec<u8>>, Place) {
     (lines.into(), place)
 }
 
-/// At most the last `budget` bytes of a file, its inode and its length.
-async fn read_back(path: &Path, budget: u64) -> io::Result<(Vec<u8>, u64, u64)> {
+/// At most the last `budget` bytes of a file, which stands at its end then.
+async fn read_back(path: &Path, budget: u64) -> io::Result<(File, Vec<u8>)> {
     let mut file = File::open(path).await?;
-    let meta = file.metadata().await?;
-    let from = meta.len().saturating_sub(budget);
-    file.seek(SeekFrom::Start(from)).await?;
+    let len = file.metadata().await?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(budget))).await?;
     let mut bytes = Vec::new();
-    file.take(budget).read_to_end(&mut bytes).await?;
-    Ok((bytes.clone(), meta.ino(), from + bytes.len() as u64))
+    (&mut file).take(budget).read_to_end(&mut bytes).await?;
+    Ok((file, bytes))
 }
 
 /// How far a follower has read.
-#[derive(Default)]
 struct Place {
     dir: PathBuf,
-    inode: Option<u64>,
-    offset: u64,
+    /// Held open, so that what is written to it after it was rotated away is read too, and its inode stays its own.
+    file: Option<File>,
     /// A line whose end has not been written yet.
     rest: Vec<u8>,
 }
@@ -127,6 +124,7 @@ impl Place {
         loop {
             // A file that cannot be read now (it is being rotated, or the Machine is gone) may be readable later.
             let bytes = self.read().await.unwrap_or_default();
+            let nothing = bytes.is_empty();
             self.rest.extend(bytes);
             if let Some(end) = self.rest.iter().rposition(|b| *b == b'\n') {
                 let lines: Vec<u8> = self.rest.drain(..=end).collect();
@@ -134,39 +132,63 @@ impl Place {
                 if !encoded.is_empty() {
                     return encoded;
                 }
-            } else if self.rest.len() > MAX_LINE_BYTES {
+            }
+            if self.rest.len() > MAX_LINE_BYTES {
                 self.rest.clear();
-            } else {
+            }
+            if nothing {
                 tokio::time::sleep(POLL).await;
             }
         }
     }
 
-    /// New bytes: first the rest of a file that was rotated away, then the present one from its beginning.
+    /// New bytes: those of the file at hand, and when it is read to its end, of the one after it.
     async fn read(&mut self) -> io::Result<Vec<u8>> {
-        let files = log_files(&self.dir);
-        let mut at = None;
-        for (index, path) in files.iter().enumerate() {
-            if self.inode.is_some() && std::fs::metadata(path).map(|meta| meta.ino()).ok() == self.inode {
-                at = Some(index);
-            }
-        }
-        let Some(mut index) = at.or_else(|| files.len().checked_sub(1)) else { return Ok(Vec::new()) };
-        if at.is_none() {
-            self.offset = 0;
-        }
-        loop {
-            let mut file = File::open(&files[index]).await?;
-            self.inode = Some(file.metadata().await?.ino());
-            file.seek(SeekFrom::Start(self.offset)).await?;
-            let mut bytes = vec![0; CHUNK_BYTES];
-            let read = file.read(&mut bytes).await?;
-            bytes.truncate(read);
-            self.offset += read as u64;
-            if read > 0 || index + 1 == files.len() {
+        if let Some(file) = &mut self.file {
+            let bytes = chunk(file).await?;
+            if !bytes.is_empty() {
                 return Ok(bytes);
             }
-            (index, self.offset) = (index + 1, 0);
         }
+        let Some(next) = self.next().await? else { return Ok(Vec::new()) };
+        // Whoever rotates writes nothing to the old file afterwards, but may have since it was last read.
+        let rest = match &mut self.file {
+            Some(file) => chunk(file).await?,
+            None => Vec::new(),
+        };
+        if rest.is_empty() {
+            self.file = Some(next);
+        }
+        Ok(rest)
     }
+
+    /// The file that was begun after the one at hand; the oldest if that one is not there any more.
+    async fn next(&self) -> io::Result<Option<File>> {
+        let files = listed(&self.dir);
+        // Listed twice alike: no rotation went on in between.
+        if files != listed(&self.dir) {
+            return Ok(None);
+        }
+        let at_hand = match &self.file {
+            Some(file) => Some(file.metadata().await?.ino()),
+            None => None,
+        };
+        let at = files.iter().position(|(_, inode)| Some(*inode) == at_hand);
+        let Some((path, inode)) = files.get(at.map_or(0, |at| at + 1)) else { return Ok(None) };
+        let file = File::open(path).await?;
+        Ok((file.metadata().await?.ino() == *inode).then_some(file))
+    }
+}
+
+async fn chunk(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; CHUNK_BYTES];
+    let read = file.read(&mut bytes).await?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Oldest first.
+fn listed(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let files = log_files(dir).into_iter();
+    files.filter_map(|path| Some((path.clone(), std::fs::metadata(&path).ok()?.ino()))).collect()
 }

@@ -13,10 +13,10 @@ use bytes::Bytes;
 use futures_util::stream::unfold;
 use tokio::sync::broadcast::error::RecvError;
 
+use godwit_api::ApiError;
 use godwit_api::door::{AgentStart, AgentStartReply, AgentStopIfIdle, DoorUpdate, Drained, Refusal};
 use godwit_api::ids::{Epoch, MachineId};
 use godwit_api::machine::Acknowledged;
-use godwit_api::ApiError;
 use godwit_base::http::Failure;
 use godwit_machine::{Answer, Refusal as Declined, Source, Until, What};
 

@@ -126,9 +126,10 @@ impl Engine {
 
     pub(super) fn checked(&mut self, machine: &MachineId, run: &str, status: CheckStatus, out: &mut Output) {
         let Some(slot) = self.slots.get_mut(machine) else { return };
-        let known = slot.checked.as_ref().is_some_and(|(checked, checks)| {
-            checked == run && checks.iter().any(|check| check.name == status.name)
-        });
+        let known = slot
+            .checked
+            .as_ref()
+            .is_some_and(|(checked, checks)| checked == run && checks.iter().any(|check| check.name == status.name));
         if !known {
             return;
         }

@@ -67,8 +67,7 @@ fn settle(engine: &mut Engine, input: Input) -> Vec<Output> {
         let commands = outputs[at].commands.clone();
         for command in commands {
             if let Command::Perform(work) = command {
-                let event =
-                    Event::Outcome { job: work.job.id, step: work.job.step, outcome: Outcome::done() };
+                let event = Event::Outcome { job: work.job.id, step: work.job.step, outcome: Outcome::done() };
                 outputs.push(engine.apply(Input::Machine { machine: work.machine, event }, 1));
             }
         }

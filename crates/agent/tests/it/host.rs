@@ -90,6 +90,13 @@ impl Host {
         let config = Config::try_from(raw).unwrap();
         let group = TaskGroup::new();
         let running = godwit_agent::run_with(config, Some(self.driver.clone()), group.clone());
+        let running = async move {
+            let ended = running.await;
+            if let Err(error) = &ended {
+                eprintln!("the agent gave up: {}", godwit_base::telemetry::chain(error));
+            }
+            ended
+        };
         self.running = Some((group, tokio::spawn(running)));
         self.reachable().await;
     }
@@ -98,6 +105,12 @@ impl Host {
         if let Some((group, task)) = self.running.take() {
             group.drain(Duration::from_secs(10)).await;
             task.await.unwrap().unwrap();
+            // Connections in this process may outlive their agent by a moment, which no other process would see.
+            let images = self.dir.join("images");
+            self.until("the folder is free", async || {
+                godwit_oci::ContentStore::open(&images, godwit_oci::Limits::default()).ok().map(drop)
+            })
+            .await;
         }
     }
 
@@ -186,6 +199,11 @@ impl Host {
             assert!(Instant::now() < deadline, "never: {what}\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// What the journal holds; it may be read beside the agent.
+    pub fn journal(&self) -> godwit_store::journal::Loaded {
+        godwit_store::journal::Journal::open(self.dir.join("journal.db")).unwrap().load().unwrap()
     }
 
     pub fn machine_dir(&self, machine: &MachineId) -> PathBuf {

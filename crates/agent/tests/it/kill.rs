@@ -62,6 +62,8 @@ async fn try_case(control: &Arc<Control>, case: Case) -> (MachineState, u32) {
 
     host.start_child().await;
     let state = expected(case.kind);
+    // What was told before may look like the end: the job itself must be over.
+    host.until("the job is over", async || host.journal().jobs.is_empty().then_some(())).await;
     let fact = host.told(&wanted, state).await;
     if state == MachineState::Destroyed {
         host.control.delete_row(&wanted.host, &wanted.machine).await;
@@ -133,7 +135,7 @@ async fn check(host: &Host, case: &Case, before: u32, state: MachineState, wante
         }
         other => panic!("{case:?} ends {other:?}"),
     }
-    let journal = godwit_store::journal::Journal::open(host.dir.join("journal.db")).unwrap().load().unwrap();
+    let journal = host.journal();
     assert_eq!(journal.jobs, [], "{case:?}: no job is left");
     assert_eq!(journal.machines.len(), usize::from(state != MachineState::Destroyed), "{case:?}");
 }
