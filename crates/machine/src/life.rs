@@ -2,8 +2,9 @@
 //! meanwhile joins it, waits behind it (bounded) or cuts it short.
 //!
 //! ```text
-//!   created --start--> starting --> started --stop--> stopping --> stopped --start--> …
-//!                         |            |  exit, policy: again
+//!   created --> starting --> started --stop--> stopping --> stopped --start--> …
+//!      |                  |            |  exit, policy: again
+//!      +-- no launch --> stopped       |
 //!                         |            +-------------> restarting --due--> starting
 //!                         +-- fails --> stopped | failed | restarting
 //!   any --destroy--> destroying --> destroyed        any held --new version--> replacing --> started | stopped

@@ -1,5 +1,6 @@
 //! The agent as a process of its own, for tests that kill it: this test binary, started once more. Its driver is the
-//! fake one with a ledger: each real start and each attempt at a second copy is a line in a file.
+//! fake one with a ledger: each real start and each attempt at a second copy is a line in a file. While a file of the
+//! same name ending in `.fail` lies beside it, programs cannot be executed.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::Arc;
 
 use godwit_agent::{Config, Raw};
 use godwit_base::{TaskGroup, task};
-use godwit_driver::fake::FakeDriver;
+use godwit_driver::fake::{FakeDriver, Knobs};
 use godwit_driver::{BoxFuture, Driver, Error, ExecReply, ExecRequest, Exit, Found, Handle, ProcessStat, Result, Spec};
 use godwit_driver::{Swept, Usage};
 
@@ -26,6 +27,10 @@ impl Ledger {
 impl Driver for Ledger {
     fn start<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, Result<Handle>> {
         Box::pin(async move {
+            if self.file.with_extension("fail").exists() {
+                let start_fails = Some((127, "no such program".to_owned()));
+                self.fake.set(&spec.machine, Knobs { start_fails, ..Knobs::default() });
+            }
             let before = self.fake.starts(&spec.machine);
             let started = self.fake.start(spec).await;
             if self.fake.starts(&spec.machine) > before {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use godwit_agent::crash::{CRASH_FILE, Instant, label};
+use godwit_api::config::RestartPolicy;
 use godwit_api::machine::MachineState;
 use godwit_api::row::Placement;
-use godwit_machine::{JobKind, Step, When, table};
+use godwit_machine::{JobKind, OnAbort, Step, StepRow, When, table};
 
 use crate::control::{Control, count_lines};
 use crate::host::Host;
@@ -21,16 +22,27 @@ struct Case {
     step: Step,
     when: When,
     instant: Instant,
+    /// The step undoes a start whose program cannot be executed.
+    undoing: bool,
 }
 
 /// Every row of every table. A stop never kills at once: that row serves Machines that should not run and do.
 fn cases() -> Vec<Case> {
     let rows = JobKind::ALL.into_iter().flat_map(|kind| table(kind).iter().map(move |row| (kind, row)));
     let rows = rows.filter(|(kind, row)| !(*kind == JobKind::Stop && row.step == Step::KillProcess));
-    let case = |(kind, row): (JobKind, &'static godwit_machine::StepRow)| {
-        Instant::ALL.map(|instant| Case { kind, step: row.step, when: row.when, instant })
+    let case = |(kind, row): (JobKind, &'static StepRow)| {
+        Instant::ALL.map(|instant| Case { kind, step: row.step, when: row.when, instant, undoing: false })
     };
-    rows.flat_map(case).collect()
+    let forward = rows.flat_map(case);
+    let undoing = JobKind::ALL.into_iter().flat_map(|kind| {
+        let undone = table(kind).iter().filter(|row| row.step == Step::StartProcess);
+        undone.flat_map(move |row| {
+            let OnAbort::Unwind(steps) = row.on_abort else { panic!("a start that cannot be undone: {kind:?}") };
+            let each = steps.iter().flat_map(|step| Instant::ALL.map(|instant| (*step, instant)));
+            each.map(move |(step, instant)| Case { kind, step, when: When::Always, instant, undoing: true })
+        })
+    });
+    forward.chain(undoing).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,10 +53,10 @@ async fn the_agent_may_die_at_any_instant_of_any_step_of_any_job() {
         async move { (case, try_case(&control, case).await) }
     });
     let results: Vec<_> = tries.buffered(PARALLEL).collect().await;
-    println!("{:<9} {:<22} {:<8} {:<10} {}", "job", "step", "killed", "ends", "starts");
+    println!("{:<9} {:<22} {:<8} {:<10} starts", "job", "step", "killed", "ends");
     for (case, (state, starts)) in results {
-        let Case { kind, step, instant, .. } = case;
-        let (kind, step, instant) = (kind.as_str(), step.as_str(), instant.as_str());
+        let (kind, instant) = (case.kind.as_str(), case.instant.as_str());
+        let step = if case.undoing { format!("undo: {}", case.step.as_str()) } else { case.step.as_str().into() };
         println!("{kind:<9} {step:<22} {instant:<8} {:<10} {starts}", state.as_str());
     }
 }
@@ -53,15 +65,21 @@ async fn try_case(control: &Arc<Control>, case: Case) -> (MachineState, u32) {
     let mut host = Host::new(control).await;
     host.start_child().await;
     host.joined().await;
-    let first = host.placement(1, 1);
+    let mut first = host.placement(1, 1);
+    if case.undoing {
+        first.config.restart.policy = RestartPolicy::No;
+    }
     let before = prepare(&host, &case, &first).await;
+    if case.undoing {
+        std::fs::write(host.counts_file().with_extension("fail"), "").unwrap();
+    }
 
     std::fs::write(host.dir.join(CRASH_FILE), label(case.kind, case.step, case.instant)).unwrap();
     let wanted = trigger(&host, &case, &first).await;
     assert_eq!(host.child_ended().await, Some(9), "{case:?}: it dies there\n{}", host.log());
 
     host.start_child().await;
-    let state = expected(case.kind);
+    let state = expected(&case);
     // What was told before may look like the end: the job itself must be over.
     host.until("the job is over", async || host.journal().jobs.is_empty().then_some(())).await;
     let fact = host.told(&wanted, state).await;
@@ -95,7 +113,7 @@ async fn trigger(host: &Host, case: &Case, first: &Placement) -> Placement {
         JobKind::Stop => drop(host.call_stop(first).await),
         JobKind::Restart => drop(host.call_restart(first, force).await),
         JobKind::Update => {
-            let second = host.placement(1, 2);
+            let second = Placement { config: first.config.clone(), ..host.placement(1, 2) };
             host.control.put(&second).await;
             return second;
         }
@@ -107,8 +125,9 @@ async fn trigger(host: &Host, case: &Case, first: &Placement) -> Placement {
     first.clone()
 }
 
-fn expected(kind: JobKind) -> MachineState {
-    match kind {
+fn expected(case: &Case) -> MachineState {
+    match case.kind {
+        _ if case.undoing => MachineState::Stopped,
         JobKind::Create | JobKind::Start | JobKind::Restart | JobKind::Update => MachineState::Started,
         JobKind::Stop => MachineState::Stopped,
         JobKind::Destroy => MachineState::Destroyed,
@@ -127,6 +146,9 @@ async fn check(host: &Host, case: &Case, before: u32, state: MachineState, wante
             })
             .await;
             assert!(!host.machine_dir(&wanted.machine).exists(), "{case:?}: its folder is gone");
+        }
+        MachineState::Stopped if case.kind == JobKind::Create => {
+            assert!(!host.machine_dir(&wanted.machine).join("run").exists(), "{case:?}: nothing was left of the start");
         }
         MachineState::Started | MachineState::Stopped => {
             let text = std::fs::read_to_string(host.machine_dir(&wanted.machine).join("run/fake.json")).unwrap();
