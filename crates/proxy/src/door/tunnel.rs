@@ -32,14 +32,14 @@ pub(super) async fn serve(
     let send = respond.send_response(serve::accepted(admitted.load), false)?;
     let mut edge = Tunnel::new(send, receive);
     let cut = admitted.cut.clone();
-    tokio::select! {
-        copied = copy(&mut edge, &mut machine) => {
-            if copied.is_err() {
-                // One side broke: so does the other, rather than to end as if all were said.
-                respond.send_reset(Reason::CANCEL);
-            }
-        }
-        () = cut.cancelled() => respond.send_reset(Reason::CANCEL),
+    let whole = tokio::select! {
+        copied = copy(&mut edge, &mut machine) => copied.is_ok(),
+        () = cut.cancelled() => false,
+    };
+    if !whole {
+        // One side broke: so does the other, rather than to end as if all were said.
+        respond.send_reset(Reason::CANCEL);
+        let _ = machine.set_zero_linger();
     }
     Ok(())
 }

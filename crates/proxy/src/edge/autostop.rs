@@ -31,6 +31,7 @@ pub(super) async fn run(edge: Arc<Edge>, interval: Duration, idle: Duration) {
     loop {
         ticks.tick().await;
         pass(&edge, idle).await;
+        edge.metrics.autostop_passes.inc();
     }
 }
 

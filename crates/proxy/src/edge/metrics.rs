@@ -59,6 +59,7 @@ pub struct EdgeMetrics {
     pub wakes: Counter,
     pub wakes_failed: Counter,
     pub idle_stops: Counter,
+    pub autostop_passes: Counter,
     pub retries: Counter,
     pub connections: Gauge,
     pub tcp_connections: Gauge,
@@ -78,6 +79,7 @@ impl EdgeMetrics {
             wakes: Counter::default(),
             wakes_failed: Counter::default(),
             idle_stops: Counter::default(),
+            autostop_passes: Counter::default(),
             retries: Counter::default(),
             connections: Gauge::default(),
             tcp_connections: Gauge::default(),
@@ -94,6 +96,7 @@ impl EdgeMetrics {
             registry.register("edge_wakes", "Start calls to doors", made.wakes.clone());
             registry.register("edge_wakes_failed", "Start calls that failed", made.wakes_failed.clone());
             registry.register("edge_idle_stops", "Machines stopped because idle", made.idle_stops.clone());
+            registry.register("edge_autostop_passes", "Looks for idle Machines", made.autostop_passes.clone());
             registry.register("edge_retries", "Requests sent again after a lost connection", made.retries.clone());
             registry.register("edge_connections", "Open HTTP connections of clients", made.connections.clone());
             registry.register("edge_tcp_connections", "Open raw connections of clients", made.tcp_connections.clone());

@@ -92,15 +92,20 @@ async fn connection(edge: &Arc<Edge>, mut client: TcpStream, port: u16) {
     let Ok(app) = edge.routes.app(&name).await else { return };
     match find(edge, &app, Entrance::Tcp(port), &mut TunnelAttempt::tcp()).await {
         Ok((mut machine, _in_flight)) => {
-            let copying = copy(&mut client, &mut machine);
-            tokio::pin!(copying);
-            tokio::select! {
-                // However it ends, both sides end.
-                _ = &mut copying => {}
-                () = edge.group.stopping() => {
-                    // A raw connection has no moment at which it could be asked to leave: it gets the drain's time.
-                    let _ = tokio::time::timeout(super::TCP_DRAIN_TIMEOUT, copying).await;
+            let ended = async {
+                let copying = copy(&mut client, &mut machine);
+                tokio::pin!(copying);
+                tokio::select! {
+                    copied = &mut copying => copied.is_ok(),
+                    () = edge.group.stopping() => {
+                        // A raw connection has no moment at which it could be asked to leave: it gets the drain's time.
+                        matches!(tokio::time::timeout(super::TCP_DRAIN_TIMEOUT, copying).await, Ok(Ok(_)))
+                    }
                 }
+            };
+            if !ended.await {
+                // What broke must not look like an orderly end: the client gets a reset.
+                let _ = client.set_zero_linger();
             }
         }
         Err(turned) => {

@@ -87,8 +87,7 @@ async fn a_door_serves_on_without_its_agent_even_after_a_restart() {
     let (fleet, mut host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
     let browser = fleet.browser();
     assert_eq!(browser.get("/").await.code, 200);
-    // The door keeps what it was told within a second.
-    tokio::time::sleep(std::time::Duration::from_millis(900)).await;
+    until("the door has kept what it was told", async || host.kept().contains("\"started\"").then_some(())).await;
     host.agent.down().await;
     assert_eq!(browser.get("/").await.code, 200);
     host.door_down().await;
@@ -185,11 +184,11 @@ async fn a_stale_route_is_set_right_by_the_door() {
     old.agent.hand_over(&id, &new.id, Host::epoch(2)).await;
     until("the move is followed", async || (browser.get("/").await.text() == "41").then_some(())).await;
     // The old door is asked no more once its word was heard.
-    let refusals = metric(old.door_admin, "godwit_door_refusals_total{reason=\"moved\"} ").await;
+    let refusals = metric(fleet.edge.admin, "godwit_edge_refusals_total{reason=\"moved\"} ").await;
     for _ in 0..20 {
         assert_eq!(browser.get("/").await.text(), "41");
     }
-    let after = metric(old.door_admin, "godwit_door_refusals_total{reason=\"moved\"} ").await;
+    let after = metric(fleet.edge.admin, "godwit_edge_refusals_total{reason=\"moved\"} ").await;
     assert_eq!(refusals, after);
 }
 

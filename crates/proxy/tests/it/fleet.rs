@@ -81,6 +81,11 @@ impl Host {
         self.door = Some(Role::spawn(door.serve(shutdown.clone()), shutdown));
     }
 
+    /// What the door has on disk.
+    pub fn kept(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("door/door.json")).unwrap_or_default()
+    }
+
     pub async fn door_down(&mut self) {
         if let Some(door) = self.door.take() {
             door.stop().await;

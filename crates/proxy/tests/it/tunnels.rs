@@ -130,3 +130,20 @@ async fn a_raw_connection_wakes_its_machine() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n1"), "{answer}");
     assert_eq!(host.agent.starts.load(Ordering::SeqCst), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raw_connection_that_is_cut_off_does_not_look_ended() {
+    let setup = Setup { listen_tcp: true, ..Setup::default() };
+    let public = free_port();
+    let (fleet, host, id) = one_running(&setup, |port| vec![raw_service(port, public)]).await;
+    fleet.serve_port(public).await;
+    let mut stream = connect(public).await;
+    stream.write_all(b"GET /sleep?ms=60000 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    until("the Machine has it", async || {
+        (host.agent.with(&id, |held| held.counts.in_flight.load(Ordering::SeqCst)) > 0).then_some(())
+    })
+    .await;
+    assert_eq!(host.agent.stop(&id, 20).await.cut_off, 1);
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 64])).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}

@@ -1,0 +1,33 @@
+//! HTTP/1 framing of our own, both sides: what a client sent is judged before anything else of us sees it.
+//!
+//! hyper hides what must be refused: it drops Content-Length beside Transfer-Encoding and merges duplicates before a
+//! service sees a request. Here one strict reading decides where a message ends, and what is sent on is written
+//! anew from that reading, so two parties can never disagree about it.
+//!
+//! ```text
+//!  head     one head from bytes: strict grammar, then what it means for framing
+//!  body     where a body ends: length, chunks, or the connection's end; ranges, never copies
+//!  write    heads out, from borrowed parts
+//!  conn     a connection as a state machine without IO: bytes in, events out (`server`, `client`)
+//!  map      a head as the `http` crate's types, its values shared with the read buffer
+//!  io       the thin driver on tokio: sockets, timers, back-pressure
+//! ```
+//!
+//! All but `io` are pure: no clock, no socket. It must not know apps, Machines or routes.
+//!
+//! RFC 9110 (semantics), RFC 9112 (HTTP/1.1).
+
+pub mod body;
+pub mod conn;
+mod grammar;
+pub mod head;
+pub mod host;
+pub mod map;
+pub mod names;
+pub mod refusal;
+pub mod response;
+pub mod write;
+
+pub use head::{Limits, RequestHead, Version};
+pub use refusal::Refusal;
+pub use response::ResponseHead;
