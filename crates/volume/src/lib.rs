@@ -1,2 +1,16 @@
 //! Volumes: the block map, the clone device, hydration, NBD on both sides, front ends and the keeper. It knows
 //! nothing of Machines, hosts or the store.
+
+pub mod backing;
+pub mod device;
+pub mod error;
+pub mod map;
+pub mod map_file;
+pub mod nbd;
+pub mod pace;
+pub mod schedule;
+pub mod shm;
+pub mod source;
+
+pub use device::{CloneConfig, CloneDevice, CloneParts, CloneStatus};
+pub use error::{Result, VolumeError};

@@ -1,0 +1,360 @@
+//! How blocks arrive: the workers, their sessions with the source, the check of every block against the source's hash,
+//! and what happens when the source is gone (waiting, never zeros). It owns the jobs of `schedule`; it must not know
+//! what guests do beyond the bits of the map.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use godwit_base::backoff::Backoff;
+
+use super::{Inner, count, persist};
+use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Head};
+use crate::schedule::{Duty, Job, Run};
+use crate::source::{BlockHash, Session, SourceError, ZEROS, hash, is_zero};
+
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// An idle worker looks again after this; it is woken for anything that matters.
+const IDLE: Duration = Duration::from_secs(1);
+/// Fetches of a block whose bytes do not fit the source's hash, before the session is given up as broken.
+const MISMATCH_TRIES: u32 = 3;
+
+/// Why a job was not done.
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("the local file")]
+    Local(#[from] std::io::Error),
+    #[error("the map")]
+    Map(#[from] crate::error::VolumeError),
+    #[error("poisoned")]
+    Poisoned,
+}
+
+/// A worker's own things: one session, one buffer.
+struct Worker<'a> {
+    inner: &'a Inner,
+    index: usize,
+    session: Option<Box<dyn Session>>,
+    /// What of the session's wire bytes is already in the counter.
+    counted_bytes: u64,
+    buf: Vec<u8>,
+    hashes: Vec<BlockHash>,
+}
+
+/// The body of a worker's thread; ends when the device closes, is poisoned or is complete.
+pub(super) fn worker(inner: &Inner, index: usize, demand_only: bool) {
+    let buf = vec![0; (GROUP_BLOCKS * BLOCK_BYTES) as usize];
+    let mut worker = Worker { inner, index, session: None, counted_bytes: 0, buf, hashes: Vec::new() };
+    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
+    while let Some(job) = next_job(inner, demand_only) {
+        let result = worker.run(job);
+        worker.count_wire();
+        {
+            let mut work = inner.lock_work();
+            work.schedule.finished(job, result.is_ok());
+            work.progress += 1;
+            if result.is_ok() {
+                work.lost = None;
+            }
+        }
+        inner.arrived.notify_all();
+        inner.wake.notify_all();
+        match result {
+            Ok(()) => backoff.reset(),
+            Err(JobError::Poisoned) => return,
+            Err(error) => worker.failed(&error, backoff.next_wait()),
+        }
+    }
+}
+
+/// Waits for something to do.
+fn next_job(inner: &Inner, demand_only: bool) -> Option<Job> {
+    let mut work = inner.lock_work();
+    loop {
+        if work.closing || inner.map.poisoned() || inner.map.complete() {
+            return None;
+        }
+        let (duty, wait) = if demand_only {
+            (Duty::Demand, IDLE)
+        } else {
+            match work.pace.ready(inner.now_us()) {
+                Ok(()) => (Duty::Any { background: true }, IDLE),
+                Err(wait_us) => (Duty::Any { background: false }, Duration::from_micros(wait_us)),
+            }
+        };
+        if let Some(job) = work.schedule.next(duty, &inner.map) {
+            if let Job::Fetch { run, .. } = job {
+                work.pace.spent(run.count * BLOCK_BYTES);
+            }
+            return Some(job);
+        }
+        work = inner.wake.wait_timeout(work, wait).unwrap_or_else(|poison| poison.into_inner()).0;
+    }
+}
+
+impl Worker<'_> {
+    fn run(&mut self, job: Job) -> Result<(), JobError> {
+        if self.inner.map.poisoned() {
+            return Err(JobError::Poisoned);
+        }
+        match job {
+            Job::Fetch { run, demand } => {
+                self.fetch(run)?;
+                count(&self.inner.counters.demand_fetches, u64::from(demand));
+                self.save_now_and_then(run)
+            }
+            Job::Scan(run) => self.scan(run),
+            Job::Verify(run) => self.verify(run),
+            Job::Finish => {
+                persist::save(self.inner, Some(Head { complete: true }))?;
+                self.inner.map.set_complete();
+                Ok(())
+            }
+        }
+    }
+
+    /// Drops the session, says that the source is lost, and waits; a closing device does not wait.
+    fn failed(&mut self, error: &JobError, wait: Duration) {
+        self.session = None;
+        self.counted_bytes = 0;
+        let local = matches!(error, JobError::Local(_) | JobError::Map(_));
+        if let JobError::Local(cause) = error
+            && cause.kind() == std::io::ErrorKind::StorageFull
+        {
+            count(&self.inner.counters.no_space, 1);
+        }
+        tracing::warn!(error = %chain(error), "a fetch failed and is tried again");
+        let until = Instant::now() + wait;
+        let mut work = self.inner.lock_work();
+        work.interrupters[self.index] = Default::default();
+        if !local {
+            let since = work.lost.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+            work.lost = Some((since, chain(error)));
+        }
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || work.closing || self.inner.map.poisoned() {
+                return;
+            }
+            work = self.inner.wake.wait_timeout(work, left).unwrap_or_else(|poison| poison.into_inner()).0;
+        }
+    }
+
+    fn session(&mut self) -> Result<&mut Box<dyn Session>, JobError> {
+        if self.session.is_none() {
+            // A device without a source has no workers.
+            let source = self.inner.source.as_ref().ok_or_else(|| SourceError::new("is not there"))?;
+            let session = source.connect()?;
+            if session.size_bytes() != self.inner.geometry.size_bytes() {
+                let what = format!("has {} bytes, not {}", session.size_bytes(), self.inner.geometry.size_bytes());
+                return Err(SourceError::new(what).into());
+            }
+            count(&self.inner.counters.connects, 1);
+            self.inner.lock_work().interrupters[self.index] = session.interrupter();
+            self.session = Some(session);
+        }
+        self.session.as_mut().ok_or_else(|| SourceError::new("is not there").into())
+    }
+
+    fn count_wire(&mut self) {
+        if let Some(session) = &self.session {
+            let now = session.wire_bytes();
+            count(&self.inner.counters.wire_bytes, now - self.counted_bytes);
+            self.counted_bytes = now;
+        }
+    }
+
+    fn fetch(&mut self, run: Run) -> Result<(), JobError> {
+        let (start, end) = self.inner.geometry.span(run.first, run.count);
+        let len = (end - start) as usize;
+        for _ in 0..MISMATCH_TRIES {
+            let mut buf = std::mem::take(&mut self.buf);
+            let mut hashes = std::mem::take(&mut self.hashes);
+            let result = self.session().and_then(|session| Ok(session.fetch(start, &mut buf[..len], &mut hashes)?));
+            (self.buf, self.hashes) = (buf, hashes);
+            result?;
+            let wrong = self.wrong_blocks(run, len)?;
+            if wrong == 0 {
+                return self.commit(run, start, len);
+            }
+            count(&self.inner.counters.mismatches, wrong);
+            tracing::warn!(
+                first_block = run.first,
+                wrong,
+                "blocks that do not fit the source's hash are fetched again"
+            );
+        }
+        Err(SourceError::new("keeps sending bytes that do not fit its hashes").into())
+    }
+
+    /// How many blocks of the buffer are not what the source's manifest says.
+    fn wrong_blocks(&self, run: Run, len: usize) -> Result<u64, JobError> {
+        if self.hashes.is_empty() && !self.inner.config.manifest_required {
+            return Ok(0);
+        }
+        if self.hashes.len() as u64 != run.count {
+            return Err(SourceError::new("offers no hashes for its blocks").into());
+        }
+        let blocks = self.buf[..len].chunks(BLOCK_BYTES as usize).zip(&self.hashes);
+        Ok(blocks.filter(|(bytes, expected)| hash(bytes) != **expected).count() as u64)
+    }
+
+    /// Puts what arrived into the file, but for blocks that became present meanwhile: those are the guest's.
+    fn commit(&mut self, run: Run, start: u64, len: usize) -> Result<(), JobError> {
+        let inner = self.inner;
+        let _alone = inner.stripe(run.first).write().unwrap_or_else(|poison| poison.into_inner());
+        if inner.map.poisoned() {
+            return Err(JobError::Poisoned);
+        }
+        let chunk = |block: u64| {
+            let (from, to) = inner.geometry.span(block, 1);
+            (from - start) as usize..(to - start) as usize
+        };
+        let absent = |block: u64| block < run.first + run.count && !inner.map.present(block);
+        let zero = |block: u64| is_zero(&self.buf[..len][chunk(block)]);
+        let mut block = run.first;
+        while block < run.first + run.count {
+            if !absent(block) {
+                block += 1;
+                continue;
+            }
+            let is_hole = zero(block);
+            let first = block;
+            while absent(block) && zero(block) == is_hole {
+                block += 1;
+            }
+            let bytes = chunk(first).start..chunk(block - 1).end;
+            let at = start + bytes.start as u64;
+            if is_hole {
+                clear(inner, at, bytes.len() as u64)?;
+            } else {
+                inner.backing.write(at, &self.buf[bytes.clone()])?;
+                count(&inner.counters.hydrated_bytes, bytes.len() as u64);
+            }
+            (first..block).for_each(|block| inner.map.fetched(block));
+        }
+        Ok(())
+    }
+
+    fn save_now_and_then(&self, run: Run) -> Result<(), JobError> {
+        let bytes = run.count * BLOCK_BYTES;
+        let unsaved = self.inner.counters.unsaved_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if unsaved >= self.inner.config.persist_bytes {
+            persist::save(self.inner, None)?;
+        }
+        Ok(())
+    }
+
+    /// The source's holes become present: they are never fetched.
+    fn scan(&mut self, run: Run) -> Result<(), JobError> {
+        let inner = self.inner;
+        let (mut at, end) = inner.geometry.span(run.first, run.count);
+        while at < end {
+            let extents = self.session()?.extents(at, end - at)?;
+            if extents.iter().all(|extent| extent.len == 0) {
+                return Err(SourceError::new("answers nothing about its holes").into());
+            }
+            for extent in extents {
+                let stop = (at + extent.len).min(end);
+                if extent.zero {
+                    self.zero_blocks(at, stop)?;
+                }
+                at = stop;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whole blocks within `[from, to)` are zeros at the source.
+    fn zero_blocks(&self, from: u64, to: u64) -> Result<(), JobError> {
+        let inner = self.inner;
+        let last = if to == inner.geometry.size_bytes() { inner.geometry.blocks() } else { to / BLOCK_BYTES };
+        let mut block = from.div_ceil(BLOCK_BYTES);
+        if block >= last {
+            return Ok(());
+        }
+        // Asked once for all: an absent block that is a hole now can only be filled under the lock, becoming present.
+        let (start, end) = inner.geometry.span(block, last - block);
+        let dirty = inner.backing.extents(start, end - start)?.iter().any(|extent| !extent.zero);
+        while block < last {
+            let stop = ((block / GROUP_BLOCKS + 1) * GROUP_BLOCKS).min(last);
+            let _alone = inner.stripe(block).write().unwrap_or_else(|poison| poison.into_inner());
+            for block in (block..stop).filter(|block| !inner.map.present(*block)) {
+                let (start, end) = inner.geometry.span(block, 1);
+                if dirty {
+                    clear(inner, start, end - start)?;
+                }
+                inner.map.fetched(block);
+            }
+            block = stop;
+        }
+        Ok(())
+    }
+
+    /// Compares what stands in the local file with the source, block by block, but for what the guest wrote.
+    fn verify(&mut self, run: Run) -> Result<(), JobError> {
+        let inner = self.inner;
+        if (run.first..run.first + run.count).all(|block| inner.map.written(block)) {
+            return Ok(());
+        }
+        let Some(expected) = self.session()?.hashes(run.first, run.count)? else {
+            if inner.config.manifest_required {
+                return Err(SourceError::new("offers no hashes for its blocks").into());
+            }
+            return Ok(());
+        };
+        if expected.len() as u64 != run.count {
+            return Err(SourceError::new("sent too few hashes").into());
+        }
+        let mut local = vec![0; BLOCK_BYTES as usize];
+        for (block, expected) in (run.first..).zip(&expected) {
+            let (start, end) = inner.geometry.span(block, 1);
+            let local = &mut local[..(end - start) as usize];
+            if inner.map.written(block) {
+                continue;
+            }
+            inner.backing.read(start, local)?;
+            // Read before the bit: a guest's byte in `local` means that its bit is set by now.
+            if hash(local) != *expected && !inner.map.written(block) {
+                self.refetch(block)?;
+            }
+            count(&inner.counters.verified_blocks, 1);
+        }
+        Ok(())
+    }
+
+    /// The local bytes of this block are wrong. Under the lock no guest writes to it; if one did before, it is theirs.
+    fn refetch(&mut self, block: u64) -> Result<(), JobError> {
+        {
+            let _alone = self.inner.stripe(block).write().unwrap_or_else(|poison| poison.into_inner());
+            if self.inner.map.written(block) {
+                return Ok(());
+            }
+            self.inner.map.distrust(block);
+        }
+        count(&self.inner.counters.mismatches, 1);
+        tracing::warn!(block, "the local file differs from the source; the block is fetched again");
+        self.fetch(Run { first: block, count: 1 })
+    }
+}
+
+/// Zeros where something may stand, from before a crash; a hole is left as it is.
+fn clear(inner: &Inner, start: u64, len: u64) -> std::io::Result<()> {
+    debug_assert!(len <= GROUP_BLOCKS * ZEROS.len() as u64);
+    if inner.backing.extents(start, len)?.iter().any(|extent| !extent.zero) {
+        inner.backing.punch(start, len)?;
+    }
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
