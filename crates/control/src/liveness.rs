@@ -1,7 +1,7 @@
 //! Which hosts are there, by when they were last heard of or reached. In memory only: liveness is no durable write.
 //! Just after its own start control has heard of nobody, and says `unknown`, not `unreachable`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,11 +24,13 @@ pub struct Liveness {
     lost_after: Duration,
     since: Instant,
     seen: Mutex<HashMap<HostId, Seen>>,
+    /// Hosts at whose address another has joined since: whoever answers there is not they.
+    displaced: Mutex<HashSet<HostId>>,
 }
 
 impl Liveness {
     pub fn new(lost_after: Duration) -> Self {
-        Self { lost_after, since: Instant::now(), seen: Mutex::default() }
+        Self { lost_after, since: Instant::now(), seen: Mutex::default(), displaced: Mutex::default() }
     }
 
     /// The host's agent spoke to us, or answered.
@@ -41,18 +43,36 @@ impl Liveness {
         self.lock().entry(host.clone()).or_default().door = Some(Instant::now());
     }
 
+    /// These hosts' addresses belong to others now, and those of no other hosts.
+    pub fn displace(&self, hosts: HashSet<HostId>) {
+        *self.displaced.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
+    }
+
+    fn is_displaced(&self, host: &HostId) -> bool {
+        self.displaced.lock().unwrap_or_else(PoisonError::into_inner).contains(host)
+    }
+
     /// Of the agent: can control command the host?
     pub fn reach(&self, host: &HostId) -> Reach {
+        if self.is_displaced(host) {
+            return Reach::Unreachable;
+        }
         self.judge(self.seen(host).agent)
     }
 
     /// Neither agent nor door is reached: edges will not get through either.
     pub fn is_lost(&self, host: &HostId) -> bool {
+        if self.is_displaced(host) {
+            return true;
+        }
         let seen = self.seen(host);
         self.judge(seen.agent) == Reach::Unreachable && self.judge(seen.door) == Reach::Unreachable
     }
 
     pub fn wants_probe(&self, host: &HostId) -> bool {
+        if self.is_displaced(host) {
+            return false;
+        }
         self.seen(host).agent.is_none_or(|at| at.elapsed() >= PROBE_AFTER.min(self.lost_after / 3))
     }
 

@@ -1,7 +1,7 @@
 //! The fleet store in memory: every row that control decides upon, typed and indexed, as of one revision. Pure: rows
 //! come in through `apply`, and nothing goes out but answers. It must not know where the rows come from, nor act.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use godwit_api::fact::{HostFact, MachineFact};
@@ -205,6 +205,21 @@ impl World {
             self.stale_routes.insert(app);
         }
         set(self.placements.entry(host).or_default(), machine, row);
+    }
+
+    /// Hosts at whose address another has joined since: a wiped host is a new one, and the old one is not there.
+    pub fn displaced(&self) -> HashSet<HostId> {
+        let mut latest: HashMap<&str, &HostRow> = HashMap::new();
+        let mut displaced = HashSet::new();
+        for row in self.hosts.values() {
+            let before = latest.insert(&row.agent_url, row);
+            let Some(before) = before else { continue };
+            let row: &HostRow = row;
+            let (older, newer) = if before.joined_at_ms <= row.joined_at_ms { (before, row) } else { (row, before) };
+            latest.insert(&newer.agent_url, newer);
+            displaced.insert(older.id.clone());
+        }
+        displaced
     }
 
     fn host_row(&mut self, key: &str, host: &str, value: Option<&[u8]>, revision: u64) {

@@ -29,6 +29,8 @@ pub async fn join(call: Call<FleetJoin>) -> Result<Joined, ApiError> {
             JoinRole::Edge => edge(&call.control, &wanted, &id)?,
         };
         if call.control.commit(txn).await?.succeeded {
+            // At once, not at the next probe: nothing should be placed on a host that this one has replaced.
+            call.control.liveness.displace(call.control.world().displaced());
             tracing::info!(id = joined.id, role = ?wanted.role, region = wanted.region, "joined the fleet");
             return Ok(joined);
         }

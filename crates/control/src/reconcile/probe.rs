@@ -22,6 +22,7 @@ pub async fn probe(control: Arc<Control>) {
     loop {
         let silent: Vec<HostRow> = {
             let world = control.world();
+            control.liveness.displace(world.displaced());
             let hosts = world.hosts.values().filter(|row| control.liveness.wants_probe(&row.id));
             hosts.map(|row| (*row.value).clone()).collect()
         };
