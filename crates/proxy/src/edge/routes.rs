@@ -26,6 +26,11 @@ use crate::Error;
 pub const STORE_SILENCE: Duration = Duration::from_secs(3);
 /// A first request waits so long for fresh rows when there are none, or the store is well.
 const FIRST_ROWS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A request for an app that the directory lacks waits so long when the store is well: who has just created an app and
+/// asks for it at once is ahead of the directory by a few milliseconds.
+const UNKNOWN_PATIENCE: Duration = Duration::from_millis(300);
+/// Requests that wait so; the others are told at once.
+const UNKNOWN_WAITING_MAX: usize = 1024;
 /// Changes are gathered this long before they are written to disk.
 const GATHER: Duration = Duration::from_secs(1);
 
@@ -55,6 +60,9 @@ pub struct Routes {
     directory: RwLock<Directory>,
     /// Turns true with the first directory, from the store or from disk.
     known: watch::Sender<bool>,
+    /// Fires when the directory has changed.
+    named: watch::Sender<()>,
+    unknown_waiting: tokio::sync::Semaphore,
     heard: Mutex<Option<Heard>>,
     /// When the copy that is served was written, until the store was heard.
     kept_at_ms: Mutex<Option<u64>>,
@@ -81,6 +89,8 @@ impl Routes {
             hosts,
             metrics,
             known: watch::Sender::new(kept.is_some()),
+            named: watch::Sender::new(()),
+            unknown_waiting: tokio::sync::Semaphore::new(UNKNOWN_WAITING_MAX),
             kept_at_ms: Mutex::new(kept.as_ref().map(|(at, _)| *at)),
             directory: RwLock::new(kept.map(|(_, directory)| directory).unwrap_or_default()),
             snapshots,
@@ -144,7 +154,7 @@ impl Routes {
                 return Err(NoApp::NotYet);
             }
         }
-        let Some(regions) = self.directory().regions.get(name).cloned() else { return Err(NoApp::Unknown) };
+        let Some(regions) = self.regions_of(name).await else { return Err(NoApp::Unknown) };
         let app = self.watch(name, regions);
         let mut live = app.live();
         if !*live.borrow() && (self.is_store_well() || !app.has_rows()) {
@@ -152,6 +162,25 @@ impl Routes {
             let _ = tokio::time::timeout(FIRST_ROWS_TIMEOUT, live.wait_for(|live| *live)).await;
         }
         Ok(app)
+    }
+
+    /// The regions in which the directory has the app, now or in a moment.
+    async fn regions_of(&self, name: &AppName) -> Option<Vec<String>> {
+        let mut named = self.named.subscribe();
+        let look = || self.directory().regions.get(name).cloned();
+        if let Some(regions) = look() {
+            return Some(regions);
+        }
+        let _waiting = self.unknown_waiting.try_acquire().ok().filter(|_| self.is_store_well())?;
+        let appears = async {
+            loop {
+                named.changed().await.ok()?;
+                if let Some(regions) = look() {
+                    return Some(regions);
+                }
+            }
+        };
+        tokio::time::timeout(UNKNOWN_PATIENCE, appears).await.ok().flatten()
     }
 
     fn watched(&self, name: &AppName) -> Option<Arc<App>> {
@@ -254,6 +283,7 @@ impl Routes {
         if !changed.is_empty() || !gone.is_empty() {
             self.snapshots.mark_directory();
             self.tell_watches(&gone);
+            self.named.send_replace(());
         }
     }
 
