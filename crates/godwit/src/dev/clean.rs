@@ -75,12 +75,15 @@ fn unmount_below(dir: &Path) -> Result<()> {
 /// In the order in which they were mounted (proc(5), field 5 of mountinfo).
 fn mount_points_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| {
-        let text = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-            .iter()
-            .fold(field.to_owned(), |text, (from, to)| text.replace(from, to));
-        PathBuf::from(text)
-    });
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     // By whole path components: a neighbour whose name begins with ours is not below us.
     Ok(points.filter(|point| point.starts_with(dir) && point != dir).collect())
+}
+
+/// proc(5) writes blank, tab, newline and backslash of a path as three octal digits.
+pub(super) fn unescape(field: &str) -> PathBuf {
+    let text = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(field.to_owned(), |text, (from, to)| text.replace(from, to));
+    PathBuf::from(text)
 }

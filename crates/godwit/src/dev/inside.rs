@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::clean::unescape;
 use super::host::{HostOptions, watched_signals};
 use super::line;
 use super::record::{HostRecord, host_dir};
@@ -52,6 +53,7 @@ fn furnish(options: &HostOptions, folder: &Path) -> io::Result<()> {
     // SAFETY: the number was inherited from our parent for this purpose, and nothing else owns it.
     let line = unsafe { BorrowedFd::borrow_raw(options.line) };
     fcntl(line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    drop_foreign_namespaces()?;
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), plain, None::<&str>)?;
     let boot_id = folder.join("boot_id");
@@ -71,6 +73,23 @@ fn furnish(options: &HostOptions, folder: &Path) -> io::Result<()> {
     let run = folder.join("run");
     fs::create_dir_all(&run)?;
     mount(Some("tmpfs"), &run, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0700"))?;
+    Ok(())
+}
+
+/// Namespace files that were mounted outside came with the copy of the mounts. A host has no use for them, and as long
+/// as it holds them they cannot end.
+fn drop_foreign_namespaces() -> io::Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    for line in table.lines() {
+        // proc(5): the mount point is the fifth field, the type follows a lone dash.
+        let kind = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next());
+        if kind == Some("nsfs")
+            && let Some(field) = line.split(' ').nth(4)
+        {
+            // One that went meanwhile is no loss.
+            let _ = umount2(&unescape(field), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        }
+    }
     Ok(())
 }
 
