@@ -14,7 +14,10 @@ use godwit_driver::{GuestFile, Limits, LogLimits, Process, RootPolicy, Spec};
 use godwit_oci::ImageConfig;
 
 /// Processes and threads of one Machine.
-const PIDS_MAX: u32 = 4096;
+/// Processes and threads grow with memory, so that a fork bomb meets this bound before it meets the OOM killer.
+const PIDS_PER_MB: u32 = 4;
+const PIDS_MIN: u32 = 512;
+const PIDS_MAX: u32 = 32_768;
 /// Weight of one `performance` processor; a `shared` one has a sixteenth.
 const PERFORMANCE_SHARES: u32 = 1024;
 const SHARED_SHARES: u32 = PERFORMANCE_SHARES / 16;
@@ -127,7 +130,7 @@ fn limits(config: &MachineConfig) -> Limits {
         cpu_quota_millis: cpus.saturating_mul(1000),
         cpu_shares: cpus.saturating_mul(shares),
         memory_bytes: u64::from(config.guest.memory_mb) << 20,
-        pids_max: PIDS_MAX,
+        pids_max: config.guest.memory_mb.saturating_mul(PIDS_PER_MB).clamp(PIDS_MIN, PIDS_MAX),
     }
 }
 
