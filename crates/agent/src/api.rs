@@ -14,6 +14,8 @@ use axum::response::Response;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 
+use tokio_util::sync::CancellationToken;
+
 use godwit_api::ApiError;
 use godwit_api::error::Status;
 use godwit_api::fact::MachineFact;
@@ -43,6 +45,8 @@ pub struct HostApi {
     pub view: View,
     pub effects: Effects,
     pub soon: PullSoon,
+    /// Ends what is followed without an end.
+    pub stopping: CancellationToken,
 }
 
 pub fn router(api: HostApi) -> Router {

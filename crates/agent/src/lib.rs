@@ -135,10 +135,11 @@ impl Parts {
             view,
             effects: effects.clone(),
             soon: soon.clone(),
+            stopping: group.token(),
         };
         let router = api::router(api).merge(exposition::routes(metrics, || Ok(())));
         group.spawn(serve_tcp(listener, router, group.clone()));
-        let door_router = door::server::router(hub, inputs.clone(), soon.clone());
+        let door_router = door::server::router(hub, inputs.clone(), soon.clone(), group.token());
         group.spawn(serve_unix(door_socket, door_router, group.clone()));
         group.spawn_cancellable(tell(outbox, store.clone(), inputs.clone()));
         let puller = pull::Puller {

@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::stream::unfold;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -51,6 +52,7 @@ pub async fn logs(
         };
         Some((Ok::<Bytes, Infallible>(bytes), (None, place)))
     });
+    let stream = stream.take_until(api.stopping.clone().cancelled_owned());
     Ok(([("content-type", "application/x-ndjson")], Body::from_stream(stream)).into_response())
 }
 

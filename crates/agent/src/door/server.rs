@@ -10,8 +10,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::stream::unfold;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 
 use godwit_api::ApiError;
 use godwit_api::door::{AgentStart, AgentStartReply, AgentStopIfIdle, DoorUpdate, Drained, Refusal};
@@ -35,15 +37,17 @@ struct Door {
     hub: Hub,
     inputs: Inputs,
     soon: PullSoon,
+    stopping: CancellationToken,
 }
 
-pub fn router(hub: Hub, inputs: Inputs, soon: PullSoon) -> Router {
+/// `stopping` ends the endless streams, so that the agent's stop need not wait for them.
+pub fn router(hub: Hub, inputs: Inputs, soon: PullSoon, stopping: CancellationToken) -> Router {
     Router::new()
         .route(godwit_api::door::AGENT_MACHINES, get(machines))
         .route("/door/v1/machines/{machine}/start", post(start))
         .route("/door/v1/machines/{machine}/stop-if-idle", post(stop_if_idle))
         .route("/door/v1/machines/{machine}/drained", post(drained))
-        .with_state(Door { hub, inputs, soon })
+        .with_state(Door { hub, inputs, soon, stopping })
 }
 
 fn id(text: &str) -> Result<MachineId, Failure> {
@@ -61,6 +65,7 @@ async fn machines(State(door): State<Door>) -> Response {
         };
         Some((Ok::<Bytes, Infallible>(line(&update)), (listener, None)))
     });
+    let lines = lines.take_until(door.stopping.clone().cancelled_owned());
     ([("content-type", "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 

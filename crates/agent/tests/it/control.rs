@@ -30,6 +30,8 @@ pub struct Control {
     pub addr: SocketAddr,
     pub store: Arc<dyn Store>,
     pub image_digest: String,
+    /// Of the same name.
+    pub other_digest: String,
     keys: Keys,
     images: Arc<ContentStore>,
     serving: Mutex<Option<TaskGroup>>,
@@ -41,14 +43,18 @@ impl Control {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("store.db"), Options::default()).unwrap();
         let images = Arc::new(ContentStore::open(folder.path().join("images"), Limits::default()).unwrap());
-        let layout = folder.path().join("layout");
-        write_layout(&layout);
-        let loaded = images.load_path(&layout, Some(IMAGE), &no_progress()).unwrap();
+        let load = |content: &str| {
+            let layout = folder.path().join(content);
+            write_layout(&layout, content);
+            images.load_path(&layout, Some(IMAGE), &no_progress()).unwrap()[0].digest.to_string()
+        };
+        let (image_digest, other_digest) = (load("one"), load("other"));
         let listener = TcpListener::bind("[::1]:0").await.unwrap();
         let control = Arc::new(Self {
             addr: listener.local_addr().unwrap(),
             store: Arc::new(store),
-            image_digest: loaded[0].digest.to_string(),
+            image_digest,
+            other_digest,
             keys: Keys::default(),
             images,
             serving: Mutex::default(),
@@ -132,7 +138,7 @@ async fn join(State(keys): State<Keys>, Json(request): Json<Join>) -> Json<Joine
 }
 
 /// A small OCI image: one layer with one file.
-fn write_layout(folder: &Path) {
+fn write_layout(folder: &Path, content: &str) {
     let blobs = folder.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
     let blob = |bytes: &[u8], kind: &str| {
@@ -140,7 +146,7 @@ fn write_layout(folder: &Path) {
         std::fs::write(blobs.join(&hex), bytes).unwrap();
         serde_json::json!({"mediaType": kind, "digest": format!("sha256:{hex}"), "size": bytes.len()})
     };
-    let layer = tar_of("app", b"#!/bin/true\n");
+    let layer = tar_of("app", content.as_bytes());
     let diff_id = format!("sha256:{}", hex::encode(Sha256::digest(&layer)));
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = serde_json::json!({

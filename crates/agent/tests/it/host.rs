@@ -30,6 +30,8 @@ pub struct Host {
     pub driver: Arc<FakeDriver>,
     pub client: Client,
     listen: std::net::SocketAddr,
+    /// More lines for the configuration.
+    pub extra: &'static str,
     running: Option<(TaskGroup, JoinHandle<Result<(), godwit_agent::Error>>)>,
     child: Option<Child>,
     folder: Option<tempfile::TempDir>,
@@ -49,6 +51,7 @@ impl Host {
             driver: Arc::new(FakeDriver::new()),
             client: Client::tcp(&format!("http://{listen}"), Some(CONTROL_KEY.into())),
             listen,
+            extra: "",
             running: None,
             child: None,
             folder: Some(folder),
@@ -73,8 +76,9 @@ impl Host {
              boot_id_file = '{root}/boot-id'\n\
              [capacity]\ncpus = 8\nmemory_mb = 1024\ndisk_mb = 100000\n\
              [driver]\nkind = 'fake'\n[network]\nkind = 'none'\n\
-             [timing]\npull_interval = '1s'\nhost_fact_interval = '200ms'\ndrain_timeout = '1s'\n",
-            self.control.url()
+             [timing]\npull_interval = '1s'\nhost_fact_interval = '200ms'\ndrain_timeout = '1s'\n{}",
+            self.control.url(),
+            self.extra,
         )
     }
 

@@ -261,3 +261,22 @@ async fn a_wiped_folder_is_a_new_host() {
     assert_ne!(host.id().unwrap(), before);
     host.launched(&host.placement(1, 1)).await;
 }
+
+#[tokio::test]
+async fn images_that_no_machine_uses_are_collected_and_others_are_kept() {
+    let control = Control::start().await;
+    let mut host = Host::new(&control).await;
+    host.extra = "[images]\ncollect_interval = '100ms'\ncollect_grace = '0s'\n";
+    host.start().await;
+    let (kept, first) = (host.placement(1, 1), host.placement(2, 1));
+    let other = |placement: &Placement| Placement { image_digest: control.other_digest.clone(), ..placement.clone() };
+    host.launched(&other(&kept)).await;
+    host.launched(&first).await;
+    let blob = |digest: &str| host.dir.join("images/blobs/sha256").join(digest.trim_start_matches("sha256:"));
+    assert!(blob(&control.image_digest).exists() && blob(&control.other_digest).exists());
+    let second = other(&host.placement(2, 2));
+    control.put(&second).await;
+    host.told(&second, MachineState::Started).await;
+    host.until("the old image is collected", async || (!blob(&control.image_digest).exists()).then_some(())).await;
+    assert!(blob(&control.other_digest).exists(), "never one in use");
+}
