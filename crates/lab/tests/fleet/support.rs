@@ -132,34 +132,19 @@ pub fn processes_below(host: &godwit_lab::fleet::DevHost) -> Vec<(i32, String)> 
     found
 }
 
-/// Cgroup folders below this fleet's parents, over every hierarchy.
+/// Cgroup folders of this fleet's hosts, over every hierarchy. Other fleets come and go meanwhile.
 fn cgroups_of_fleet(fleet: &Fleet) -> usize {
-    let mut parents = std::collections::BTreeSet::new();
-    for host in fleet.dev().expect("dev.json").hosts {
-        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", host.agent_pid)).unwrap_or_default();
-        for line in text.lines() {
-            let path = line.splitn(3, ':').nth(2).unwrap_or("").to_owned();
-            if path.contains("godwit-dev-") {
-                parents.insert(path);
-            }
-        }
-    }
-    let mut count = 0;
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
-        count += count_godwit_folders(&hierarchy.path(), 0);
-    }
-    count
+    let record = std::fs::read(fleet.dir().join("fleet.json")).expect("the fleet's record");
+    let record: Value = serde_json::from_slice(&record).expect("JSON");
+    let mark = format!("godwit-dev-{}-", record["fleet"].as_str().expect("its id"));
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten();
+    let hosts = hierarchies.flat_map(|hierarchy| std::fs::read_dir(hierarchy.path()).into_iter().flatten().flatten());
+    let ours = hosts.filter(|host| host.file_name().to_string_lossy().starts_with(&mark));
+    // The folder of a host itself stays until the host goes.
+    ours.map(|host| folders_below(&host.path())).sum()
 }
 
-fn count_godwit_folders(path: &std::path::Path, depth: usize) -> usize {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    let mut count = 0;
-    for entry in entries.flatten().filter(|entry| entry.path().is_dir() && depth < 6) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = name.starts_with("godwit-dev-") || depth > 0;
-        if ours {
-            count += 1 + count_godwit_folders(&entry.path(), depth + 1);
-        }
-    }
-    count
+fn folders_below(path: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().is_dir()).map(|entry| 1 + folders_below(&entry.path())).sum()
 }
