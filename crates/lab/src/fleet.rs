@@ -75,8 +75,7 @@ impl Fleet {
             arguments.extend([flag.to_owned(), format!("127.0.0.1:{port}")]);
         }
         arguments.extend(more.iter().map(|text| (*text).to_owned()));
-        let mut fleet =
-            Self { dir: folder.path().to_owned(), child: None, _folder: Some(folder), arguments };
+        let mut fleet = Self { dir: folder.path().to_owned(), child: None, _folder: Some(folder), arguments };
         fleet.up()?;
         Ok(fleet)
     }

@@ -86,8 +86,18 @@ fn tell(options: &Options, story: &mut Story) -> Result<Report> {
     let mut machines = Vec::new();
     for _ in 0..2 {
         let made = fleet.cli(&[
-            "machine", "create", APP, "-a", APP, "--port", &port, "--autostart", "--autostop=off",
-            "--concurrency=requests", "--soft-limit", "1000",
+            "machine",
+            "create",
+            APP,
+            "-a",
+            APP,
+            "--port",
+            &port,
+            "--autostart",
+            "--autostop=off",
+            "--concurrency=requests",
+            "--soft-limit",
+            "1000",
         ])?;
         machines.push(made.stdout.trim().to_owned());
         story.ran(&made);
@@ -175,7 +185,11 @@ fn answering_host(fleet: &DemoFleet, wake: &Load, machines: &[String]) -> Result
 /// Starts of all Machines, as their hosts wrote them down.
 fn count_starts(fleet: &DemoFleet) -> Result<u64> {
     let machines = fleet.json(&["machine", "list", "-a", APP])?;
-    let events = machines.as_array().into_iter().flatten().flat_map(|machine| machine["events"].as_array().into_iter().flatten());
+    let events = machines
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|machine| machine["events"].as_array().into_iter().flatten());
     let is_start = |event: &&Value| event["type"] == "start" && event["status"] == "started";
     Ok(events.filter(is_start).count() as u64)
 }

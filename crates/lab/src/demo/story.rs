@@ -17,7 +17,10 @@ impl Story {
     pub fn begin() -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let story = Self { begin: Instant::now(), chapter: 0, color: !plain && std::io::stdout().is_terminal() };
-        println!("{}", story.paint("1", "Godwit: an image runs, wakes on a request, and outlives what watches over it"));
+        println!(
+            "{}",
+            story.paint("1", "Godwit: an image runs, wakes on a request, and outlives what watches over it")
+        );
         story
     }
 

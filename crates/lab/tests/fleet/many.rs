@@ -36,7 +36,7 @@ fn a_hundred_machines_come_and_go_without_a_trace() {
                 shims += 1;
                 shim_kib += kib;
             }
-            if command.contains("godwit-shim") || command.starts_with("/app") {
+            if command.contains("godwit-shim") || command.starts_with("/demo-app") {
                 all_kib += kib;
             }
         }
