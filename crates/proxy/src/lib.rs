@@ -12,6 +12,7 @@ pub mod door;
 pub mod edge;
 mod error;
 pub mod excess;
+pub mod h1;
 pub mod headers;
 pub mod link;
 

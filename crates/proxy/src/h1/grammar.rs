@@ -4,13 +4,16 @@
 //! file finds the reason, always the first one in the order of the bytes, so that a head has the same reason however
 //! it was cut into reads. It is also the second parser that tests compare with. (It runs once in a connection's life.)
 
-use super::head::{MAX_METHOD_BYTES, Limits};
+use super::head::{Limits, MAX_METHOD_BYTES};
 use super::refusal::Refusal;
 
 /// What a field name or a method consists of (RFC 9110 section 5.6.2).
 pub fn is_tchar(b: u8) -> bool {
     b.is_ascii_alphanumeric()
-        || matches!(b, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~')
+        || matches!(
+            b,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        )
 }
 
 /// What a target may consist of. Wider than RFC 3986, as browsers are, but visible ASCII, and never a fragment.
@@ -46,7 +49,7 @@ pub fn fields(buf: &[u8], at: &mut usize, side: Side, limits: &Limits) -> Result
     loop {
         let start = *at;
         let Some((line, next)) = next_line(buf, start, side)? else {
-            field_so_far(&buf[start..], side, count, limits)?;
+            field_so_far(&buf[start..], side)?;
             return Ok(None);
         };
         *at = next;
@@ -74,7 +77,11 @@ fn next_line(buf: &[u8], at: usize, side: Side) -> Result<Option<(&[u8], usize)>
     }
     // What stands before the LF came first.
     let line = &rest[..lf];
-    if at == 0 { request_line_so_far(line, None)? } else { field_so_far(line, side, 0, &Limits::NONE)? }
+    if at == 0 {
+        request_line_so_far(line, None)?
+    } else {
+        field_so_far(line, side)?
+    }
     Err(Refusal::BareLf)
 }
 
@@ -186,14 +193,11 @@ fn field(line: &[u8], side: Side) -> Result<(), Refusal> {
     if line.contains(&b':') { Ok(()) } else { Err(Refusal::NoColon) }
 }
 
-fn field_so_far(line: &[u8], side: Side, count: usize, limits: &Limits) -> Result<(), Refusal> {
+/// A line of fields as far as it goes.
+fn field_so_far(line: &[u8], side: Side) -> Result<(), Refusal> {
+    // The CR may be half of the line's end.
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() {
-        return Ok(());
-    }
-    field_bytes(line, side)?;
-    // The one that has begun is one too many; its end changes nothing.
-    if count > limits.fields { Err(Refusal::TooManyFields) } else { Ok(()) }
+    if line.is_empty() { Ok(()) } else { field_bytes(line, side) }
 }
 
 /// The bytes of a field line up to where it was read, in their order.
@@ -207,11 +211,11 @@ fn field_bytes(line: &[u8], side: Side) -> Result<(), Refusal> {
     let mut rest = &line[end..];
     if let [b' ' | b'\t', ..] = rest {
         let blank = rest.iter().position(|&b| b != b' ' && b != b'\t').unwrap_or(rest.len());
-        match rest.get(blank) {
-            Some(b':') if side == Side::Response => rest = &rest[blank..],
-            Some(b':') => return Err(Refusal::SpaceBeforeColon),
-            // Whatever follows, it is no field.
-            _ => return Err(Refusal::BadName),
+        match (side, rest.get(blank)) {
+            (Side::Request, _) => return Err(Refusal::SpaceBeforeColon),
+            (Side::Response, Some(b':')) => rest = &rest[blank..],
+            (Side::Response, None) => return Ok(()),
+            (Side::Response, Some(_)) => return Err(Refusal::BadName),
         }
     }
     match rest {

@@ -28,6 +28,7 @@ pub mod refusal;
 pub mod response;
 pub mod write;
 
+pub use grammar::{Side, read as read_grammar};
 pub use head::{Limits, RequestHead, Version};
 pub use refusal::Refusal;
 pub use response::ResponseHead;

@@ -95,17 +95,8 @@ pub fn classify(name: &[u8]) -> Class {
 /// Whether a field may stand in a trailer section. What frames, routes, authenticates or changes how the message is
 /// read must come before it (RFC 9110 section 6.5.1).
 pub fn may_trail(name: &[u8]) -> bool {
-    const HEAD_ONLY: [&[u8]; 9] = [
-        b"age",
-        b"date",
-        b"expires",
-        b"location",
-        b"max-forwards",
-        b"pragma",
-        b"range",
-        b"vary",
-        b"www-authenticate",
-    ];
+    const HEAD_ONLY: [&[u8]; 9] =
+        [b"age", b"date", b"expires", b"location", b"max-forwards", b"pragma", b"range", b"vary", b"www-authenticate"];
     classify(name) == Class::Plain
         && !HEAD_ONLY.iter().any(|lower| folds_to(name, lower))
         && !name.get(..3).is_some_and(|prefix| same(prefix, b"if-"))
@@ -141,7 +132,8 @@ mod tests {
 
     #[test]
     fn what_frames_or_routes_cannot_trail() {
-        for name in ["Content-Length", "host", "Cookie", "content_length", "If-Match", "Range", "x-forwarded-for", "Te"] {
+        for name in ["Content-Length", "host", "Cookie", "content_length", "If-Match", "Range", "x-forwarded-for", "Te"]
+        {
             assert!(!may_trail(name.as_bytes()), "{name}");
         }
         for name in ["grpc-status", "Server-Timing", "x-checksum"] {

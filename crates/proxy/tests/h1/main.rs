@@ -1,0 +1,7 @@
+//! The HTTP/1 framing as its users meet it: clients with well-formed, odd and hostile requests, and Machines with
+//! answers of all kinds.
+
+mod pipe;
+mod smuggling;
+mod splits;
+mod table;
