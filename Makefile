@@ -11,7 +11,8 @@ help:
 	@echo "make demo-image   $(DEMO_IMAGE)"
 	@echo "make test         formatting, lints and every test (root)"
 	@echo "make lint         formatting and lints alone"
-	@echo "make bench-start  bench-store  bench-place  soak"
+	@echo "make soak         kills under load, round after round (root); ROUNDS=n"
+	@echo "make bench-start  bench-store  bench-place: numbers beside a peer's in the same minute"
 
 setup:
 	@scripts/setup
@@ -39,5 +40,17 @@ lint:
 test: setup-test lint demo-image
 	$(CARGO) test --workspace
 
-soak bench-start bench-store bench-place: demo-image
-	$(BIN)/godwit-lab $@
+soak: demo-image
+	$(BIN)/godwit-lab soak --output target/soak --image $(DEMO_IMAGE) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# Benchmarks alone are built with optimisation: what they print is compared with programs that are.
+bench-start: setup-test demo-image
+	$(CARGO) build --release --package godwit --package godwit-shim --bin godwit --bin godwit-shim
+	$(CARGO) run --release --package godwit-lab --example bench_start
+
+bench-store: setup
+	mkdir -p target/bench
+	$(CARGO) run --release --package godwit-store --example bench_store -- target/bench
+
+bench-place: setup
+	$(CARGO) run --release --package godwit-control --example bench_place

@@ -4,6 +4,7 @@
 mod demo;
 mod image;
 mod load;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ enum Command {
     Load(load::Options),
     /// Start a dev fleet, wake a Machine, kill its agent and control under load, and clean up
     Demo(demo::Options),
+    /// Kill agents, doors and control under load, round after round
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         Command::Image(options) => image::write(&options).map(|()| true),
         Command::Load(options) => load::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Soak(options) => soak::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

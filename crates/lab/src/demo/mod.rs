@@ -1,7 +1,7 @@
 //! The demo: the main job as a short story, every number in it measured. It uses the command line as a person would,
 //! sends load from a process of its own, and kills by the pids that the dev fleet tells.
 
-mod fleet;
+pub mod fleet;
 mod story;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const RATE: u64 = 250;
 const KILL_AFTER: Duration = Duration::from_millis(3000);
 /// What was killed must be there again by then.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(30);
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Lines of the log that the story shows.
 const LOG_LINES: usize = 6;
 
