@@ -85,16 +85,46 @@ impl fmt::Display for NoHost {
     }
 }
 
+/// Amounts as the scan reads them: half the size, and what does not fit counts as the largest that does.
+#[derive(Debug, Clone, Copy, Default)]
+struct Amounts {
+    cpu_millis: u32,
+    memory_mb: u32,
+    disk_mb: u32,
+}
+
+impl From<Resources> for Amounts {
+    fn from(of: Resources) -> Self {
+        let narrow = |amount: u64| u32::try_from(amount).unwrap_or(u32::MAX);
+        Self { cpu_millis: narrow(of.cpu_millis), memory_mb: narrow(of.memory_mb), disk_mb: narrow(of.disk_mb) }
+    }
+}
+
 /// What is read of every host at every decision: kept small and side by side.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Hot {
     region: u32,
     open: bool,
-    free: Resources,
-    capacity: Resources,
+    free: Amounts,
+    capacity: Amounts,
     /// 1 / capacity, so that the scan does not divide.
     per_memory: f32,
     per_cpu: f32,
+}
+
+/// What the scan asks of each host.
+struct Ask {
+    region: Option<u32>,
+    need: Amounts,
+    running: Amounts,
+    cpu_millis_min: u32,
+}
+
+impl Ask {
+    fn of(request: &Request, region: Option<u32>) -> Self {
+        let cpu_millis_min = request.cpus.saturating_mul(1000);
+        Self { region, need: request.need.into(), running: request.running.into(), cpu_millis_min }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -106,8 +136,23 @@ struct Cold {
     used: Resources,
     applied_revision: u64,
     heard: bool,
-    /// Placements that the host's `used` does not hold yet.
+    /// Placements that the host's `used` does not hold yet, and their sum.
     pending: BTreeMap<MachineId, (u64, Resources)>,
+    pending_sum: Resources,
+}
+
+impl Cold {
+    fn expect(&mut self, machine: &MachineId, revision: u64, need: Resources) {
+        self.forget(machine);
+        self.pending.insert(machine.clone(), (revision, need));
+        self.pending_sum = plus(self.pending_sum, need);
+    }
+
+    fn forget(&mut self, machine: &MachineId) {
+        if let Some((_, need)) = self.pending.remove(machine) {
+            self.pending_sum = minus(self.pending_sum, need);
+        }
+    }
 }
 
 /// A placement's revision before its transaction is known.
@@ -164,6 +209,7 @@ impl Snapshot {
         cold.applied_revision = applied_revision;
         cold.heard = true;
         cold.pending.retain(|_, (revision, _)| *revision > applied_revision);
+        cold.pending_sum = cold.pending.values().fold(Resources::default(), |sum, (_, need)| plus(sum, *need));
         self.refresh(at);
     }
 
@@ -176,9 +222,9 @@ impl Snapshot {
         }
         let cold = &mut self.cold[at];
         if revision > cold.applied_revision {
-            cold.pending.insert(machine.clone(), (revision, need));
+            cold.expect(machine, revision, need);
         } else {
-            cold.pending.remove(machine);
+            cold.forget(machine);
         }
         self.refresh(at);
     }
@@ -200,7 +246,7 @@ impl Snapshot {
                 }
             }
         }
-        self.cold[at].pending.remove(machine);
+        self.cold[at].forget(machine);
         self.refresh(at);
     }
 
@@ -213,9 +259,10 @@ impl Snapshot {
                 None => return Err(self.why_not(request, Some(u32::MAX))),
             },
         };
+        let ask = Ask::of(request, region);
         let refused: Vec<u32> = request.refused.iter().filter_map(|id| self.index.get(id).copied()).collect();
         let mut of_app = self.spread.get(request.app).into_iter().flatten().peekable();
-        let mut best: Option<(u32, f32, u64, u32)> = None;
+        let mut best: Option<(u64, u32)> = None;
         for (index, hot) in (0u32..).zip(&self.hot) {
             let here = match of_app.peek() {
                 Some((host, count)) if **host == index => {
@@ -225,32 +272,34 @@ impl Snapshot {
                 }
                 _ => 0,
             };
-            if !hot.takes(request, region) || refused.contains(&index) {
+            if !hot.takes(&ask) || (!refused.is_empty() && refused.contains(&index)) {
                 continue;
             }
-            let rank = (here, hot.load_with(request.running), chance(index, request.tie));
-            if best.is_none_or(|(count, load, chance, _)| rank < (count, load, chance)) {
-                best = Some((rank.0, rank.1, rank.2, index));
+            let rank = rank(here, hot.load_with(&ask.running), chance(index, request.tie));
+            if best.is_none_or(|(least, _)| rank < least) {
+                best = Some((rank, index));
             }
         }
-        let chosen = best.and_then(|(.., index)| self.cold[index as usize].id.clone());
+        let chosen = best.and_then(|(_, index)| self.cold[index as usize].id.clone());
         chosen.ok_or_else(|| self.why_not(request, region))
     }
 
     /// Does the host still have room for `more` beside all that it holds?
     pub fn has_room(&self, host: &HostId, more: Resources) -> bool {
-        self.index.get(host).is_none_or(|index| fits(more, self.hot[*index as usize].free))
+        self.index.get(host).is_none_or(|index| fits(&more.into(), &self.hot[*index as usize].free))
     }
 
     /// Is any host large enough for it, were the host empty?
     pub fn fits_anywhere(&self, running: Resources, cpus: u32) -> bool {
+        let (running, cpu_millis_min) = (Amounts::from(running), cpus.saturating_mul(1000));
         let known = self.hot.iter().zip(&self.cold).filter(|(_, cold)| cold.id.is_some() && cold.heard);
-        let mut known = known.map(|(hot, _)| hot.is_large_enough(running, cpus)).peekable();
+        let mut known = known.map(|(hot, _)| hot.is_large_enough(&running, cpu_millis_min)).peekable();
         known.peek().is_none() || known.any(|fits| fits)
     }
 
     fn why_not(&self, request: &Request, region: Option<u32>) -> NoHost {
         let mut why = NoHost::default();
+        let ask = Ask::of(request, region);
         for (hot, cold) in self.hot.iter().zip(&self.cold) {
             let Some(id) = &cold.id else { continue };
             why.hosts += 1;
@@ -262,7 +311,7 @@ impl Snapshot {
                 &mut why.lost
             } else if !cold.heard {
                 &mut why.silent
-            } else if !hot.is_large_enough(request.running, request.cpus) {
+            } else if !hot.is_large_enough(&ask.running, ask.cpu_millis_min) {
                 &mut why.too_small
             } else if request.refused.contains(id) {
                 &mut why.refused
@@ -281,8 +330,7 @@ impl Snapshot {
         let at = self.cold.len();
         self.index.insert(id.clone(), u32::try_from(at).unwrap_or(u32::MAX));
         self.cold.push(Cold::default());
-        let none = Resources::default();
-        self.hot.push(Hot { region: u32::MAX, open: false, free: none, capacity: none, per_memory: 0.0, per_cpu: 0.0 });
+        self.hot.push(Hot { region: u32::MAX, ..Hot::default() });
         at
     }
 
@@ -290,40 +338,46 @@ impl Snapshot {
     fn refresh(&mut self, at: usize) {
         let (cold, hot) = (&self.cold[at], &mut self.hot[at]);
         hot.open = cold.id.is_some() && !cold.cordoned && !cold.lost && cold.heard;
-        hot.capacity = cold.capacity;
-        let mut free = minus(cold.capacity, cold.used);
-        for (_, need) in cold.pending.values() {
-            free = minus(free, *need);
-        }
-        hot.free = free;
+        hot.capacity = cold.capacity.into();
+        hot.free = minus(minus(cold.capacity, cold.used), cold.pending_sum).into();
         hot.per_memory = 1.0 / (cold.capacity.memory_mb.max(1) as f32);
         hot.per_cpu = 1.0 / (cold.capacity.cpu_millis.max(1) as f32);
     }
 }
 
 impl Hot {
-    fn takes(&self, request: &Request, region: Option<u32>) -> bool {
+    fn takes(&self, ask: &Ask) -> bool {
         self.open
-            && region.is_none_or(|region| region == self.region)
-            && fits(request.need, self.free)
-            && self.is_large_enough(request.running, request.cpus)
+            && ask.region.is_none_or(|region| region == self.region)
+            && fits(&ask.need, &self.free)
+            && self.is_large_enough(&ask.running, ask.cpu_millis_min)
     }
 
-    fn is_large_enough(&self, running: Resources, cpus: u32) -> bool {
-        fits(running, self.capacity) && u64::from(cpus) * 1000 <= self.capacity.cpu_millis
+    fn is_large_enough(&self, running: &Amounts, cpu_millis_min: u32) -> bool {
+        fits(running, &self.capacity) && cpu_millis_min <= self.capacity.cpu_millis
     }
 
     /// The fuller of memory and processor once `more` is added, as a share of the whole.
-    fn load_with(&self, more: Resources) -> f32 {
-        let share = |capacity: u64, free: u64, more: u64, per: f32| (capacity - free.min(capacity) + more) as f32 * per;
+    fn load_with(&self, more: &Amounts) -> f32 {
+        let share = |capacity: u32, free: u32, more: u32, per: f32| {
+            (capacity.saturating_sub(free)).saturating_add(more) as f32 * per
+        };
         let memory = share(self.capacity.memory_mb, self.free.memory_mb, more.memory_mb, self.per_memory);
         let cpu = share(self.capacity.cpu_millis, self.free.cpu_millis, more.cpu_millis, self.per_cpu);
         memory.max(cpu)
     }
 }
 
-fn fits(need: Resources, free: Resources) -> bool {
-    need.memory_mb <= free.memory_mb && need.cpu_millis <= free.cpu_millis && need.disk_mb <= free.disk_mb
+fn fits(need: &Amounts, free: &Amounts) -> bool {
+    (need.memory_mb <= free.memory_mb) & (need.cpu_millis <= free.cpu_millis) & (need.disk_mb <= free.disk_mb)
+}
+
+fn plus(a: Resources, b: Resources) -> Resources {
+    Resources {
+        cpu_millis: a.cpu_millis.saturating_add(b.cpu_millis),
+        memory_mb: a.memory_mb.saturating_add(b.memory_mb),
+        disk_mb: a.disk_mb.saturating_add(b.disk_mb),
+    }
 }
 
 fn minus(a: Resources, b: Resources) -> Resources {
@@ -332,6 +386,13 @@ fn minus(a: Resources, b: Resources) -> Resources {
         memory_mb: a.memory_mb.saturating_sub(b.memory_mb),
         disk_mb: a.disk_mb.saturating_sub(b.disk_mb),
     }
+}
+
+/// One number to compare: Machines of the app (16 bits), then the load (24 bits), then chance (24 bits).
+fn rank(of_app: u32, load: f32, chance: u64) -> u64 {
+    // A host is never given more than it has, so the load is at most 1; the cast holds it below 24 bits in any case.
+    let load = ((load * (1 << 20) as f32) as u64).min((1 << 24) - 1);
+    (u64::from(of_app.min(0xffff)) << 48) | (load << 24) | (chance >> 40)
 }
 
 /// An order of hosts that differs with each tie (a Fibonacci hash).

@@ -184,7 +184,8 @@ impl Control {
                     return Ok(Replaced::Overtaken);
                 };
                 let Some(old) = world.placement(&refused.host, id).cloned() else { return Ok(Replaced::Overtaken) };
-                if row.epoch != refused.epoch || old.epoch != refused.epoch || old.destroy {
+                let is_same = old.epoch == refused.epoch && old.instance_id == refused.instance_id;
+                if row.epoch != refused.epoch || !is_same || old.destroy {
                     return Ok(Replaced::Overtaken);
                 }
                 let host = match choose(&world, app, Some(&row.region), &row.config, old.launch, tried) {

@@ -36,9 +36,13 @@ pub async fn settle(control: Arc<Control>) -> Result<(), ApiError> {
 fn is_gone(placement: &Placement, fact: Option<&MachineFact>) -> bool {
     fact.is_some_and(|fact| {
         let destroyed = fact.state == MachineState::Destroyed && fact.epoch >= placement.epoch;
-        let refused = placement.destroy && fact.refused.is_some() && fact.epoch == placement.epoch;
-        destroyed || refused
+        destroyed || (placement.destroy && is_refusal(placement, fact))
     })
+}
+
+/// Of exactly this row: a refusal of an older version says nothing of a newer one, which the host may have taken.
+fn is_refusal(placement: &Placement, fact: &MachineFact) -> bool {
+    fact.refused.is_some() && fact.epoch == placement.epoch && fact.instance_id == placement.instance_id
 }
 
 async fn destroyed(control: &Control) -> Result<(), ApiError> {
@@ -86,7 +90,7 @@ async fn refused(control: &Control) -> Result<(), ApiError> {
         let refused = placements.filter(|placement| {
             let fact = world.facts.get(&placement.host).and_then(|facts| facts.get(&placement.machine));
             !placement.destroy
-                && fact.is_some_and(|fact| fact.refused.is_some() && fact.epoch == placement.epoch)
+                && fact.is_some_and(|fact| is_refusal(placement, fact))
                 && row_of(&world, placement).is_some()
         });
         refused.map(|placement| (placement.clone(), recently_refused(&world, placement, now_ms))).collect()

@@ -230,7 +230,8 @@ async fn many_creates_at_once_fill_no_host_beyond_its_size() {
     assert!(made <= 24, "{codes:?}");
     // A host may count a Machine twice until it has reported how far it has pulled: those come again.
     while made < 24 {
-        until("room", || async { (api.post("/apps/web/machines", body.clone()).await.code == 200).then_some(()) }).await;
+        until("room", || async { (api.post("/apps/web/machines", body.clone()).await.code == 200).then_some(()) })
+            .await;
         made += 1;
     }
     api.post("/apps/web/machines", body).await.refused(503, "3 too full now");
