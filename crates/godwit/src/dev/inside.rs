@@ -32,6 +32,8 @@ const RESTART_MAX: Duration = Duration::from_secs(3);
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// At a clean stop: how long agent and door may take, and then the Machines.
 const ROLES_STOP_TIMEOUT: Duration = Duration::from_secs(8);
+const MACHINES_STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// A log that has grown past this is set aside at the next start of its role; one older copy is kept.
 const LOG_LIMIT_BYTES: u64 = 32 << 20;
 
@@ -209,7 +211,7 @@ impl Host {
         }
     }
 
-    /// Agent and door end in their own time; Machines then end as they do when a host is switched off.
+    /// Agent and door end in their own time, then Machines are asked to end, as at the shutdown of a real host.
     fn stop(&mut self, signals: &SigSet) -> Result<()> {
         let deadline = Instant::now() + ROLES_STOP_TIMEOUT;
         for pid in self.roles.iter().filter_map(Role::pid) {
@@ -220,8 +222,45 @@ impl Host {
             wait_signal(signals, Some(left))?;
             self.reap();
         }
+        end_machines();
         Ok(())
     }
+}
+
+/// Asks every program in the host to end, and gives it a bounded time. Shims are halted first: they must not write
+/// down that a Machine ended by itself, for it is to run again when the host is back.
+fn end_machines() {
+    let (shims, programs): (Vec<i32>, Vec<i32>) = others().into_iter().partition(|pid| is_shim(*pid));
+    let tell = |pids: &[i32], signal| {
+        for pid in pids {
+            // Who is gone already has ended.
+            let _ = kill(Pid::from_raw(*pid), signal);
+        }
+    };
+    tell(&shims, Signal::SIGSTOP);
+    tell(&programs, Signal::SIGTERM);
+    let deadline = Instant::now() + MACHINES_STOP_TIMEOUT;
+    while programs.iter().any(|pid| runs(*pid)) && Instant::now() < deadline {
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+/// All processes of the host but ourselves.
+fn others() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| *pid > 1).collect()
+}
+
+/// By its name as the kernel keeps it; what a shim leaves inside its Machine bears another.
+fn is_shim(pid: i32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end() == "godwit-shim"
+}
+
+/// A zombie does not: its parent is halted and cannot reap it.
+fn runs(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Waits for one of the blocked signals, at most `timeout`.

@@ -132,6 +132,26 @@ fn a_fleet_serves_loses_its_power_goes_on_and_leaves_nothing() {
     });
 }
 
+/// A clean stop asks the Machines to end, and is no reason for them to stay stopped.
+#[test]
+fn a_fleet_that_was_stopped_in_order_goes_on_where_it_was() {
+    run(async {
+        let mut fleet = Fleet::start(1, &[]).expect("the fleet starts");
+        fleet.cli_ok(&["image", "load", &demo_image(), "--name", "demo"]).expect("loads");
+        fleet.cli_ok(&["apps", "create", "tidy"]).expect("creates");
+        let create = ["machine", "run", "demo", "-a", "tidy", "--port", "80:8080/tcp:http", "--restart", "no"];
+        let runs = fleet.cli_ok(&create).expect("runs").trim().to_owned();
+        let rests = fleet.cli_ok(&[&create[..], &["--skip-launch"]].concat()).expect("is created").trim().to_owned();
+        let dev = fleet.dev().expect("dev.json");
+        fleet.down().expect("stops");
+        assert!(!pids(&dev).into_iter().any(lives), "nothing runs on");
+        assert!(!fleet.dir().join("dev.json").exists(), "nobody takes it for a fleet that serves");
+        fleet.up().expect("starts again");
+        fleet.wait_state("tidy", &runs, &[MachineState::Started], PATIENCE).await.expect("what ran runs again");
+        assert_eq!(fleet.machine("tidy", &rests).await.expect("shown").state, MachineState::Stopped);
+    });
+}
+
 /// Control, edge, agent and door killed: each is there again, and `dev.json` says so.
 #[test]
 fn what_is_killed_is_started_again_and_told() {
