@@ -160,7 +160,7 @@ async fn one(fleet: &Fleet, host: &DevHost, way: Way, step: Step, point: &str) -
     settled(fleet, &id, wanted).await?;
     if way.kind == JobKind::Update {
         let shown = fleet.machine(APP, &id).await?;
-        anyhow::ensure!(shown.config.env.get("ROUND").is_some(), "the new configuration is kept");
+        anyhow::ensure!(shown.config.env.contains_key("ROUND"), "the new configuration is kept");
         let answer = fleet.get(APP, "/env", PATIENCE).await?;
         anyhow::ensure!(answer.json()["ROUND"] == "2", "and runs: {}", answer.text());
     }

@@ -7,4 +7,5 @@ mod isolation;
 mod kills;
 mod limits;
 mod many;
+mod roles;
 mod support;
