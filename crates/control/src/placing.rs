@@ -25,7 +25,7 @@ use crate::world::{Known, World};
 /// the reconciler bring the placement.
 const PUT_ATTEMPTS: u32 = 3;
 const PUT_PAUSE: Duration = Duration::from_millis(100);
-/// Hosts that may refuse one create before the client is told.
+/// Hosts that may refuse one create while its client waits.
 const REFUSALS_MAX: usize = 16;
 /// When to try again after a fleet was full.
 const FULL_RETRY_S: u32 = 5;
@@ -66,9 +66,11 @@ impl Control {
             let hosts: Vec<HostId> = refusals.iter().map(|(host, _)| host.clone()).collect();
             placement = match self.replace_refused(&placement, &hosts).await? {
                 Replaced::Placed(next) if refusals.len() < REFUSALS_MAX => next,
-                Replaced::Placed(next) => return Err(self.give_up(&next, &refusals, None).await),
-                Replaced::Nowhere(why) => return Err(self.give_up(&placement, &refusals, Some(why)).await),
-                Replaced::Overtaken => break,
+                Replaced::Nowhere(why) if self.take_back(&placement).await? => {
+                    return Err(no_room(&why, None, &refusals));
+                }
+                // Written, and no longer ours to hand over: the host pulls it, and the reconciler sees to refusals.
+                Replaced::Placed(_) | Replaced::Nowhere(_) | Replaced::Overtaken => break,
             };
         }
         self.machine_row(&draft.app, &draft.id)
@@ -230,15 +232,15 @@ impl Control {
         Err(contended())
     }
 
-    /// Takes back a Machine that no host took, and says why. Nothing runs: the last placement was refused too.
-    async fn give_up(&self, last: &Placement, refusals: &[(HostId, String)], why: Option<NoHost>) -> ApiError {
-        let row = self.world().machines.get(&last.app).and_then(|rows| rows.get(&last.machine)).cloned();
-        if let Some(row) = row.filter(|row| row.epoch == last.epoch)
-            && let Err(error) = self.erase(&row, None).await
-        {
-            tracing::warn!(machine = %row.id, %error, "a Machine that no host takes could not be taken back yet");
+    /// Takes back a Machine that no host took. Nothing runs: its last placement was refused. False when somebody has
+    /// changed it since, so that a host may hold it after all.
+    async fn take_back(&self, refused: &Placement) -> Result<bool, ApiError> {
+        let row = self.world().machines.get(&refused.app).and_then(|rows| rows.get(&refused.machine)).cloned();
+        let row = row.filter(|row| row.epoch == refused.epoch && row.instance_id == refused.instance_id);
+        match row {
+            Some(row) => self.erase(&row, None).await,
+            None => Ok(false),
         }
-        no_room(&why.unwrap_or_default(), None, refusals)
     }
 
     /// Marks a Machine for destruction on its host. Done already is done.
