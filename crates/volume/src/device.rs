@@ -314,6 +314,12 @@ impl CloneDevice {
         true
     }
 
+    /// Takes the host's space for all that is still to come, asking the source where its data lies. For before the
+    /// volume is relied on: a full disk is then a refusal, and later no stall half way.
+    pub fn reserve(&self) -> Result<()> {
+        hydrate::reserve(&self.inner)
+    }
+
     pub fn set_limits(&self, limits: Limits) {
         self.inner.lock_work().pace.set_limits(limits);
         self.inner.wake.notify_all();

@@ -26,6 +26,8 @@ pub enum VolumeError {
     Front { what: String },
     #[error("the process cannot be prepared: {what}")]
     Process { what: String },
+    #[error("the source cannot be used now")]
+    Source(#[from] crate::source::SourceError),
     #[error("the NBD peer cannot be used")]
     Nbd(#[from] crate::nbd::NbdError),
 }
@@ -50,6 +52,7 @@ impl VolumeError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Nbd(error) => error.is_transient(),
+            Self::Source(_) => true,
             Self::Io { source, .. } => source.kind() != io::ErrorKind::StorageFull,
             _ => false,
         }

@@ -4,13 +4,17 @@
 pub mod backing;
 pub mod device;
 pub mod error;
+pub mod front;
+pub mod keeper;
 pub mod map;
 pub mod map_file;
 pub mod nbd;
 pub mod pace;
+pub mod process;
 pub mod schedule;
 pub mod shm;
 pub mod source;
+pub mod spec;
 
 pub use device::{CloneConfig, CloneDevice, CloneParts, CloneStatus};
 pub use error::{Result, VolumeError};

@@ -11,7 +11,7 @@
 pub struct Limits {
     /// The copier never goes slower than this for a guest's sake.
     pub floor_bytes_per_s: u64,
-    /// Nor faster than this.
+    /// Nor faster than this; 0: it stands still, and guests fetch what they need.
     pub cap_bytes_per_s: u64,
     /// A guest that waits longer for a missing block slows the copier down.
     pub guest_target_us: u64,
@@ -60,6 +60,9 @@ impl Pace {
     }
     /// Whether the copier may start a fetch now; otherwise how long to wait, in microseconds.
     pub fn ready(&mut self, now_us: u64) -> Result<(), u64> {
+        if self.limits.cap_bytes_per_s == 0 {
+            return Err(WINDOW_US);
+        }
         self.steer(now_us);
         let passed = now_us.saturating_sub(self.refilled_us);
         self.refilled_us = now_us;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use godwit_base::backoff::Backoff;
 
 use super::{Inner, count, persist};
+use crate::error::VolumeError;
 use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Head};
 use crate::schedule::{Duty, Job, Run};
 use crate::source::{BlockHash, Session, SourceError, ZEROS, hash, is_zero};
@@ -27,7 +28,7 @@ enum JobError {
     #[error("the local file")]
     Local(#[from] std::io::Error),
     #[error("the map")]
-    Map(#[from] crate::error::VolumeError),
+    Map(#[from] VolumeError),
     #[error("poisoned")]
     Poisoned,
 }
@@ -338,6 +339,30 @@ impl Worker<'_> {
         tracing::warn!(block, "the local file differs from the source; the block is fetched again");
         self.fetch(Run { first: block, count: 1 })
     }
+}
+
+/// Space in the local file for every stretch of data at the source. What stands there already is not touched.
+pub(super) fn reserve(inner: &Inner) -> crate::Result<()> {
+    let Some(source) = inner.source.as_ref().filter(|_| !inner.map.complete()) else {
+        return Ok(());
+    };
+    let size = inner.geometry.size_bytes();
+    let mut session = source.connect()?;
+    let mut at = 0;
+    while at < size {
+        let extents = session.extents(at, (size - at).min(1 << 30))?;
+        if extents.iter().all(|extent| extent.len == 0) {
+            return Err(SourceError::new("answers nothing about its holes").into());
+        }
+        for extent in extents {
+            let len = extent.len.min(size - at);
+            if !extent.zero {
+                inner.backing.reserve(at, len).map_err(VolumeError::io("reserving space for the volume"))?;
+            }
+            at += len;
+        }
+    }
+    Ok(())
 }
 
 /// Zeros where something may stand, from before a crash; a hole is left as it is.

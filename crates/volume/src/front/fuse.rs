@@ -1,0 +1,285 @@
+//! A FUSE server of one file, `volume.raw`, over a clone device: by hand, because adoption after a crash needs what no
+//! crate offers. It owns threads and replies; `wire` owns the kernel's structs. It must not know who mounted it.
+//!
+//! A few threads read requests. One that cannot be answered yet, because its block is still at the source, is put
+//! aside (bounded; the kernel bounds it too) and answered by a thread of its own, so that with the source gone all
+//! that is here is still served, however many reads wait.
+
+mod wire;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount as mount_at};
+
+use self::wire::{Operation, Reply, Request};
+use super::Frontend;
+use crate::device::{CloneDevice, lock};
+use crate::error::{Result, VolumeError};
+
+/// The one file in the root.
+pub const FILE_NAME: &str = "volume.raw";
+/// Largest read or write; loop and page cache send up to this.
+pub const MAX_IO_BYTES: usize = 1 << 20;
+/// Threads that read requests. Two more than may wait for a sync at once is plenty: syncs share commits.
+const READERS: usize = 6;
+/// Requests that wait for their blocks.
+const MAX_WAITING: usize = 256;
+/// The waiting thread looks again after this when nothing arrives.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Mounts an empty FUSE file system and returns its descriptor. No server is needed yet: requests wait.
+pub fn mount(folder: &Path) -> Result<File> {
+    let fuse =
+        File::options().read(true).write(true).open("/dev/fuse").map_err(VolumeError::io("opening /dev/fuse"))?;
+    let options =
+        format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,max_read={MAX_IO_BYTES}", fuse.as_raw_fd());
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount_at(Some("godwit-volume"), folder, Some("fuse"), flags, Some(options.as_str()))
+        .map_err(|error| VolumeError::io(format!("mounting {}", folder.display()))(error.into()))?;
+    Ok(fuse)
+}
+
+/// Ends a mount: what waits in it fails at once, and its name goes away. One that is gone already is fine.
+pub fn unmount(folder: &Path) -> Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    // Force aborts the connection, whether or not the mount is still in use; detach takes the name.
+    let _ = umount2(folder, MntFlags::MNT_FORCE);
+    match umount2(folder, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
+        Err(error) => Err(VolumeError::io(format!("unmounting {}", folder.display()))(error.into())),
+    }
+}
+
+/// A request that waits for its blocks.
+struct Waiting {
+    unique: u64,
+    operation: Operation,
+    payload: Vec<u8>,
+}
+
+struct Shared {
+    fuse: File,
+    device: Arc<CloneDevice>,
+    waiting: Mutex<VecDeque<Waiting>>,
+    /// Something came to wait, or the end.
+    came: Condvar,
+    ended: std::sync::atomic::AtomicBool,
+}
+
+pub struct FuseFront {
+    fuse: Option<File>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl FuseFront {
+    /// Over a descriptor of `mount`, new or of a server that died.
+    pub fn new(fuse: File) -> Self {
+        Self { fuse: Some(fuse), threads: Vec::new() }
+    }
+}
+
+impl Frontend for FuseFront {
+    fn start(&mut self, device: Arc<CloneDevice>) -> Result<()> {
+        let fuse = self.fuse.take().ok_or_else(|| VolumeError::Front { what: "it was started before".to_owned() })?;
+        // Whatever a predecessor read and did not answer comes again. On a new mount there is nothing to resend.
+        if let Err(error) = wire::send_resend(&fuse) {
+            tracing::debug!(%error, "nothing to resend");
+        }
+        let shared = Arc::new(Shared {
+            fuse,
+            device,
+            waiting: Mutex::new(VecDeque::new()),
+            came: Condvar::new(),
+            ended: std::sync::atomic::AtomicBool::new(false),
+        });
+        for index in 0..READERS {
+            let shared = Arc::clone(&shared);
+            self.spawn(format!("fuse-{index}"), move || shared.read_requests())?;
+        }
+        self.spawn("fuse-wait".to_owned(), move || shared.answer_waiting())
+    }
+
+    fn wait(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A thread that panicked serves no more, as one that ended.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl FuseFront {
+    fn spawn(&mut self, name: String, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new().name(name).spawn(body);
+        self.threads.push(thread.map_err(VolumeError::io("starting a FUSE thread"))?);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// One reader's life: until the file system is unmounted.
+    fn read_requests(&self) {
+        // Written to, not merely allocated: if this process is killed while the kernel copies a request into a page that
+        // it must fault in first, the kernel fails that request with EIO instead of keeping it for our successor.
+        let mut buf = vec![1; MAX_IO_BYTES + wire::MAX_HEAD_BYTES];
+        let mut data = Vec::with_capacity(MAX_IO_BYTES);
+        loop {
+            match wire::read(&self.fuse, &mut buf) {
+                Ok(Some(len)) => {
+                    if let Err(error) = self.take(&buf[..len], &mut data) {
+                        tracing::warn!(%error, "a FUSE request could not be answered");
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "/dev/fuse cannot be read");
+                    break;
+                }
+            }
+        }
+        self.ended.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.came.notify_all();
+    }
+
+    fn take(&self, message: &[u8], data: &mut Vec<u8>) -> io::Result<()> {
+        let Some(request) = Request::decode(message) else {
+            return Err(io::Error::other("a request that makes no sense"));
+        };
+        if !self.is_ready(&request.operation) {
+            let mut waiting = lock(&self.waiting);
+            // When all places are taken, this thread waits itself: the kernel stops sending sooner or later.
+            if waiting.len() < MAX_WAITING {
+                let Request { unique, operation, payload } = request;
+                waiting.push_back(Waiting { unique, operation, payload: payload.to_vec() });
+                self.came.notify_all();
+                return Ok(());
+            }
+        }
+        self.perform(request.unique, &request.operation, request.payload, data)
+    }
+
+    /// Whether it can be done without waiting for the source. If not, its blocks are asked for.
+    fn is_ready(&self, operation: &Operation) -> bool {
+        match *operation {
+            Operation::Read { offset, size } => {
+                let end = (offset + u64::from(size)).min(self.device.size_bytes());
+                self.device.prefetch(offset, end.saturating_sub(offset))
+            }
+            Operation::Write { offset, size } => self.device.prefetch_for_write(offset, u64::from(size)),
+            Operation::Allocate { offset, len, .. } => self.device.prefetch_for_write(offset, len),
+            _ => true,
+        }
+    }
+
+    fn answer_waiting(&self) {
+        let mut data = Vec::with_capacity(MAX_IO_BYTES);
+        let mut seen = 0;
+        loop {
+            let mut held = lock(&self.waiting);
+            while held.is_empty() {
+                if self.ended.load(std::sync::atomic::Ordering::SeqCst) {
+                    return;
+                }
+                held = self.came.wait_timeout(held, LOOK_AGAIN).unwrap_or_else(|poison| poison.into_inner()).0;
+            }
+            let all = std::mem::take(&mut *held);
+            drop(held);
+            let (ready, rest): (VecDeque<_>, VecDeque<_>) =
+                all.into_iter().partition(|waiting| self.is_ready(&waiting.operation));
+            let idle = ready.is_empty();
+            for waiting in ready {
+                if let Err(error) = self.perform(waiting.unique, &waiting.operation, &waiting.payload, &mut data) {
+                    tracing::warn!(%error, "a FUSE request could not be answered");
+                }
+            }
+            {
+                let mut held = lock(&self.waiting);
+                // What came meanwhile is younger.
+                rest.into_iter().rev().for_each(|waiting| held.push_front(waiting));
+            }
+            if idle && !self.ended.load(std::sync::atomic::Ordering::SeqCst) {
+                seen = self.device.wait_progress(seen, LOOK_AGAIN);
+            }
+        }
+    }
+
+    fn perform(&self, unique: u64, operation: &Operation, payload: &[u8], data: &mut Vec<u8>) -> io::Result<()> {
+        data.clear();
+        let size = self.device.size_bytes();
+        let done = match *operation {
+            Operation::Init { minor, flags } => {
+                wire::init(minor, flags, data);
+                Reply::Data
+            }
+            Operation::Lookup => {
+                if payload.strip_suffix(&[0]) == Some(FILE_NAME.as_bytes()) {
+                    wire::entry(size, data);
+                    Reply::Data
+                } else {
+                    Reply::Error(libc::ENOENT)
+                }
+            }
+            Operation::Attributes { node } => {
+                wire::attributes(node, size, data);
+                Reply::Data
+            }
+            // A size of its own is not for guests to choose.
+            Operation::SetAttributes { node, size: wanted } if wanted.is_none_or(|wanted| wanted == size) => {
+                wire::attributes(node, size, data);
+                Reply::Data
+            }
+            Operation::SetAttributes { .. } => Reply::Error(libc::EPERM),
+            Operation::Open { folder } => {
+                wire::opened(folder, data);
+                Reply::Data
+            }
+            Operation::Read { offset, size: wanted } => {
+                let wanted = u64::from(wanted).min(size.saturating_sub(offset)) as usize;
+                data.resize(wanted.min(MAX_IO_BYTES), 0);
+                told(self.device.read(offset, data))
+            }
+            Operation::Write { offset, size } => {
+                wire::written(size, data);
+                match payload.get(..size as usize) {
+                    Some(payload) => told(self.device.write(offset, payload)),
+                    None => Reply::Error(libc::EINVAL),
+                }
+            }
+            Operation::Sync => told(self.device.flush()),
+            Operation::Allocate { offset, len, mode } => self.allocate(offset, len, mode),
+            Operation::Statistics => {
+                wire::statistics(size, data);
+                Reply::Data
+            }
+            Operation::Nothing => Reply::Data,
+            Operation::Silent => return Ok(()),
+            Operation::Unknown => Reply::Error(libc::ENOSYS),
+        };
+        wire::reply(&self.fuse, unique, done, data)
+    }
+
+    /// The loop device turns discards and zeroings into these.
+    fn allocate(&self, offset: u64, len: u64, mode: u32) -> Reply {
+        const PUNCH: u32 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32;
+        const ZERO: u32 = libc::FALLOC_FL_ZERO_RANGE as u32;
+        const ZERO_KEEP: u32 = (libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE) as u32;
+        match mode {
+            PUNCH => told(self.device.write_zeroes(offset, len, false)),
+            ZERO | ZERO_KEEP => told(self.device.write_zeroes(offset, len, true)),
+            _ => Reply::Error(libc::EOPNOTSUPP),
+        }
+    }
+}
+
+fn told(result: Result<()>) -> Reply {
+    match result {
+        Ok(()) => Reply::Data,
+        Err(error) => Reply::Error(error.errno()),
+    }
+}

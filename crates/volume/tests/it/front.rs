@@ -1,0 +1,264 @@
+//! A file system on a volume that still hydrates, shown by FUSE and a loop device, while its server is killed, its
+//! source is gone, or it is poisoned. Needs root.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use godwit_volume::CloneStatus;
+use godwit_volume::keeper::{KeeperAsk, KeeperStatus, ServerAsk, control};
+use godwit_volume::nbd::export::Named;
+use godwit_volume::nbd::server::{Listener, NbdServer, Security};
+use godwit_volume::pace::Limits;
+use godwit_volume::spec::{AddressSpec, SourceSpec, VolumeSpec};
+
+use crate::protocol::file_export;
+use crate::support::{EPOCH, eventually, pattern, run, tool};
+
+const MIB: u64 = 1 << 20;
+
+/// A volume with ext4 and files in it, exported by NBD over a unix socket, and a keeper of its clone.
+struct Scene {
+    folder: tempfile::TempDir,
+    spec: VolumeSpec,
+    source: Option<NbdServer>,
+    keeper: Child,
+    mounted: Vec<PathBuf>,
+}
+
+fn file_of(index: u64) -> Vec<u8> {
+    pattern(index, 3 * MIB as usize + 777)
+}
+
+impl Scene {
+    fn new(files: u64, limits: Limits) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path("content")).expect("a folder");
+        for index in 0..files {
+            std::fs::write(path("content").join(format!("f{index}")), file_of(index)).expect("a file");
+        }
+        let mut mkfs = tool("mkfs.ext4", "e2fsprogs");
+        mkfs.args(["-q", "-F", "-E", "lazy_itable_init=0", "-d"]).arg(path("content")).arg(path("source.raw"));
+        run(mkfs.arg("256M"));
+        std::fs::create_dir(path("mnt")).expect("a folder");
+        let spec = VolumeSpec {
+            volume: "vol_1".to_owned(),
+            epoch: EPOCH,
+            size_bytes: 256 * MIB,
+            local: path("volume.raw"),
+            map: path("volume.map"),
+            source: Some(SourceSpec::Nbd {
+                address: AddressSpec::Unix(path("nbd.sock")),
+                export: "v".to_owned(),
+                tls: None,
+            }),
+            limits,
+            mountpoint: path("mnt"),
+            control: path("keeper.sock"),
+        };
+        std::fs::write(path("spec.json"), serde_json::to_vec(&spec).expect("json")).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_godwit-volume-process"));
+        command.arg("keeper").arg(path("spec.json")).stdin(Stdio::null());
+        let log = std::fs::File::create(path("keeper.log")).expect("a log");
+        command.stderr(log);
+        let source = Some(serve(folder.path()));
+        let keeper = command.spawn().expect("a keeper");
+        Self { folder, spec, source, keeper, mounted: Vec::new() }
+    }
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("keeper.log")).unwrap_or_default()
+    }
+    fn keeper(&self, ask: &KeeperAsk) -> Option<KeeperStatus> {
+        control::ask(&self.spec.control, ask).ok()
+    }
+    fn server(&self, ask: &ServerAsk) -> Option<CloneStatus> {
+        control::ask(&self.spec.server_control(), ask).ok()
+    }
+    fn loop_device(&mut self) -> PathBuf {
+        let mut found = None;
+        eventually("a loop device", || {
+            found = self.keeper(&KeeperAsk::Status).and_then(|status| status.loop_device);
+            let ended = self.keeper.try_wait().expect("a child").is_some();
+            found.is_some() || ended || self.log().contains("ERROR")
+        });
+        found.unwrap_or_else(|| panic!("no loop device: {}", self.log()))
+    }
+    fn mount(&mut self, device: &Path) -> PathBuf {
+        let at = self.folder.path().join("ext4");
+        std::fs::create_dir_all(&at).expect("a folder");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some(device), &at, Some("ext4"), flags, None::<&str>).expect("mounts");
+        self.mounted.push(at.clone());
+        at
+    }
+    fn unmount(&mut self) {
+        for at in self.mounted.drain(..) {
+            nix::mount::umount(&at).expect("unmounts");
+        }
+    }
+    fn kill_server(&self) -> u64 {
+        let status = self.keeper(&KeeperAsk::Status).expect("the keeper answers");
+        if status.server_pid != 0 {
+            let pid = nix::unistd::Pid::from_raw(status.server_pid as i32);
+            // Dead already is as good.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        status.server_starts
+    }
+    fn stop(&mut self) {
+        self.keeper(&KeeperAsk::Stop).expect("the keeper answers");
+        let status = self.keeper.wait().expect("it ends");
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+}
+
+fn serve(folder: &Path) -> NbdServer {
+    let socket = folder.join("nbd.sock");
+    let _ = std::fs::remove_file(&socket);
+    let listener = Listener::Unix(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
+    let named = Named([("v".to_owned(), file_export(&folder.join("source.raw"), true))].into());
+    NbdServer::start(listener, Security::Plain, Arc::new(named), 16).expect("a server")
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // After a failure as well: nothing stays mounted, attached or running.
+        let device = self.keeper(&KeeperAsk::Status).and_then(|status| status.loop_device);
+        for at in self.mounted.drain(..) {
+            let _ = nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH);
+        }
+        let _ = self.keeper(&KeeperAsk::Stop);
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+        let _ = godwit_volume::front::fuse::unmount(&self.spec.mountpoint);
+        if let Some(path) = device {
+            let _ = godwit_volume::front::loop_device::LoopDevice { path }.detach();
+        }
+    }
+}
+
+fn check_files(at: &Path, files: u64) {
+    for index in 0..files {
+        let found = std::fs::read(at.join(format!("f{index}"))).expect("a file");
+        assert!(found == file_of(index), "f{index} differs");
+    }
+}
+
+/// Whether any loop device stands over a file of this folder.
+fn is_attached(folder: &Path) -> bool {
+    let devices = std::fs::read_dir("/sys/block").expect("block devices");
+    let over =
+        devices.flatten().filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    over.into_iter().any(|file| Path::new(file.trim()).starts_with(folder))
+}
+
+#[test]
+fn ext4_stays_whole_while_its_server_is_killed_twenty_times() {
+    const FILES: u64 = 12;
+    let slow = Limits { floor_bytes_per_s: 1 << 20, cap_bytes_per_s: 2 << 20, ..Limits::default() };
+    let mut scene = Scene::new(FILES, slow);
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    let status = scene.server(&ServerAsk::Status).expect("the server answers");
+    assert!(!status.complete && status.demand_fetches > 0, "mounted while most is missing: {status:?}");
+
+    let mut fio = tool("fio", "fio");
+    fio.current_dir(scene.folder.path()).arg(format!("--filename={}", at.join("fio").display()));
+    fio.args(["--name=v", "--rw=randwrite", "--bsrange=4k-64k", "--size=24M", "--ioengine=libaio", "--direct=1"]);
+    fio.args(["--iodepth=16", "--fsync=64", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--rate=2m"]);
+    let mut fio = fio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("fio starts");
+    let mut kills = 0;
+    let mut longest = Duration::ZERO;
+    while kills < 20 {
+        // Some work is done in each life.
+        let before = scene.server(&ServerAsk::Status);
+        eventually("a write or flush goes through", || {
+            let now = scene.server(&ServerAsk::Status);
+            fio.try_wait().expect("fio").is_some()
+                || matches!((&before, &now), (Some(a), Some(b)) if (b.flushes, b.present_blocks) != (a.flushes, a.present_blocks))
+        });
+        let starts = scene.kill_server();
+        let began = Instant::now();
+        kills += 1;
+        eventually("another server", || {
+            scene.keeper(&KeeperAsk::Status).is_some_and(|status| status.server_starts > starts)
+                && scene.server(&ServerAsk::Status).is_some()
+        });
+        longest = longest.max(began.elapsed());
+    }
+    println!("longest time without a server: {longest:?}");
+    let output = fio.wait_with_output().expect("fio ends");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !text.contains("verify:"), "{text}\n{}", scene.log());
+    check_files(&at, FILES);
+    let fast = ServerAsk::Limits { limits: Limits::default() };
+    eventually("complete", || scene.server(&fast).is_some_and(|status| status.complete));
+    let status = scene.server(&ServerAsk::Status).expect("the server answers");
+    assert_eq!(status.mismatches, 0);
+    check_files(&at, FILES);
+    scene.unmount();
+    scene.server(&ServerAsk::Flush).expect("flushed");
+    scene.stop();
+    assert!(!is_attached(scene.folder.path()), "the loop device is let go");
+    run(tool("e2fsck", "e2fsprogs").args(["-fn"]).arg(&scene.spec.local));
+}
+
+/// With the source gone, what is here is read and written as ever, however many reads wait for what is not; and when
+/// the source is back they go on.
+#[test]
+fn a_lost_source_stalls_only_what_is_missing() {
+    const FILES: u64 = 40;
+    let mut scene = Scene::new(FILES, Limits { cap_bytes_per_s: 0, ..Limits::default() });
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    check_files(&at, 1);
+    std::fs::write(at.join("new"), b"before").expect("a write");
+    nix::unistd::sync();
+    drop(scene.source.take());
+    std::thread::scope(|scope| {
+        // More readers than the server has threads.
+        let readers: Vec<_> = (1..33)
+            .map(|index| {
+                let path = at.join(format!("f{index}"));
+                scope.spawn(move || std::fs::read(path).is_ok_and(|found| found == file_of(index)))
+            })
+            .collect();
+        eventually("the loss is told", || {
+            scene.server(&ServerAsk::Status).is_some_and(|status| status.source_lost_ms.is_some())
+        });
+        let file = std::fs::File::options().write(true).open(at.join("new")).expect("opens");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"after!", 0).expect("a write");
+        file.sync_all().expect("a sync ends while reads wait");
+        assert!(readers.iter().any(|reader| !reader.is_finished()), "no answer is invented");
+        // A server that dies meanwhile forgets nothing of this.
+        scene.kill_server();
+        let _source = serve(scene.folder.path());
+        for reader in readers {
+            assert!(reader.join().expect("ends"), "every file is read whole");
+        }
+    });
+    scene.unmount();
+    scene.stop();
+}
+
+/// Poison ends what waits, so that a stop never hangs on a source that is gone.
+#[test]
+fn poison_ends_all_waits_and_the_machine_can_go() {
+    let mut scene = Scene::new(8, Limits { cap_bytes_per_s: 0, ..Limits::default() });
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    drop(scene.source.take());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| std::fs::read(at.join("f3")));
+        eventually("it waits", || {
+            scene.server(&ServerAsk::Status).is_some_and(|status| status.source_lost_ms.is_some())
+        });
+        let status = scene.keeper(&KeeperAsk::Poison).expect("the keeper answers");
+        assert!(status.poisoned);
+        reader.join().expect("ends").expect_err("with an error");
+    });
+    scene.unmount();
+    scene.stop();
+}
