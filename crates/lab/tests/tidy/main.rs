@@ -263,3 +263,22 @@ fn nothing_is_left_open_in_code() {
     }
     assert!(wrong.is_empty(), "left open:\n{}", wrong.join("\n"));
 }
+
+/// What README tells people to copy is what the roles accept.
+#[test]
+fn the_example_configurations_are_accepted() {
+    fn accept<Raw, Config>(name: &str)
+    where
+        Raw: serde::de::DeserializeOwned,
+        Config: TryFrom<Raw>,
+        Config::Error: std::fmt::Debug,
+    {
+        let raw: Raw = godwit_base::config::read(&root().join("docs/examples").join(name))
+            .unwrap_or_else(|error| panic!("{}", godwit_base::telemetry::chain(&error)));
+        Config::try_from(raw).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    }
+    accept::<godwit_control::Raw, godwit_control::Config>("control.toml");
+    accept::<godwit_agent::Raw, godwit_agent::Config>("agent.toml");
+    accept::<godwit_proxy::door::RawDoorConfig, godwit_proxy::door::DoorConfig>("door.toml");
+    accept::<godwit_proxy::edge::RawEdgeConfig, godwit_proxy::edge::EdgeConfig>("edge.toml");
+}
