@@ -10,6 +10,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use godwit_volume::backing::Backing;
+use godwit_volume::front::Frontend;
+use godwit_volume::front::fuse::{self, FuseFront};
+use godwit_volume::front::loop_device::LoopDevice;
 use godwit_volume::map::{BLOCK_BYTES, Geometry, Identity, LiveMap, SlotWrite, Slots};
 use godwit_volume::map_file::MapStore;
 use godwit_volume::shm::SharedBoard;
@@ -299,5 +302,146 @@ fn check_state(source: &[u8], data: &[u8], map: &[u8], disk: &Disk) {
         let known =
             later.into_iter().any(|version| found == &pattern(version, BLOCK_BYTES as usize)[..SECTOR as usize]);
         assert!(known, "place {place} holds neither version {newest} nor a later one");
+    }
+}
+
+/// A file system on the loop device over the FUSE file over the recorded clone, all of it taken down at the end.
+struct Mounted {
+    folder: tempfile::TempDir,
+    front: FuseFront,
+    device: LoopDevice,
+}
+
+impl Mounted {
+    fn new(clone: &Arc<CloneDevice>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (fuse_at, at) = (folder.path().join("fuse"), folder.path().join("ext4"));
+        for path in [&fuse_at, &at] {
+            std::fs::create_dir(path).expect("a folder");
+        }
+        let mut front = FuseFront::new(fuse::mount(&fuse_at).expect("mounts (as root)"));
+        front.start(Arc::clone(clone)).expect("serves");
+        let device = LoopDevice::attach(&fuse_at.join(fuse::FILE_NAME)).expect("a loop device");
+        let mounted = Self { folder, front, device };
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some(&mounted.device.path), &at, Some("ext4"), flags, None::<&str>).expect("mounts");
+        mounted
+    }
+    fn root(&self) -> std::path::PathBuf {
+        self.folder.path().join("ext4")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.root(), nix::mount::MntFlags::MNT_DETACH);
+        let _ = self.device.detach();
+        let _ = fuse::unmount(&self.folder.path().join("fuse"));
+        self.front.wait();
+    }
+}
+
+fn file_of(version: u64) -> Vec<u8> {
+    pattern(version, 3_000 + (version as usize * 1_777) % 90_000)
+}
+
+/// What hydration makes of a state: missing blocks come from the source, and so do those that verification finds to
+/// differ although no guest wrote to them.
+fn hydrated(source: &[u8], data: &[u8], live: &LiveMap) -> Vec<u8> {
+    let mut result = data.to_vec();
+    for block in (0..SIZE / BLOCK_BYTES).filter(|block| !live.written(*block)) {
+        let range = (block * BLOCK_BYTES) as usize..((block + 1) * BLOCK_BYTES) as usize;
+        result[range.clone()].copy_from_slice(&source[range]);
+    }
+    result
+}
+
+/// The same by the real device.
+fn hydrate(source: &Path, folder: &Path, data: &[u8], map: &[u8]) -> Vec<u8> {
+    let path = folder.join("after.raw");
+    let file = sparse(&path);
+    file.write_all_at(data, 0).expect("the state");
+    let map_file = File::options().read(true).write(true).create(true).truncate(true).open(folder.join("after.map"));
+    let map_file = map_file.expect("a map");
+    map_file.write_all_at(map, 0).expect("the state");
+    let device = start(Arc::new(file), Box::new(map_file), load(map), source, |_| {});
+    eventually("complete", || device.is_complete());
+    drop(device);
+    std::fs::read(path).expect("the result")
+}
+
+/// After the cut the file system's journal is replayed, then nothing is wrong, and every file that was fsynced is there.
+#[test]
+fn ext4_on_a_hydrating_clone_survives_any_power_cut() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, content) = (folder.path().join("source.raw"), folder.path().join("content"));
+    std::fs::create_dir(&content).expect("a folder");
+    for index in 0..20 {
+        std::fs::write(content.join(format!("old{index}")), pattern(index, 150_000)).expect("a file");
+    }
+    let mut mkfs = tool("mkfs.ext4", "e2fsprogs");
+    mkfs.args(["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", "-d"]).arg(&content).arg(&source);
+    run(mkfs.arg("16M"));
+    let expected_source = std::fs::read(&source).expect("the source");
+
+    let log = Arc::new(Log::default());
+    let recorded =
+        Recorded { file: sparse(&folder.path().join("volume.raw")), log: Arc::clone(&log), order: Mutex::new(()) };
+    let map = empty_map();
+    let store = Box::new(RecordedMap(Arc::clone(&log)));
+    let clone = Arc::new(start(Arc::new(recorded), store, load(&map), &source, |config| {
+        config.persist_bytes = 512 << 10;
+        config.limits.cap_bytes_per_s = 2 << 20;
+    }));
+    {
+        let mounted = Mounted::new(&clone);
+        let mut version = 0;
+        while !clone.is_complete() || version < 60 {
+            version += 1;
+            let file = File::create(mounted.root().join(format!("v{version}"))).expect("a file");
+            file.write_all_at(&file_of(version), 0).expect("a write");
+            file.sync_all().expect("a sync");
+            log.push(Effect::Promise { version });
+            if version > 8 {
+                std::fs::remove_file(mounted.root().join(format!("v{}", version - 8))).expect("removed");
+            }
+        }
+        nix::mount::umount(&mounted.root()).expect("unmounts");
+    }
+    drop(clone);
+    let effects = std::mem::take(&mut *log.0.lock().expect("the log"));
+
+    let mut draw = Draw(0x766f_6c75_6d65);
+    let mut disk = Disk { data: vec![0; SIZE as usize], map, pending: Vec::new(), promised: 0 };
+    let mut cuts: Vec<u64> = (0..states()).map(|_| draw.below(effects.len() as u64)).collect();
+    cuts.sort_unstable();
+    let mut at = 0;
+    for (number, cut) in cuts.iter().enumerate() {
+        while (at as u64) <= *cut {
+            disk.apply(&effects[at]);
+            at += 1;
+        }
+        let (data, map) = disk.cut(&mut draw);
+        let result = hydrated(&expected_source, &data, &load(&map).1);
+        if number % 10 == 0 {
+            assert!(
+                hydrate(&source, folder.path(), &data, &map) == result,
+                "cut {cut}: the device makes something else"
+            );
+        }
+        check_file_system(folder.path(), &result, disk.promised);
+    }
+    println!("{} states of {} effects, {} fsynced files", cuts.len(), effects.len(), disk.promised);
+}
+
+fn check_file_system(folder: &Path, image: &[u8], promised: u64) {
+    let path = folder.join("check.raw");
+    std::fs::write(&path, image).expect("the state");
+    let replay = tool("e2fsck", "e2fsprogs").args(["-y", "-E", "journal_only"]).arg(&path).output().expect("e2fsck");
+    assert!(replay.status.code().is_some_and(|code| code <= 1), "{replay:?}");
+    run(tool("e2fsck", "e2fsprogs").arg("-fn").arg(&path));
+    if promised > 0 {
+        let found = run(tool("debugfs", "e2fsprogs").args(["-R", &format!("cat /v{promised}")]).arg(&path));
+        assert!(found.stdout == file_of(promised), "the fsynced file v{promised} is not whole");
     }
 }
