@@ -116,7 +116,10 @@ fn after_a_power_cut_what_ran_runs_again() {
         let mut fleet = fleet(2, &[]);
         fleet.create_app("power").await.expect("the app");
         let ran = demo_machine(&fleet, "power", json!({}), true).await;
-        let rested = demo_machine(&fleet, "power", json!({}), false).await;
+        // No request may wake it while the other one is on its way up.
+        let mut service = crate::support::demo_config(json!({}))["services"][0].clone();
+        service["autostart"] = json!(false);
+        let rested = demo_machine(&fleet, "power", json!({ "services": [service] }), false).await;
         let before = fleet.get("power", "/", PATIENCE).await.expect("an answer").json();
         fleet.cut_power().expect("killed");
         fleet.up().expect("starts again");
