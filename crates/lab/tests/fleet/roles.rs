@@ -22,7 +22,9 @@ fn every_role_tells_its_health_and_its_figures() {
         ] {
             let mut well = false;
             for address in &addresses {
-                let Ok(health) = plain::get(address, "health", "/healthz", Duration::from_secs(2)).await else { continue };
+                let Ok(health) = plain::get(address, "health", "/healthz", Duration::from_secs(2)).await else {
+                    continue;
+                };
                 if health.status != 200 || health.text().trim() != "ok" {
                     continue;
                 }

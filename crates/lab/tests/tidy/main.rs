@@ -241,7 +241,9 @@ fn no_delete_takes_a_prefix() {
                 wrong.push(format!("{}:{}", file.display(), number + 1));
             }
             let sql = code.to_ascii_lowercase();
-            if sql.contains("delete from") && (sql.contains(" like ") || sql.contains(" glob ") || sql.contains("substr")) {
+            if sql.contains("delete from")
+                && (sql.contains(" like ") || sql.contains(" glob ") || sql.contains("substr"))
+            {
                 wrong.push(format!("{}:{}", file.display(), number + 1));
             }
         }
