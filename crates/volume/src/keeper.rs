@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use godwit_base::backoff::Backoff;
@@ -67,6 +67,9 @@ struct Keeper {
     server_pid: AtomicU32,
     server_starts: AtomicU64,
     stopping: AtomicBool,
+    /// The same, for a keeper that waits for nothing else.
+    ended: Mutex<bool>,
+    stop: Condvar,
 }
 
 /// The keeper's whole life. `server` makes the command of a server of this spec.
@@ -85,18 +88,26 @@ pub fn run(spec: VolumeSpec, server: impl Fn() -> Command) -> Result<()> {
         server_pid: AtomicU32::new(0),
         server_starts: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
+        ended: Mutex::new(false),
+        stop: Condvar::new(),
     });
     let answering = Arc::clone(&keeper);
     let listening = control::listen(&keeper.spec.control, move |ask| answering.answer(ask))?;
     let attaching = Arc::clone(&keeper);
     // Opening the file needs a server that answers, so it happens beside the loop that starts one.
-    std::thread::Builder::new()
+    let attached = std::thread::Builder::new()
         .name("attach".to_owned())
         .spawn(move || attaching.attach())
         .map_err(VolumeError::io("starting a thread"))?;
     keeper.keep(&server)?;
     drop(listening);
-    keeper.take_down()
+    fuse::unmount(&keeper.spec.mountpoint)?;
+    // With the mount gone its call ends, one way or the other; only now is it known what there is to detach.
+    let _ = attached.join();
+    match lock(&keeper.loop_device).take() {
+        Some(device) => device.detach(),
+        None => Ok(()),
+    }
 }
 
 impl Keeper {
@@ -122,6 +133,12 @@ impl Keeper {
             let status = child.wait().map_err(VolumeError::io("waiting for the server"))?;
             self.server_pid.store(0, Ordering::SeqCst);
             if self.stopping.load(Ordering::SeqCst) {
+                break;
+            }
+            if status.success() {
+                // Unmounted, by poison or by hand: nothing is left to serve, only to be asked to stop.
+                let ended = lock(&self.ended);
+                drop(self.stop.wait_while(ended, |ended| !*ended).unwrap_or_else(|poison| poison.into_inner()));
                 break;
             }
             tracing::warn!(%status, "the volume's server ended; it is started again");
@@ -163,6 +180,8 @@ impl Keeper {
             KeeperAsk::Poison => self.poison().map_err(|error| error.to_string())?,
             KeeperAsk::Stop => {
                 self.stopping.store(true, Ordering::SeqCst);
+                *lock(&self.ended) = true;
+                self.stop.notify_all();
                 self.kill_server();
             }
         }
@@ -199,14 +218,6 @@ impl Keeper {
             // waiting for; in the worst case it is a zombie.
             unsafe { libc::kill(pid as i32, libc::SIGKILL) };
         }
-    }
-
-    fn take_down(&self) -> Result<()> {
-        fuse::unmount(&self.spec.mountpoint)?;
-        if let Some(device) = lock(&self.loop_device).take() {
-            device.detach()?;
-        }
-        Ok(())
     }
 }
 

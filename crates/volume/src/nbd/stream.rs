@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 #[derive(Debug)]
@@ -20,6 +21,7 @@ impl Socket {
         match self {
             Self::Tcp(socket) => {
                 socket.set_nodelay(true)?;
+                keep_alive(socket)?;
                 socket.set_read_timeout(read)?;
                 socket.set_write_timeout(write)
             }
@@ -43,6 +45,14 @@ impl Socket {
             Self::Unix(socket) => socket.shutdown(Shutdown::Both),
         };
     }
+}
+
+/// A peer whose host is gone without a word is noticed within a minute, and its connection is free again.
+fn keep_alive(socket: &TcpStream) -> io::Result<()> {
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &30)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &10)?;
+    Ok(setsockopt(socket, sockopt::TcpKeepCount, &3)?)
 }
 
 impl Read for Socket {

@@ -198,7 +198,7 @@ impl<S: Read + Write> Connection<'_, S> {
 
     fn hashes(&mut self, request: &Request) -> NbdResult<()> {
         let answer = self.in_range(request).and_then(|()| {
-            let aligned = request.offset % BLOCK_BYTES == 0;
+            let aligned = request.offset.is_multiple_of(BLOCK_BYTES);
             if !self.chosen.contexts.hashes || !aligned || request.len > wire::MAX_HASHED_BYTES {
                 return Err(errno::EINVAL);
             }

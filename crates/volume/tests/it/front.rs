@@ -259,6 +259,13 @@ fn poison_ends_all_waits_and_the_machine_can_go() {
         assert!(status.poisoned);
         reader.join().expect("ends").expect_err("with an error");
     });
+    let ended = || scene.keeper(&KeeperAsk::Status).is_some_and(|status| status.server_pid == 0);
+    eventually("the server ends", ended);
+    assert_eq!(
+        scene.keeper(&KeeperAsk::Status).map(|status| status.server_starts),
+        Some(1),
+        "and is not started again"
+    );
     scene.unmount();
     scene.stop();
 }
