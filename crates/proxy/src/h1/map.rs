@@ -22,9 +22,13 @@ pub fn request(head: &RequestHead, buf: &Bytes) -> Result<http::Request<()>, Unm
     if method != b"GET" {
         *request.method_mut() = Method::from_bytes(method).map_err(|_| Unmappable)?;
     }
-    *request.uri_mut() = match head.path_span() {
-        Some(path) => Uri::from_maybe_shared(slice(buf, path)).map_err(|_| Unmappable)?,
-        None => Uri::try_from(head.path(buf)).map_err(|_| Unmappable)?,
+    let mapped = match head.path_span() {
+        Some(path) => Uri::from_maybe_shared(slice(buf, path)),
+        None => Uri::try_from(head.path(buf)),
+    };
+    *request.uri_mut() = match mapped {
+        Ok(uri) => uri,
+        Err(_) => Uri::try_from(encoded(head.path(buf))).map_err(|_| Unmappable)?,
     };
     *request.version_mut() = match head.version {
         Version::V10 => http::Version::HTTP_10,
@@ -41,6 +45,21 @@ pub fn request(head: &RequestHead, buf: &Bytes) -> Result<http::Request<()>, Unm
         headers.insert(UPGRADE, value(buf, protocol)?);
     }
     Ok(request)
+}
+
+/// The few visible characters that clients send, and that should not stand in a target as they are.
+fn encoded(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len() + 32);
+    for &b in path {
+        match b {
+            b'"' => out.extend_from_slice(b"%22"),
+            b'<' => out.extend_from_slice(b"%3C"),
+            b'>' => out.extend_from_slice(b"%3E"),
+            b'`' => out.extend_from_slice(b"%60"),
+            _ => out.push(b),
+        }
+    }
+    out
 }
 
 /// A Machine's answer, without its body.
@@ -84,4 +103,27 @@ fn slice(buf: &Bytes, span: Span) -> Bytes {
 
 fn value(buf: &Bytes, span: Span) -> Result<HeaderValue, Unmappable> {
     HeaderValue::from_maybe_shared(slice(buf, span)).map_err(|_| Unmappable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::h1::Limits;
+
+    /// What passes here must not fail there: HTTP/2 speaks in the `http` crate's types.
+    #[test]
+    fn every_target_that_passes_can_be_mapped() {
+        let mut wrong = Vec::new();
+        for b in 0x21..=0x7eu8 {
+            for part in ["/a", "/?a"] {
+                let bytes = format!("GET {part}{}x HTTP/1.1\r\nHost: a\r\n\r\n", b as char);
+                let mut head = RequestHead::default();
+                let Ok(Some(_)) = head.parse(bytes.as_bytes(), &mut 0, &Limits::default()) else { continue };
+                if request(&head, &Bytes::from(bytes.clone())).is_err() {
+                    wrong.push((part, b as char));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
 }

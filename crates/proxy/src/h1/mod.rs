@@ -22,6 +22,7 @@ pub mod conn;
 mod grammar;
 pub mod head;
 pub mod host;
+pub mod io;
 pub mod map;
 pub mod names;
 pub mod refusal;

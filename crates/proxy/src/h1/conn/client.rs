@@ -76,6 +76,7 @@ impl Client {
         self.request_sent = false;
         self.interim = 0;
         self.scan = 0;
+        self.framing = Framing::None;
     }
 
     /// The request is written whole, its body included.

@@ -95,6 +95,11 @@ impl Server {
         !matches!(self.phase, Phase::Head | Phase::Body)
     }
 
+    /// The rest of the body is read away for nobody.
+    pub fn is_discarding(&self) -> bool {
+        self.discard.is_some()
+    }
+
     /// The next event of the bytes in `buf`, of which `ended` says that no more will come.
     pub fn step(&mut self, buf: &[u8], ended: bool) -> Step {
         match self.phase {
