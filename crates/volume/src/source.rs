@@ -5,9 +5,9 @@ pub mod faulty;
 pub mod file;
 pub mod remote;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::map::BLOCK_BYTES;
+use crate::map::{BLOCK_BYTES, Geometry};
 
 pub type BlockHash = [u8; 32];
 
@@ -18,8 +18,31 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 
+/// The BLAKE3 of a block. Blocks of zeros are common, and comparing is cheaper than hashing.
 pub fn hash(bytes: &[u8]) -> BlockHash {
-    *blake3::hash(bytes).as_bytes()
+    if bytes == ZEROS { zero_hash() } else { *blake3::hash(bytes).as_bytes() }
+}
+
+/// The hash of a whole block of zeros.
+pub fn zero_hash() -> BlockHash {
+    static HASH: OnceLock<BlockHash> = OnceLock::new();
+    *HASH.get_or_init(|| *blake3::hash(&ZEROS).as_bytes())
+}
+
+/// For each block of a run, whether it lies wholly within a hole.
+pub fn holes(geometry: &Geometry, first: u64, count: u64, extents: &[Extent]) -> Vec<bool> {
+    let mut holes = vec![false; count as usize];
+    let mut at = geometry.span(first, count).0;
+    for extent in extents.iter().filter(|extent| extent.len > 0) {
+        let end = at + extent.len;
+        if extent.zero {
+            // A short last block counts as data: its hash is not that of a whole one.
+            let inside = at.div_ceil(BLOCK_BYTES).max(first)..(end / BLOCK_BYTES).min(first + count);
+            inside.for_each(|block| holes[(block - first) as usize] = true);
+        }
+        at = end;
+    }
+    holes
 }
 
 /// A stretch that is all zeros, or may hold data.

@@ -10,7 +10,7 @@ use crate::backing::{Backing, extents_of};
 use crate::device::{CloneDevice, lock};
 use crate::error::{Result, VolumeError};
 use crate::map::{BLOCK_BYTES, Geometry};
-use crate::source::{BlockHash, Extent, ZEROS, hash, is_zero};
+use crate::source::{BlockHash, Extent, hash, holes, zero_hash};
 
 /// A block device to serve. All calls block, and may come from many threads.
 pub trait Export: Send + Sync {
@@ -26,18 +26,22 @@ pub trait Export: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> Result<()>;
     fn flush(&self) -> Result<()>;
     fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>>;
-    /// BLAKE3 of a run of blocks, read anew.
+    /// BLAKE3 of a run of blocks, read anew but for holes.
     fn hashes(&self, first: u64, count: u64) -> Result<Vec<BlockHash>> {
         let geometry = Geometry::new(self.size_bytes())?;
+        let (start, end) = geometry.span(first, count);
+        let holes = holes(&geometry, first, count, &self.extents(start, end - start)?);
         let mut buf = vec![0; BLOCK_BYTES as usize];
-        let zero = hash(&ZEROS);
         let mut hashes = Vec::with_capacity(count as usize);
-        for block in first..first + count {
+        for (block, hole) in (first..).zip(holes) {
+            if hole {
+                hashes.push(zero_hash());
+                continue;
+            }
             let (start, end) = geometry.span(block, 1);
             let buf = &mut buf[..(end - start) as usize];
             self.read(start, buf)?;
-            let whole_zero = buf.len() == ZEROS.len() && is_zero(buf);
-            hashes.push(if whole_zero { zero } else { hash(buf) });
+            hashes.push(hash(buf));
         }
         Ok(hashes)
     }
