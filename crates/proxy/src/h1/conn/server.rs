@@ -165,7 +165,10 @@ impl Server {
                     self.phase = Phase::Wait;
                     if self.answered {
                         self.reset();
-                        return Step::of(at + consumed, Event::More);
+                        return match at + consumed {
+                            0 => self.step_head(buf, ended),
+                            consumed => Step::of(consumed, Event::More),
+                        };
                     }
                     return Step::of(at + consumed, Event::End);
                 }
@@ -249,6 +252,9 @@ impl Server {
 
     /// The answer is written. `Next` may still read away the rest of the request's body.
     pub fn finish(&mut self) -> Finish {
+        if self.phase == Phase::Body && self.body.is_done() {
+            self.phase = Phase::Wait;
+        }
         self.discard_body();
         self.answered = true;
         match self.phase {
