@@ -2,6 +2,7 @@
 //! answers of all kinds.
 
 mod driver;
+mod laws;
 mod machines;
 mod peers;
 mod pipe;

@@ -172,7 +172,8 @@ impl Raw {
                 return String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap();
             }
             let read = tokio::time::timeout(PATIENCE, self.socket.read_buf(&mut self.read)).await;
-            let read = read.unwrap_or_else(|_| panic!("{end:?} does not come after {:?}", String::from_utf8_lossy(&self.read)));
+            let read = read
+                .unwrap_or_else(|_| panic!("{end:?} does not come after {:?}", String::from_utf8_lossy(&self.read)));
             let read = read.unwrap();
             assert!(read > 0, "ended without {end:?} after {:?}", String::from_utf8_lossy(&self.read));
         }
