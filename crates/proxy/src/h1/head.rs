@@ -345,6 +345,7 @@ fn switchable(protocol: &[u8]) -> bool {
 /// Classifies the fields and takes from them what frames and routes the message.
 fn read_fields(fields: &mut Vec<Field>, head: &[u8], headers: &[httparse::Header<'_>]) -> Result<Meaning, Refusal> {
     fields.clear();
+    fields.reserve(headers.len());
     let mut meaning = Meaning::default();
     let mut options = false;
     for header in headers {

@@ -5,12 +5,13 @@
 //! anew from that reading, so two parties can never disagree about it.
 //!
 //! ```text
-//!  head     one head from bytes: strict grammar, then what it means for framing
-//!  body     where a body ends: length, chunks, or the connection's end; ranges, never copies
-//!  write    heads out, from borrowed parts
-//!  conn     a connection as a state machine without IO: bytes in, events out (`server`, `client`)
-//!  map      a head as the `http` crate's types, its values shared with the read buffer
-//!  io       the thin driver on tokio: sockets, timers, back-pressure
+//!  head       one head from bytes: strict grammar, then what it means for framing
+//!  body       where a body ends: length, chunks, or the connection's end; ranges, never copies
+//!  write      heads out, from borrowed parts
+//!  conn       a connection as a state machine without IO: bytes in, events out (`server`, `client`)
+//!  downgrade  an HTTP/2 head, held to the same rules before it is written as one of HTTP/1.1
+//!  map        a head as the `http` crate's types, its values shared with the read buffer
+//!  io         the thin driver on tokio: sockets, timers, back-pressure
 //! ```
 //!
 //! All but `io` are pure: no clock, no socket. It must not know apps, Machines or routes.
@@ -19,6 +20,7 @@
 
 pub mod body;
 pub mod conn;
+pub mod downgrade;
 mod grammar;
 pub mod head;
 pub mod host;

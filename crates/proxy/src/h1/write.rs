@@ -102,14 +102,9 @@ pub fn response_fields(out: &mut Vec<u8>, head: &ResponseHead, buf: &[u8]) {
 /// are written by whoever knows the connection.
 pub fn map_fields(out: &mut Vec<u8>, headers: &HeaderMap) {
     for (name, value) in headers {
-        let passes = !matches!(
+        let passes = matches!(
             classify(name.as_str().as_bytes()),
-            Class::ContentLength
-                | Class::TransferEncoding
-                | Class::Connection
-                | Class::Upgrade
-                | Class::Expect
-                | Class::Hop
+            Class::Plain | Class::EndToEnd | Class::Host | Class::Platform
         );
         if passes {
             field(out, name.as_str().as_bytes(), value.as_bytes());

@@ -314,3 +314,16 @@ async fn a_body_is_read_only_as_fast_as_it_is_taken() {
     let answer = client.until(&total.to_string()).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
+
+/// The goal of the whole edge is 18 KiB for an idle connection, the kernel's part not counted.
+const MAX_IDLE_BYTES: usize = 4 << 10;
+
+#[test]
+fn an_idle_connection_is_small() {
+    let (near, _far) = tokio::io::duplex(64);
+    let options = Options::default();
+    let connection = godwit_proxy::h1::io::serve(near, &options, |request, _| answer(request), std::future::pending());
+    let size = std::mem::size_of_val(&connection);
+    println!("an idle connection is a task of {size} bytes");
+    assert!(size < MAX_IDLE_BYTES, "{size}");
+}

@@ -315,10 +315,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     /// The request is read: a reset ends it, an end does not. Whoever closes one half still waits for the answer
     /// (RFC 9112 section 9.6). A little of what comes next may be read on the way.
     fn watch_client(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
-        if self.inbox.bytes().is_empty() && !self.inbox.ended {
-            if let Poll::Ready(Err(error)) = self.inbox.poll_fill(cx, &mut self.io, false) {
-                return Err(Ended::Io(error));
-            }
+        let looks = self.inbox.bytes().is_empty() && !self.inbox.ended;
+        if looks && let Poll::Ready(Err(error)) = self.inbox.poll_fill(cx, &mut self.io, false) {
+            return Err(Ended::Io(error));
         }
         Ok(())
     }
