@@ -63,7 +63,7 @@ pub fn classify(name: &[u8]) -> Class {
         (b't', 2) => &[(b"te", Class::Hop)],
         (b't', 7) => &[(b"trailer", Class::Hop)],
         (b'h', 14) => &[(b"http2-settings", Class::Hop)],
-        (b'a', 13) => &[(b"authorization", Class::EndToEnd), (b"accept-ranges", Class::Plain)],
+        (b'a', 13) => &[(b"authorization", Class::EndToEnd)],
         (b'c', 6) => &[(b"cookie", Class::EndToEnd)],
         (b's', 10) => &[(b"set-cookie", Class::EndToEnd)],
         (b'c', 12) => &[(b"content-type", Class::EndToEnd)],
@@ -85,11 +85,15 @@ pub fn classify(name: &[u8]) -> Class {
         }
         _ => return Class::Plain,
     };
-    match known.iter().find(|(lower, _)| folds_to(name, lower)) {
-        None | Some((_, Class::Plain)) => Class::Plain,
-        Some(_) if name.contains(&b'_') => Class::Masquerade,
-        Some((_, class)) => *class,
+    for (lower, class) in known {
+        if same(name, lower) {
+            return *class;
+        }
+        if folds_to(name, lower) {
+            return Class::Masquerade;
+        }
     }
+    Class::Plain
 }
 
 /// Whether a field may stand in a trailer section. What frames, routes, authenticates or changes how the message is

@@ -7,7 +7,9 @@ use std::mem::MaybeUninit;
 
 use super::body::Framing;
 use super::grammar::{self, Side};
-use super::head::{Field, Limits, MAX_FIELDS, Meaning, Span, Version, length, reason, unfinished, window};
+use super::head::{
+    Field, Limits, MAX_FIELDS, Meaning, Span, Version, length, read_options, reason, unfinished, window,
+};
 use super::names::{Class, classify, same};
 use super::refusal::Refusal;
 
@@ -85,19 +87,8 @@ impl ResponseHead {
     }
 
     fn understand(&mut self, head: &[u8], headers: &[httparse::Header<'_>]) -> Result<(), Refusal> {
-        // A copy of Content-Length is told apart from a contradiction before the strict reading, which knows none.
-        let mut lengths = headers.iter().filter(|header| classify(header.name.as_bytes()) == Class::ContentLength);
-        let first = lengths.next();
-        let stated = first.map(|header| one_length(header.value)).transpose()?;
-        let mut count = 1;
-        for again in lengths {
-            count += 1;
-            if Some(one_length(again.value)?) != stated || count > MAX_LENGTHS {
-                return Err(Refusal::DuplicateLength);
-            }
-        }
         let meaning = read(&mut self.fields, head, headers)?;
-        self.length = stated;
+        self.length = meaning.length;
         self.chunked = meaning.chunked;
         let old = self.version == Version::V10;
         // Only where a body may come does it matter how it would be framed.
@@ -105,7 +96,7 @@ impl ResponseHead {
             if old {
                 return Err(Refusal::EncodingInOld);
             }
-            if stated.is_some() {
+            if meaning.length.is_some() {
                 return Err(Refusal::LengthAndEncoding);
             }
         }
@@ -137,22 +128,36 @@ impl ResponseHead {
 /// As `head::read_fields`, for the fields that mean something in an answer.
 fn read(fields: &mut Vec<Field>, head: &[u8], headers: &[httparse::Header<'_>]) -> Result<Meaning, Refusal> {
     let mut meaning = Meaning::default();
+    let mut options = false;
     fields.clear();
+    fields.reserve(headers.len());
     for header in headers {
         let mut class = classify(header.name.as_bytes());
         let value = Span::of(head, header.value);
         match class {
+            Class::Plain | Class::EndToEnd => {}
+            Class::Connection => options = true,
+            // A copy is told apart from a contradiction; no client sees more than one.
+            Class::ContentLength => {
+                let length = one_length(header.value)?;
+                if meaning.length.is_some_and(|stated| stated != length) {
+                    return Err(Refusal::DuplicateLength);
+                }
+                meaning.length = Some(length);
+            }
             Class::TransferEncoding if meaning.chunked => return Err(Refusal::DuplicateEncoding),
             Class::TransferEncoding if same(header.value, b"chunked") => meaning.chunked = true,
             Class::TransferEncoding => return Err(Refusal::BadEncoding),
             Class::Upgrade => meaning.upgrade = Some(value),
             // They mean nothing here, and X-Forwarded-* in an answer speaks to nobody.
             Class::Host | Class::Expect => class = Class::Hop,
-            _ => {}
+            Class::Hop | Class::Platform | Class::Masquerade => {}
         }
         fields.push(Field { name: Span::of(head, header.name.as_bytes()), value, class });
     }
-    super::head::read_options(fields, head, &mut meaning)?;
+    if options {
+        read_options(fields, head, &mut meaning)?;
+    }
     Ok(meaning)
 }
 

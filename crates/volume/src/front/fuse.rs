@@ -64,6 +64,19 @@ struct Waiting {
     payload: Vec<u8>,
 }
 
+/// What a thread answers with.
+struct Out {
+    facts: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+impl Out {
+    fn new() -> Self {
+        // Written to, as the buffer for requests is.
+        Self { facts: Vec::with_capacity(256), bytes: vec![1; MAX_IO_BYTES] }
+    }
+}
+
 struct Shared {
     fuse: File,
     device: Arc<CloneDevice>,
@@ -128,11 +141,11 @@ impl Shared {
         // Written to, not merely allocated: if this process is killed while the kernel copies a request into a page that
         // it must fault in first, the kernel fails that request with EIO instead of keeping it for our successor.
         let mut buf = vec![1; MAX_IO_BYTES + wire::MAX_HEAD_BYTES];
-        let mut data = Vec::with_capacity(MAX_IO_BYTES);
+        let mut out = Out::new();
         loop {
             match wire::read(&self.fuse, &mut buf) {
                 Ok(Some(len)) => {
-                    if let Err(error) = self.take(&buf[..len], &mut data) {
+                    if let Err(error) = self.take(&buf[..len], &mut out) {
                         tracing::warn!(%error, "a FUSE request could not be answered");
                     }
                 }
@@ -147,7 +160,7 @@ impl Shared {
         self.came.notify_all();
     }
 
-    fn take(&self, message: &[u8], data: &mut Vec<u8>) -> io::Result<()> {
+    fn take(&self, message: &[u8], out: &mut Out) -> io::Result<()> {
         let Some(request) = Request::decode(message) else {
             return Err(io::Error::other("a request that makes no sense"));
         };
@@ -161,7 +174,7 @@ impl Shared {
                 return Ok(());
             }
         }
-        self.perform(request.unique, &request.operation, request.payload, data)
+        self.perform(request.unique, &request.operation, request.payload, out)
     }
 
     /// Whether it can be done without waiting for the source. If not, its blocks are asked for.
@@ -178,7 +191,7 @@ impl Shared {
     }
 
     fn answer_waiting(&self) {
-        let mut data = Vec::with_capacity(MAX_IO_BYTES);
+        let mut out = Out::new();
         let mut seen = 0;
         loop {
             let mut held = lock(&self.waiting);
@@ -194,7 +207,7 @@ impl Shared {
                 all.into_iter().partition(|waiting| self.is_ready(&waiting.operation));
             let idle = ready.is_empty();
             for waiting in ready {
-                if let Err(error) = self.perform(waiting.unique, &waiting.operation, &waiting.payload, &mut data) {
+                if let Err(error) = self.perform(waiting.unique, &waiting.operation, &waiting.payload, &mut out) {
                     tracing::warn!(%error, "a FUSE request could not be answered");
                 }
             }
@@ -209,7 +222,8 @@ impl Shared {
         }
     }
 
-    fn perform(&self, unique: u64, operation: &Operation, payload: &[u8], data: &mut Vec<u8>) -> io::Result<()> {
+    fn perform(&self, unique: u64, operation: &Operation, payload: &[u8], out: &mut Out) -> io::Result<()> {
+        let data = &mut out.facts;
         data.clear();
         let size = self.device.size_bytes();
         let done = match *operation {
@@ -241,8 +255,9 @@ impl Shared {
             }
             Operation::Read { offset, size: wanted } => {
                 let wanted = u64::from(wanted).min(size.saturating_sub(offset)) as usize;
-                data.resize(wanted.min(MAX_IO_BYTES), 0);
-                told(self.device.read(offset, data))
+                let bytes = &mut out.bytes[..wanted.min(MAX_IO_BYTES)];
+                let done = told(self.device.read(offset, bytes));
+                return wire::reply(&self.fuse, unique, done, bytes);
             }
             Operation::Write { offset, size } => {
                 wire::written(size, data);
