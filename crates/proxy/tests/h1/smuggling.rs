@@ -17,6 +17,7 @@ fn the_table_is_as_wide_as_promised() {
     assert!(cases.len() >= 120, "{} cases", cases.len());
     assert!(classes.len() >= 25, "{} classes", classes.len());
     assert_eq!(names.len(), cases.len(), "a name stands twice");
+    println!("{} cases in {} classes", cases.len(), classes.len());
 }
 
 #[test]
