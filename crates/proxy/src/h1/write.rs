@@ -32,7 +32,6 @@ pub fn request_line(out: &mut Vec<u8>, method: &[u8], path: &[u8]) {
 
 /// The reason phrase means nothing (RFC 9112 section 4); ours is the registered one.
 pub fn status_line(out: &mut Vec<u8>, status: u16) {
-    out.reserve(USUAL_ADDITION_BYTES);
     if status == 200 {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
         return;

@@ -10,7 +10,7 @@ use tokio::io::AsyncWrite;
 use crate::h1::body::{Encoder, Mismatch};
 
 /// Data up to this size are copied beside their framing: one buffer more costs more than the copy.
-const COPIED_BYTES: usize = 2 << 10;
+pub(super) const COPIED_BYTES: usize = 2 << 10;
 
 #[derive(Default)]
 pub struct Outbox {

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 
 use super::inbox::Inbox;
-use super::outbox::Outbox;
+use super::outbox::{COPIED_BYTES, Outbox};
 use super::switched::{OnSwitch, Switched, pair};
 use super::upload::{BodyError, RequestBody, Upload, Want, channel};
 use crate::h1::body::{Encoder, Framing};
@@ -27,6 +27,8 @@ use crate::h1::{map, write};
 /// After the last answer on a connection whose client may still be sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 1 << 20;
+/// What most answers' heads take.
+const USUAL_HEAD_BYTES: usize = 640;
 
 /// Bounds of one connection.
 #[derive(Debug, Clone)]
@@ -346,6 +348,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         let length = if bodiless { stated } else { stated.or(body.size_hint().exact()) };
         let plan = self.server.answer(status.as_u16(), length, self.stopped);
         let text = &mut self.outbox.text;
+        // Head and small bodies in one piece of memory, taken once.
+        let small = length.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX).min(COPIED_BYTES));
+        text.reserve(USUAL_HEAD_BYTES + small);
         write::status_line(text, status.as_u16());
         write::map_fields(text, &head.headers);
         if let Some(connection) = plan.connection {
