@@ -11,7 +11,7 @@
 pub struct Limits {
     /// The copier never goes slower than this for a guest's sake.
     pub floor_bytes_per_s: u64,
-    /// Nor faster than this; 0: it stands still, and guests fetch what they need.
+    /// Nor faster than this; 0: it stands still (but learns the holes), and guests fetch what they need.
     pub cap_bytes_per_s: u64,
     /// A guest that waits longer for a missing block slows the copier down.
     pub guest_target_us: u64,

@@ -113,6 +113,8 @@ impl Schedule {
         }
         match duty {
             Duty::Any { background: true } => self.next_background(map),
+            // Asking for holes moves no data, and spares guests from waiting for zeros.
+            Duty::Any { background: false } if self.phase == Phase::Scan => self.next_background(map),
             _ => None,
         }
     }

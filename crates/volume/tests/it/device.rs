@@ -44,7 +44,7 @@ impl Scene {
     }
 }
 
-/// Scanning and copying never begin: what a test sees is demand alone.
+/// Copying never begins: what a test sees is demand alone.
 fn demand_only(config: &mut CloneConfig) {
     config.limits.cap_bytes_per_s = 0;
 }

@@ -128,7 +128,8 @@ pub fn init(minor: u32, offered: u64, out: &mut Vec<u8>) {
     const MAX_PAGES: u64 = 1 << 22;
     const INIT_EXT: u64 = 1 << 30;
     const HAS_RESEND: u64 = 1 << 39;
-    const BACKGROUND: u16 = 128;
+    /// More than the loop device ever has in flight: reads that wait for the source must not hold up the others.
+    const BACKGROUND: u16 = 256;
     let flags = offered & (ASYNC_READ | BIG_WRITES | ASYNC_DIO | MAX_PAGES | INIT_EXT | HAS_RESEND);
     push_u32(out, &[7, MINOR.min(minor), MAX_IO_BYTES as u32, flags as u32]);
     out.extend(BACKGROUND.to_le_bytes());
