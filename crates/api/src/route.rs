@@ -35,9 +35,9 @@ pub enum Readiness {
     Running,
     /// On its way to running.
     Starting,
-    /// Stopped or created: a request may start it.
+    /// Stopped, created, or about to have stopped: a request may start it.
     Stopped,
-    /// Stopping, failed, replaced, with a critical check, or on a host that nobody reaches.
+    /// Failed, on its way out, with a critical check, or on a host that nobody reaches.
     Unavailable,
 }
 

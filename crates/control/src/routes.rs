@@ -60,10 +60,10 @@ fn readiness(row: &MachineRow, state: MachineState, fact: Option<&MachineFact>) 
         MachineState::Started if has_critical_service_check(row, fact) => Readiness::Unavailable,
         MachineState::Started => Readiness::Running,
         MachineState::Starting | MachineState::Restarting | MachineState::Replacing => Readiness::Starting,
-        MachineState::Created | MachineState::Stopped => Readiness::Stopped,
-        MachineState::Stopping | MachineState::Failed | MachineState::Destroying | MachineState::Destroyed => {
-            Readiness::Unavailable
-        }
+        // One that is stopping will have stopped: the door lets a start wait for that. Were it told as unavailable, an
+        // edge that hears nothing more of control would hold its requests in vain.
+        MachineState::Created | MachineState::Stopping | MachineState::Stopped => Readiness::Stopped,
+        MachineState::Failed | MachineState::Destroying | MachineState::Destroyed => Readiness::Unavailable,
     }
 }
 
