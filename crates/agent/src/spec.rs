@@ -61,6 +61,7 @@ pub fn build(placement: &Placement, around: Surroundings<'_>) -> Result<Spec, St
         resolv_conf: resolv_conf(&config.dns, around.resolv_conf),
         hosts: hosts(placement, &hostname),
         binds: Vec::new(),
+        volumes: Vec::new(),
         log: LogLimits::default(),
         machine,
         hostname,

@@ -18,6 +18,8 @@ mod handle;
 mod log;
 pub mod protocol;
 mod spec;
+pub mod volume;
+mod volume_mount;
 
 use std::future::Future;
 use std::path::Path;
@@ -28,6 +30,7 @@ pub use handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
 pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, log_files, parse_log_line, push_log_line, rotated_name};
 pub use spec::{Bind, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
 pub use spec::{RootPolicy, Spec, Swept, Usage};
+pub use volume_mount::{MAX_VOLUMES, VolumeFs, VolumeMount};
 
 /// What every verb returns: boxed, so that `dyn Driver` works and roles can choose a driver by configuration.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

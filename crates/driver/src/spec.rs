@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::volume_mount::{VolumeMount, check_volumes};
 
 /// Longest Machine or instance id; both become file and cgroup names.
 pub const MAX_ID_BYTES: usize = 64;
@@ -49,6 +50,9 @@ pub struct Spec {
     pub hosts: String,
     #[serde(default)]
     pub binds: Vec<Bind>,
+    /// There before `files` are written and before `process.cwd` is made, so both may lie in one.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
     #[serde(default)]
     pub log: LogLimits,
 }
@@ -212,6 +216,7 @@ impl Spec {
             check_absolute("netns", netns)?;
         }
         self.check_files()?;
+        check_volumes(&self.volumes, &self.binds)?;
         if self.log.files == 0 || self.log.file_bytes == 0 {
             return Err(Error::invalid("log", "needs at least one file of at least one byte"));
         }
@@ -284,7 +289,7 @@ fn check_hostname(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
+pub(crate) fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
     let text = path.to_str().unwrap_or("");
     if !path.is_absolute() || text.contains(['\0', '\n']) || has_dots(path) {
         return Err(Error::invalid(field, format!("{} is no plain absolute path", path.display())));
@@ -292,7 +297,7 @@ fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_guest_path(field: &'static str, path: &str) -> Result<()> {
+pub(crate) fn check_guest_path(field: &'static str, path: &str) -> Result<()> {
     if !path.starts_with('/') || path.contains('\0') || has_dots(Path::new(path)) || path.len() > 4000 {
         return Err(Error::invalid(field, format!("{path:?} is no plain absolute path")));
     }

@@ -21,6 +21,7 @@ fn spec(dir: &Path, instance: &str) -> Spec {
         resolv_conf: String::new(),
         hosts: String::new(),
         binds: vec![],
+        volumes: vec![],
         log: Default::default(),
     }
 }

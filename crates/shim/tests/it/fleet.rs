@@ -88,6 +88,7 @@ impl Fleet {
             resolv_conf: "nameserver ::1\n".into(),
             hosts: "::1 localhost\n".into(),
             binds: vec![],
+            volumes: vec![],
             log: Default::default(),
         }
     }
