@@ -38,6 +38,26 @@ pub struct MachineConfig {
     pub stop_config: StopConfig,
     #[serde(skip_serializing_if = "is_default")]
     pub dns: DnsConfig,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+}
+
+/// Volumes of one Machine.
+pub const MOUNTS_MAX: usize = 8;
+
+/// A volume inside a Machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Mount {
+    /// The volume's id.
+    pub volume: String,
+    /// An absolute path inside the Machine: the folder of an ext4 volume, the device node of a raw one.
+    pub path: String,
+    /// Told in answers: the volume's name and size.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "is_default")]
+    pub size_gb: u64,
 }
 
 /// What replaces the image's own command.

@@ -26,11 +26,13 @@ pub mod header {
     pub const REFUSAL: &str = "godwit-refusal";
     /// Where the Machine went (answer, with `moved` and `moving`).
     pub const HOST: &str = "godwit-host";
+    /// That host's door, `[addr]:port` (answer, with `moved` and `moving`, if it is known).
+    pub const DOOR: &str = "godwit-door";
     /// Requests or connections in flight at the Machine (every answer).
     pub const LOAD: &str = "godwit-load";
     /// What a tunnel (`CONNECT`) carries: `tcp` or `upgrade`.
     pub const TUNNEL: &str = "godwit-tunnel";
-    pub const ALL: [&str; 7] = [MACHINE, PORT, EPOCH, REFUSAL, HOST, LOAD, TUNNEL];
+    pub const ALL: [&str; 8] = [MACHINE, PORT, EPOCH, REFUSAL, HOST, DOOR, LOAD, TUNNEL];
 }
 
 /// Path of the edge's start call at a door: `POST /.godwit/machines/{id}/start` with `StartCall`, answered with
@@ -86,10 +88,18 @@ pub struct StopReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum Refusal {
-    /// The Machine lives on another host now.
-    Moved { host: HostId },
-    /// On its way there; hold the request.
-    Moving { host: HostId },
+    /// The Machine lives on another host now. The epoch beside it is the one it has there.
+    Moved {
+        host: HostId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        door_addr: Option<String>,
+    },
+    /// On its way there, at the epoch beside this; hold the request. The move may still be taken back.
+    Moving {
+        host: HostId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        door_addr: Option<String>,
+    },
     /// At its hard limit, or its gate is closed while it stops.
     Busy,
     /// The host has no memory to start it.
@@ -115,10 +125,10 @@ impl Refusal {
         }
     }
     /// Rebuilds a refusal from its headers.
-    pub fn from_parts(reason: &str, host: Option<HostId>) -> Option<Self> {
+    pub fn from_parts(reason: &str, host: Option<HostId>, door_addr: Option<String>) -> Option<Self> {
         Some(match (reason, host) {
-            ("moved", Some(host)) => Self::Moved { host },
-            ("moving", Some(host)) => Self::Moving { host },
+            ("moved", Some(host)) => Self::Moved { host, door_addr },
+            ("moving", Some(host)) => Self::Moving { host, door_addr },
             ("busy", _) => Self::Busy,
             ("full", _) => Self::Full,
             ("stopped", _) => Self::Stopped,
@@ -141,6 +151,20 @@ pub struct DoorMachine {
     /// The agent is about to stop it: admit nothing, let what is in flight end, then POST `drained`.
     #[serde(default)]
     pub closing: Option<Closing>,
+    /// Its move to another host has begun: whoever comes is sent there. Told together with `closing`, and kept after
+    /// the handoff until the Machine leaves this host, or the move is taken back.
+    #[serde(default)]
+    pub moving: Option<MovingTo>,
+}
+
+/// Where a Machine is on its way to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingTo {
+    pub host: HostId,
+    /// `[addr]:port` of that host's door.
+    pub door_addr: String,
+    /// The epoch that it will have there.
+    pub epoch: Epoch,
 }
 
 /// A closed gate and how long requests in flight may go on.
@@ -165,6 +189,10 @@ pub enum DoorUpdate {
     Gone {
         machine: MachineId,
         moved_to: Option<HostId>,
+        /// The door of `moved_to`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        door_addr: Option<String>,
+        /// Its epoch now.
         epoch: Epoch,
     },
     Edges {

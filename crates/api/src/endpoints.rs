@@ -8,6 +8,8 @@ use crate::event::MachineEvent;
 use crate::fleet::{Host, Image, Join, Joined};
 use crate::lease::{CreateLease, LeaseAnswer};
 use crate::machine::*;
+use crate::migration::{ListMigrations, Migrate, Migration};
+use crate::volume::{CreateVolume, Volume};
 
 macro_rules! endpoints {
     ($($name:ident = $id:literal $method:ident $path:literal $success:literal
@@ -83,6 +85,24 @@ endpoints! {
         (Empty, MetadataValue) -> Empty, "Set one key of a Machine's metadata.";
     MetadataDelete = "Machines_delete_metadata" Delete "/apps/{app_name}/machines/{machine_id}/metadata/{key}" 204
         (Empty, Empty) -> Empty, "Delete one key of a Machine's metadata.";
+    VolumesList = "Volumes_list" Get "/apps/{app_name}/volumes" 200 (Empty, Empty) -> Vec<Volume>,
+        "List the volumes of an app.";
+    VolumesCreate = "Volumes_create" Post "/apps/{app_name}/volumes" 200 (Empty, CreateVolume) -> Volume,
+        "Create a volume.";
+    VolumesShow = "Volumes_get_by_id" Get "/apps/{app_name}/volumes/{volume_id}" 200 (Empty, Empty) -> Volume,
+        "Show a volume.";
+    VolumesDelete = "Volume_delete" Delete "/apps/{app_name}/volumes/{volume_id}" 200 (Empty, Empty) -> Volume,
+        "Delete a volume that no Machine holds.";
+    MachinesMigrate = "Machines_migrate" Post "/apps/{app_name}/machines/{machine_id}/migrate" 202
+        (Empty, Migrate) -> Migration, "Move a Machine with its volumes to another host.";
+    VolumesMigrate = "Volumes_migrate" Post "/apps/{app_name}/volumes/{volume_id}/migrate" 202
+        (Empty, Migrate) -> Migration, "Move a volume that no Machine holds to another host.";
+    MigrationsList = "Migrations_list" Get "/migrations" 200 (ListMigrations, Empty) -> Vec<Migration>,
+        "List moves, newest first.";
+    MigrationsShow = "Migrations_show" Get "/migrations/{migration_id}" 200 (Empty, Empty) -> Migration,
+        "Show a move and its events.";
+    MigrationsCancel = "Migrations_cancel" Post "/migrations/{migration_id}/cancel" 202 (Empty, Empty) -> Migration,
+        "Call a move off, if its source has not handed off yet.";
     HostsList = "Hosts_list" Get "/hosts" 200 (Empty, Empty) -> Vec<Host>, "List hosts.";
     HostsShow = "Hosts_show" Get "/hosts/{host_id}" 200 (Empty, Empty) -> Host, "Show a host.";
     HostsCordon = "Hosts_cordon" Post "/hosts/{host_id}/cordon" 200 (Empty, Empty) -> Acknowledged,

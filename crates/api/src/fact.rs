@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::event::{ExitEvent, MachineEvent};
 use crate::ids::{AppName, Epoch, HostId, InstanceId, MachineId};
 use crate::machine::{CheckStatus, MachineState};
+use crate::migration::MigrationFact;
+use crate::volume::VolumeFact;
 
 /// The order of facts of one host: a new incarnation starts again at 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,15 @@ pub struct MachineFact {
     /// Set when the host refused the placement for good (journaled): control may place again elsewhere.
     #[serde(default)]
     pub refused: Option<String>,
+    /// The host has it and keeps it: false before, after a refusal, and after a handoff.
+    #[serde(default)]
+    pub held: bool,
+    /// The host's part in the last move of it.
+    #[serde(default)]
+    pub migration: Option<MigrationFact>,
+    /// Of a volume.
+    #[serde(default)]
+    pub volume: Option<VolumeFact>,
 }
 
 pub const EVENTS_PUBLISHED: usize = 20;

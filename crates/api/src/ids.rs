@@ -97,7 +97,7 @@ id!(
 id!(
     /// A Machine for its whole life, over every move: 14 hex digits.
     MachineId, "machine id", "14 digits of 0-9 and a-f",
-    |text| text.len() == 14 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    is_number
 );
 id!(
     /// One version of a Machine's configuration: a ULID (26 digits, Crockford base 32, sortable by time).
@@ -105,12 +105,46 @@ id!(
     |text| text.len() == 26 && text.bytes().all(|b| CROCKFORD.contains(&b))
 );
 
+id!(
+    /// A volume for its whole life, over every move: `vol_` and 14 hex digits.
+    VolumeId, "volume id", "vol_ and 14 digits of 0-9 and a-f",
+    |text| text.strip_prefix("vol_").is_some_and(is_number)
+);
+id!(
+    /// One move of a Machine or a volume: `mig_` and 14 hex digits.
+    MigrationId, "migration id", "mig_ and 14 digits of 0-9 and a-f",
+    |text| text.strip_prefix("mig_").is_some_and(is_number)
+);
+
+/// 56 bits in hex.
+fn is_number(text: &str) -> bool {
+    text.len() == 14 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 impl MachineId {
     /// The id for 56 bits of chance (the upper 8 are dropped).
     pub fn from_bits(bits: u64) -> Self {
         Self(format!("{:014x}", bits & 0x00ff_ffff_ffff_ffff))
+    }
+}
+
+impl VolumeId {
+    /// The id for 56 bits of chance (the upper 8 are dropped).
+    pub fn from_bits(bits: u64) -> Self {
+        Self(format!("vol_{:014x}", bits & 0x00ff_ffff_ffff_ffff))
+    }
+    /// The id under which hosts hold it: a volume is placed, fenced and moved like a Machine without a process, and
+    /// its number names both.
+    pub fn carrier(&self) -> MachineId {
+        MachineId(self.0.strip_prefix("vol_").unwrap_or(&self.0).to_owned())
+    }
+}
+
+impl MigrationId {
+    pub fn from_bits(bits: u64) -> Self {
+        Self(format!("mig_{:014x}", bits & 0x00ff_ffff_ffff_ffff))
     }
 }
 
@@ -129,6 +163,13 @@ impl InstanceId {
 pub struct Epoch {
     pub generation: u64,
     pub n: u64,
+}
+
+impl Epoch {
+    /// The one after it: of a move, the target's; and then again, the source's if it takes back what it handed off.
+    pub fn next(self) -> Self {
+        Self { n: self.n + 1, ..self }
+    }
 }
 
 impl fmt::Display for Epoch {
@@ -164,6 +205,9 @@ mod tests {
         }
         assert_eq!(MachineId::from_bits(u64::MAX).as_str(), "ffffffffffffff");
         assert!(MachineId::parse("ABCDEF01234567").is_err());
+        let volume = VolumeId::parse("vol_00000000000abc").unwrap();
+        assert_eq!(volume.carrier(), MachineId::from_bits(0xabc));
+        assert!(VolumeId::parse("vol_abc").is_err() && MigrationId::parse("vol_00000000000abc").is_err());
         let early = InstanceId::from_parts(1_700_000_000_000, 0);
         let late = InstanceId::from_parts(1_700_000_000_001, 0);
         assert!(early < late && InstanceId::parse(early.as_str()).is_ok());

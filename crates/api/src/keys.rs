@@ -1,7 +1,7 @@
 //! Where each row of the fleet store lives. Every key ends in an exact id; the prefixes below are for reading and
 //! watching only, and each ends in `/`, so that `w1` never covers `w10`.
 
-use crate::ids::{AppName, EdgeId, HostId, MachineId};
+use crate::ids::{AppName, EdgeId, HostId, MachineId, MigrationId, VolumeId};
 
 pub const GENERATION: &str = "meta/generation";
 pub const APPS: &str = "apps/";
@@ -15,6 +15,9 @@ pub const ROUTES: &str = "routes/";
 pub const APP_REGIONS: &str = "app-regions/";
 pub const PORTS: &str = "ports/";
 pub const LEASES: &str = "leases/";
+pub const VOLUMES: &str = "volumes/";
+pub const MIGRATIONS: &str = "migrations/";
+pub const TICKETS: &str = "tickets/";
 
 pub fn app(app: &AppName) -> String {
     format!("apps/{app}")
@@ -86,4 +89,20 @@ pub fn route(region: &str, app: &AppName) -> String {
 /// The regions in which an app has Machines.
 pub fn app_regions(app: &AppName) -> String {
     format!("app-regions/{app}")
+}
+pub fn volumes_of(app: &AppName) -> String {
+    format!("volumes/{app}/")
+}
+pub fn volume(app: &AppName, volume: &VolumeId) -> String {
+    format!("volumes/{app}/{volume}")
+}
+pub fn migration(migration: &MigrationId) -> String {
+    format!("migrations/{migration}")
+}
+/// The moves that a host is to lead as their target: what its agent pulls beside its placements.
+pub fn tickets_of(host: &HostId) -> String {
+    format!("tickets/{host}/")
+}
+pub fn ticket(target: &HostId, migration: &MigrationId) -> String {
+    format!("tickets/{target}/{migration}")
 }

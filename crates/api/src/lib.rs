@@ -20,11 +20,14 @@ pub mod ids;
 pub mod keys;
 pub mod lease;
 pub mod machine;
+pub mod migration;
 pub mod openapi;
 pub mod route;
 pub mod row;
+pub mod ticket;
+pub mod volume;
 
 pub use duration::Span;
 pub use endpoint::{Endpoint, Method};
 pub use error::{ApiError, Status};
-pub use ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId};
+pub use ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId, MigrationId, VolumeId};

@@ -5,8 +5,11 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::MachineConfig;
-use crate::ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId};
+use crate::ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId, MigrationId, VolumeId};
 use crate::machine::ImageRef;
+use crate::migration::{MigrationEvent, MigrationPhase, MigrationProgress};
+use crate::ticket::SignedTicket;
+use crate::volume::{PlacedVolume, VolumeFs};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AppRow {
@@ -68,7 +71,65 @@ pub struct Placement {
     /// Destroy without asking the process to stop.
     #[serde(default)]
     pub force: bool,
+    /// Set in the placement of a volume, which stands under the volume's own number (`VolumeId::carrier`) and has
+    /// nothing to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<PlacedVolume>,
 }
+
+/// A volume as its owner wants it, and where it is placed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeRow {
+    pub id: VolumeId,
+    pub app: AppName,
+    /// Volumes of an app may share one.
+    pub name: String,
+    pub region: String,
+    pub size_gb: u64,
+    pub fstype: VolumeFs,
+    pub host: HostId,
+    pub epoch: Epoch,
+    /// One version for its whole life; names its placement together with the epoch.
+    pub instance_id: InstanceId,
+    /// The Machine that holds it; written in the transaction that creates, updates or destroys that Machine.
+    pub machine: Option<MachineId>,
+    pub created_at_ms: u64,
+    pub updated_at_ms: u64,
+    #[serde(default)]
+    pub destroyed_at_ms: Option<u64>,
+}
+
+/// A move as control knows it (`keys::migration`). Rows that have ended are kept for a while, to be shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MigrationRow {
+    pub id: MigrationId,
+    pub app: AppName,
+    /// Of a volume that nothing holds: none.
+    pub machine: Option<MachineId>,
+    pub volumes: Vec<VolumeId>,
+    pub source: HostId,
+    pub target: HostId,
+    /// What the target holds; the source takes back at the next one. Neither is ever used for anything else.
+    pub epoch: Epoch,
+    pub ticket: SignedTicket,
+    pub requested_by: String,
+    pub phase: MigrationPhase,
+    #[serde(default)]
+    pub reason: Option<String>,
+    #[serde(default)]
+    pub cancel_requested_at_ms: Option<u64>,
+    pub started_at_ms: u64,
+    #[serde(default)]
+    pub ended_at_ms: Option<u64>,
+    /// Oldest first, bounded by `MIGRATION_EVENTS_KEPT`.
+    #[serde(default)]
+    pub events: Vec<MigrationEvent>,
+    /// As last told by the target; what stays when its fact is gone.
+    #[serde(default)]
+    pub progress: MigrationProgress,
+}
+
+pub const MIGRATION_EVENTS_KEPT: usize = 64;
 
 /// A host as control admitted it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

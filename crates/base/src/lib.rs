@@ -11,6 +11,7 @@ pub mod peer;
 pub mod secret;
 pub mod task;
 pub mod telemetry;
+pub mod ticket;
 
 pub use peer::{Peer, Verb, may};
 pub use task::TaskGroup;

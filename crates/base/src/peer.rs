@@ -86,7 +86,10 @@ pub fn may(peer: &Peer, verb: Verb, key: &str) -> Result<(), Forbidden> {
         (Peer::Host(_), Verb::Pull) => true,
         (Peer::Host(id), Verb::Write) => under(key, &keys::facts_of(id)),
         (Peer::Host(id), Verb::Read | Verb::Watch) => {
-            under(key, &keys::placements_of(id)) || under(key, &keys::facts_of(id)) || under(key, keys::EDGES)
+            under(key, &keys::placements_of(id))
+                || under(key, &keys::tickets_of(id))
+                || under(key, &keys::facts_of(id))
+                || under(key, keys::EDGES)
         }
         (Peer::Edge(_), Verb::Read | Verb::Watch) => {
             under(key, keys::ROUTES) || under(key, keys::APP_REGIONS) || under(key, keys::PORTS)
@@ -116,12 +119,15 @@ mod tests {
         assert!(may(&w1, Verb::Write, "facts/w1/host").is_ok());
         assert!(may(&w1, Verb::Watch, "placements/w1/").is_ok());
         assert!(may(&w1, Verb::Watch, "edges/").is_ok());
+        assert!(may(&w1, Verb::Read, "tickets/w1/").is_ok());
         for (verb, key) in [
             (Verb::Write, "facts/w10/host"),
             (Verb::Write, "placements/w1/x"),
             (Verb::Read, "placements/w10/"),
             (Verb::Read, "placements/"),
             (Verb::Read, "placements/w1"),
+            (Verb::Read, "tickets/w10/"),
+            (Verb::Read, "volumes/"),
             (Verb::Read, "tokens/"),
             (Verb::Operate, ""),
             (Verb::Command, "x"),

@@ -325,6 +325,7 @@ pub(crate) fn placement_of(row: &MachineRow, network: &str, launch: bool) -> Pla
         launch,
         destroy: false,
         force: false,
+        volume: None,
     }
 }
 

@@ -127,6 +127,7 @@ pub(crate) mod tests {
             launch: true,
             destroy: false,
             force: false,
+            volume: None,
         }
     }
 

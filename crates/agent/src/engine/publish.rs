@@ -58,6 +58,9 @@ impl Engine {
             events: slot.events.iter().cloned().collect(),
             checks: slot.checks.values().cloned().collect(),
             refused: record.refused.clone(),
+            held: record.held,
+            migration: None,
+            volume: None,
         }
     }
 
@@ -76,6 +79,7 @@ impl Engine {
             private_ip: placement.private_ip,
             services: placement.config.services.clone(),
             closing: closing.map(|token| Closing { drain_timeout_ms: self.settings.drain_timeout_ms, token }),
+            moving: None,
         }
     }
 

@@ -230,6 +230,7 @@ impl Host {
             launch: true,
             destroy: false,
             force: false,
+            volume: None,
         }
     }
 

@@ -207,6 +207,9 @@ impl Shared {
             }],
             checks: held.checks.clone(),
             refused: held.refused.clone(),
+            held: held.refused.is_none(),
+            migration: None,
+            volume: None,
         }
     }
 }

@@ -1,0 +1,124 @@
+//! Volumes on the wire and as hosts hold and report them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{HostId, MigrationId, VolumeId};
+
+/// A gigabyte of the API is 2^30 bytes.
+pub const GB_BYTES: u64 = 1 << 30;
+pub const VOLUME_MAX_GB: u64 = 16 << 10;
+
+/// What lies in it when it is new.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeFs {
+    #[default]
+    Ext4,
+    /// Nothing: the Machine gets the block device.
+    Raw,
+}
+
+impl VolumeFs {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+/// What a placement says of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedVolume {
+    pub id: VolumeId,
+    pub name: String,
+    pub size_bytes: u64,
+    pub fstype: VolumeFs,
+}
+
+/// `POST /v1/apps/{app}/volumes`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct CreateVolume {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// 1 unless told otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_gb: Option<u64>,
+    /// `ext4` (the default) or `raw`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fstype: Option<VolumeFs>,
+}
+
+/// A volume as users see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Volume {
+    pub id: VolumeId,
+    pub name: String,
+    /// `creating`, `created`, `hydrating`, `failed`, `pending_destroy` or `destroyed`.
+    pub state: String,
+    pub size_gb: u64,
+    pub region: String,
+    /// The host that holds it.
+    pub zone: String,
+    pub encrypted: bool,
+    pub fstype: VolumeFs,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attached_machine_id: Option<String>,
+    pub attached_alloc_id: Option<String>,
+    /// RFC 3339.
+    pub created_at: String,
+    pub block_size: u64,
+    pub blocks: u64,
+    pub blocks_avail: u64,
+    pub blocks_free: u64,
+    pub snapshot_retention: u64,
+    pub host_status: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hydration: Option<HydrationFact>,
+}
+
+/// A volume as its host knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeFact {
+    pub id: VolumeId,
+    pub size_bytes: u64,
+    /// Taken of the host's disk, as last measured.
+    #[serde(default)]
+    pub allocated_bytes: u64,
+    /// While it is being filled from another host.
+    #[serde(default)]
+    pub hydration: Option<HydrationFact>,
+    /// Handed off, and read by this host until it has all of it.
+    #[serde(default)]
+    pub lent_to: Option<HostId>,
+}
+
+/// How far a volume has been filled from its source.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct HydrationFact {
+    pub migration: Option<MigrationId>,
+    pub source: Option<HostId>,
+    /// Blocks of 64 KiB.
+    pub total_blocks: u64,
+    pub done_blocks: u64,
+    /// What the source's file holds; the rest are holes, which never cross the wire.
+    pub data_bytes: u64,
+    pub hydrated_bytes: u64,
+    pub wire_bytes: u64,
+    pub demand_fetches: u64,
+    /// Blocks that differed from the source's hash and were fetched again.
+    pub mismatches: u64,
+    /// Thousandths of the map that were set when the Machine ran.
+    pub map_permille_at_running: Option<u64>,
+    pub first_read_ms: Option<f64>,
+    pub rate_bytes_per_s: u64,
+    /// Every block was checked against the source.
+    pub verified: bool,
+    /// Why nothing moves, if nothing does.
+    pub stalled: Option<String>,
+    pub updated_at_ms: u64,
+}
