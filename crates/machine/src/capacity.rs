@@ -2,6 +2,7 @@
 
 use godwit_api::config::MachineConfig;
 use godwit_api::fact::Resources;
+use godwit_api::row::Placement;
 
 /// What every Machine takes of the disk, running or not: its writable layer and its logs.
 pub const DISK_MB: u64 = 256;
@@ -15,6 +16,14 @@ pub fn need(config: &MachineConfig, running: bool) -> Resources {
         return Resources { disk_mb, ..Resources::default() };
     }
     Resources { cpu_millis: cpu_millis(config), memory_mb: u64::from(config.guest.memory_mb), disk_mb }
+}
+
+/// What a placement takes of its host: a volume its whole size, whether that is used or not; a Machine as `need` says.
+pub fn of_placement(placement: &Placement, running: bool) -> Resources {
+    match &placement.volume {
+        Some(volume) => Resources { disk_mb: volume.size_bytes.div_ceil(1 << 20), ..Resources::default() },
+        None => need(&placement.config, running),
+    }
 }
 
 /// Thousandths of a processor that are set aside. A `shared` processor is a sixteenth: what is busy beyond that is
