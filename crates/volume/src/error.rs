@@ -26,6 +26,11 @@ pub enum VolumeError {
     Front { what: String },
     #[error("the process cannot be prepared: {what}")]
     Process { what: String },
+    /// Another keeper of the same thing lives: this one must not.
+    #[error("{} is held by another process", path.display())]
+    Taken { path: std::path::PathBuf },
+    #[error("{what} did not end within {bound_ms} ms")]
+    Late { what: String, bound_ms: u64 },
     #[error("the source cannot be used now")]
     Source(#[from] crate::source::SourceError),
     #[error("the NBD peer cannot be used")]

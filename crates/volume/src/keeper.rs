@@ -8,7 +8,6 @@ pub mod control;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -151,26 +150,7 @@ impl Keeper {
     }
 
     fn spawn(&self, mut command: Command) -> Result<Child> {
-        let fds = [(self.fuse.as_raw_fd(), FUSE_FD), (self.shared.as_raw_fd(), MAP_FD)];
-        // SAFETY: between fork and exec only dup2, fcntl and array reads happen, which are safe there. High copies
-        // first, so that neither source is overwritten by the other's target.
-        unsafe {
-            command.pre_exec(move || {
-                let mut high = [0; 2];
-                for (slot, (from, _)) in high.iter_mut().zip(fds) {
-                    *slot = libc::fcntl(from, libc::F_DUPFD_CLOEXEC, 10);
-                    if *slot < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                for (from, (_, to)) in high.into_iter().zip(fds) {
-                    if libc::dup2(from, to) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                Ok(())
-            });
-        }
+        process::hand_over(&mut command, [(self.fuse.as_raw_fd(), FUSE_FD), (self.shared.as_raw_fd(), MAP_FD)]);
         command.spawn().map_err(VolumeError::io("starting the server"))
     }
 

@@ -4,13 +4,16 @@
 pub mod backing;
 pub mod device;
 pub mod error;
+pub mod exporter;
 pub mod front;
 pub mod keeper;
+pub mod lock;
 pub mod map;
 pub mod map_file;
 pub mod nbd;
 pub mod pace;
 pub mod process;
+pub mod roles;
 pub mod schedule;
 pub mod shm;
 pub mod source;

@@ -1,6 +1,10 @@
 //! What a process must do to itself before it may serve a file system: memory that cannot be paged out through it,
-//! and the kernel's promise not to make it wait for its own writeback. Called before any thread is started, because
-//! threads inherit it. Knows nothing of volumes.
+//! and the kernel's promise not to make it wait for its own writeback (called before any thread is started, because
+//! threads inherit it); and how descriptors pass to a child. Knows nothing of volumes.
+
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,5 +50,32 @@ pub fn die_with_parent(parent: u32) -> Result<()> {
         Ok(())
     } else {
         Err(VolumeError::Process { what: "the keeper is gone".to_owned() })
+    }
+}
+
+/// Above every number that a child is told to find something at.
+const HIGH: RawFd = 16;
+
+/// The child is to find each first descriptor under the second number (3 and up, below 16). The caller keeps the first
+/// ones open until the child is spawned.
+pub fn hand_over<const N: usize>(command: &mut Command, fds: [(RawFd, RawFd); N]) {
+    // SAFETY: between fork and exec only fcntl, dup2 and array reads happen, which are safe there. High copies first,
+    // so that no source is overwritten by another's target.
+    unsafe {
+        command.pre_exec(move || {
+            let mut high = [0; N];
+            for (slot, (from, _)) in high.iter_mut().zip(fds) {
+                *slot = libc::fcntl(from, libc::F_DUPFD_CLOEXEC, HIGH);
+                if *slot < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            for (from, (_, to)) in high.into_iter().zip(fds) {
+                if libc::dup2(from, to) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
     }
 }

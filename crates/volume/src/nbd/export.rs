@@ -26,6 +26,9 @@ pub trait Export: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> Result<()>;
     fn flush(&self) -> Result<()>;
     fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>>;
+    /// A client's requests come from now on, until `left` is called as often.
+    fn joined(&self) {}
+    fn left(&self) {}
     /// BLAKE3 of a run of blocks, read anew but for holes.
     fn hashes(&self, first: u64, count: u64) -> Result<Vec<BlockHash>> {
         let geometry = Geometry::new(self.size_bytes())?;
@@ -155,7 +158,12 @@ struct Ticket {
     token: blake3::Hash,
     /// The first peer that showed the token. It may come again, on more connections or after a cut; nobody else may.
     holder: Option<Peer>,
+    /// Told once, so that it can be remembered beyond this process.
+    claimed: Claimed,
 }
+
+/// What is to be done when a ticket finds its holder.
+pub type Claimed = Box<dyn Fn(&Peer) + Send>;
 
 /// Exports named `volume@epoch+token`.
 #[derive(Default)]
@@ -164,7 +172,18 @@ pub struct Tickets(Mutex<BTreeMap<String, Ticket>>);
 impl Tickets {
     /// The name without its token, as in `volume@epoch`.
     pub fn add(&self, volume_at_epoch: &str, token: &str, export: Arc<dyn Export>) {
-        let ticket = Ticket { export, token: blake3::hash(token.as_bytes()), holder: None };
+        self.add_claimed(volume_at_epoch, token, export, None, Box::new(|_| {}));
+    }
+    /// The same, for a ticket whose holder may be known from an earlier life.
+    pub fn add_claimed(
+        &self,
+        volume_at_epoch: &str,
+        token: &str,
+        export: Arc<dyn Export>,
+        holder: Option<Peer>,
+        claimed: Claimed,
+    ) {
+        let ticket = Ticket { export, token: blake3::hash(token.as_bytes()), holder, claimed };
         lock(&self.0).insert(volume_at_epoch.to_owned(), ticket);
     }
     pub fn remove(&self, volume_at_epoch: &str) -> bool {
@@ -181,7 +200,10 @@ impl Exports for Tickets {
         if ticket.token != blake3::hash(token.as_bytes()) || ticket.holder.is_some_and(|holder| holder != *peer) {
             return None;
         }
-        ticket.holder = Some(*peer);
+        if ticket.holder.is_none() {
+            (ticket.claimed)(peer);
+            ticket.holder = Some(*peer);
+        }
         Some(Arc::clone(&ticket.export))
     }
     fn list(&self) -> Vec<String> {

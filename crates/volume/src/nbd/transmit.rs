@@ -14,6 +14,7 @@ use crate::source::is_zero;
 
 /// Serves until the client leaves or breaks the protocol.
 pub fn serve(stream: &mut (impl Read + Write), chosen: &Chosen) -> NbdResult<()> {
+    let _joined = Joined::new(chosen.export.as_ref());
     let mut connection = Connection { stream, chosen, buf: Vec::new() };
     loop {
         let mut bytes = [0; wire::REQUEST_BYTES];
@@ -23,6 +24,22 @@ pub fn serve(stream: &mut (impl Read + Write), chosen: &Chosen) -> NbdResult<()>
             return Ok(());
         }
         connection.answer(&request)?;
+    }
+}
+
+/// A client's stay, also if it ends by a panic.
+struct Joined<'a>(&'a dyn Export);
+
+impl<'a> Joined<'a> {
+    fn new(export: &'a dyn Export) -> Self {
+        export.joined();
+        Self(export)
+    }
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        self.0.left();
     }
 }
 

@@ -2,6 +2,7 @@
 //! system on top while its server dies. One binary, all side by side, every mount and process of its own.
 
 mod device;
+mod exporter;
 mod front;
 mod interop;
 mod map;

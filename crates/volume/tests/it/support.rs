@@ -101,3 +101,10 @@ pub fn assert_same_file(a: &Path, b: &Path) {
     let differs = a.iter().zip(&b).position(|(a, b)| a != b);
     assert_eq!(differs, None, "the files differ first at this byte");
 }
+
+/// SIGKILL. Dead already is as good.
+pub fn kill_hard(pid: u32) {
+    if pid != 0 {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
+    }
+}
