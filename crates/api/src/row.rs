@@ -43,6 +43,12 @@ pub struct MachineRow {
     /// Set when destroyed: the row stays for `include_deleted` until it is compacted away.
     #[serde(default)]
     pub destroyed_at_ms: Option<u64>,
+    /// The move that it is in: until the target has it, nothing else may change its place or its configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<MigrationId>,
+    /// The highest number of this generation that was ever promised for it: a move promises two, used or not.
+    #[serde(default)]
+    pub epoch_used: u64,
 }
 
 pub const VERSIONS_KEPT: usize = 16;
@@ -97,6 +103,12 @@ pub struct VolumeRow {
     pub updated_at_ms: u64,
     #[serde(default)]
     pub destroyed_at_ms: Option<u64>,
+    /// The move that it is in: until it is whole, it is neither deleted nor moved, nor given to another Machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<MigrationId>,
+    /// The highest number of this generation that was ever promised for it: a move promises two, used or not.
+    #[serde(default)]
+    pub epoch_used: u64,
 }
 
 /// A move as control knows it (`keys::migration`). Rows that have ended are kept for a while, to be shown.
