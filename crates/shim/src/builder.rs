@@ -18,6 +18,7 @@ use crate::oci::{Inside, OPEN_FILES, configuration};
 use crate::root::{Root, mount_overlay, write_files};
 use crate::sys;
 use crate::user::{Identity, look_up};
+use crate::volumes::attach;
 
 /// Why a start failed, and whose fault it is.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +85,16 @@ pub fn build(
 ) -> Result<(i32, Spans), BuildError> {
     let mut spans = Spans::new();
     let (spec, layout) = (&order.spec, Layout::new(&order.spec.dir));
-    let root_path = mount_overlay(spec, &layout).map_err(BuildError::host("cannot make the root"))?;
+    // Without devices where no cgroup says which ones may be opened; see `oci`.
+    let root_path =
+        mount_overlay(spec, &layout, cgroups.unified()).map_err(BuildError::host("cannot make the root"))?;
     let root = Root::open(&root_path).map_err(BuildError::host("cannot open the root"))?;
-    write_files(&root, spec).map_err(BuildError::host("cannot fill the root"))?;
+    let devices = attach(&root, &spec.volumes)?;
+    write_files(&root, spec).map_err(|e| match e.kind() {
+        // Only a volume can be: its owner asked for a file in it, and for no writing to it.
+        io::ErrorKind::ReadOnlyFilesystem => BuildError::User(e.to_string()),
+        _ => BuildError::host("cannot fill the root")(e),
+    })?;
     let identity = identify(&root, &spec.process.user)?;
     let cwd = if spec.process.cwd.is_empty() { "/" } else { &spec.process.cwd };
     root.make_folder(Path::new(cwd)).map_err(|e| BuildError::User(format!("working folder {cwd}: {e}")))?;
@@ -113,6 +121,7 @@ pub fn build(
         netns: spec.netns.as_deref(),
         limits: &spec.limits,
         binds: &spec.binds,
+        devices: &devices,
         cgroup_path: &cgroups.container_path(&spec.machine),
         unified: cgroups.unified(),
         open_files: open_files(),

@@ -18,6 +18,7 @@ mod server;
 mod start;
 mod sys;
 mod user;
+mod volumes;
 
 use std::process::ExitCode;
 

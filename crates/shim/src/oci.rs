@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 use crate::user::Identity;
+use crate::volumes::RawDevice;
 
 /// Docker's default set, in all sets that a root process inside uses; inheritable and ambient stay empty.
 const CAPABILITIES: [&str; 14] = [
@@ -54,8 +55,10 @@ pub struct Inside<'a> {
     pub netns: Option<&'a Path>,
     pub limits: &'a Limits,
     pub binds: &'a [Bind],
+    pub devices: &'a [RawDevice],
     pub cgroup_path: &'a str,
-    /// Limits live in cgroup v2: it is shown inside, read-only, in a cgroup namespace.
+    /// Limits live in cgroup v2: it is shown inside, read-only, in a cgroup namespace. And libcontainer, built without
+    /// BPF, sets no rules for devices: see [`capabilities`].
     pub unified: bool,
     pub open_files: u64,
     /// A memory limit must name swap too.
@@ -63,7 +66,7 @@ pub struct Inside<'a> {
 }
 
 pub fn configuration(inside: &Inside) -> Value {
-    let caps = &CAPABILITIES[..];
+    let caps = capabilities(inside);
     json!({
         "ociVersion": "1.0.2",
         "root": {"path": inside.root, "readonly": false},
@@ -90,12 +93,19 @@ pub fn configuration(inside: &Inside) -> Value {
             "namespaces": namespaces(inside),
             "cgroupsPath": inside.cgroup_path,
             "resources": resources(inside),
+            "devices": devices(inside),
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
             // The namespace is the Machine's own: any user inside may serve port 80 and send pings.
             "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
         },
     })
+}
+
+/// Where no cgroup says which devices may be opened, no device node may be made: those of `/dev` are all there are
+/// then, since every other file system is mounted without devices.
+fn capabilities(inside: &Inside) -> Vec<&'static str> {
+    CAPABILITIES.into_iter().filter(|cap| !inside.unified || *cap != "CAP_MKNOD").collect()
 }
 
 fn namespaces(inside: &Inside) -> Value {
@@ -139,9 +149,34 @@ fn mounts(inside: &Inside) -> Vec<Value> {
     list
 }
 
+/// The nodes of the raw volumes; the usual ones come from libcontainer.
+fn devices(inside: &Inside) -> Vec<Value> {
+    let node = |device: &RawDevice| {
+        json!({
+            "type": "b",
+            "path": device.guest_path,
+            "major": device.major,
+            "minor": device.minor,
+            "fileMode": if device.read_only { 0o400 } else { 0o600 },
+            "uid": inside.identity.uid,
+            "gid": inside.identity.gid,
+        })
+    };
+    inside.devices.iter().map(node).collect()
+}
+
+fn device_rules(inside: &Inside) -> Vec<Value> {
+    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
+    rules.extend(inside.devices.iter().map(|device| {
+        let access = if device.read_only { "r" } else { "rw" };
+        json!({"allow": true, "type": "b", "major": device.major, "minor": device.minor, "access": access})
+    }));
+    rules
+}
+
 fn resources(inside: &Inside) -> Value {
     let limits = inside.limits;
-    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    let mut resources = json!({"devices": device_rules(inside)});
     if limits.memory_bytes > 0 {
         resources["memory"] = json!({"limit": limits.memory_bytes});
         if inside.limits_swap {
@@ -173,6 +208,8 @@ mod tests {
         let identity = Identity { uid: 7, gid: 8, additional_gids: vec![9], home: "/".into() };
         let limits = Limits { cpu_quota_millis: 250, cpu_shares: 2, memory_bytes: 1 << 20, pids_max: 5 };
         let binds = [Bind { source: "/a".into(), guest_path: "/data".into(), read_only: true }];
+        let place = "/dev/data".into();
+        let devices = [RawDevice { guest_path: place, major: 7, minor: 3, read_only: true }];
         let inside = Inside {
             root: Path::new("/root"),
             hostname: "m",
@@ -183,6 +220,7 @@ mod tests {
             netns: Some(Path::new("/run/netns/x")),
             limits: &limits,
             binds: &binds,
+            devices: &devices,
             cgroup_path: "/godwit/m",
             unified: true,
             open_files: OPEN_FILES,
@@ -191,9 +229,17 @@ mod tests {
         let value = configuration(&inside);
         assert_eq!(value["linux"]["resources"]["cpu"]["quota"], 25_000);
         assert!(value["mounts"].as_array().unwrap().iter().any(|m| m["destination"] == "/data"));
+        let rules = value["linux"]["resources"]["devices"].as_array().unwrap();
+        assert_eq!(rules[0], json!({"allow": false, "access": "rwm"}));
+        assert_eq!(rules[1], json!({"allow": true, "type": "b", "major": 7, "minor": 3, "access": "r"}));
+        assert_eq!(rules.len(), 2);
         let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_value(value).unwrap();
+        let node = &spec.linux().as_ref().unwrap().devices().as_ref().unwrap()[0];
+        assert_eq!((node.major(), node.minor(), node.file_mode()), (7, 3, Some(0o400)));
         let process = spec.process().as_ref().unwrap();
         assert_eq!(process.no_new_privileges(), Some(true));
+        let held = process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap();
+        assert_eq!(held.len(), CAPABILITIES.len() - 1, "without rules for devices, none can be made");
         assert_eq!(process.capabilities().as_ref().unwrap().ambient().as_ref().map(|c| c.len()), Some(0));
     }
 }

@@ -8,7 +8,7 @@ use godwit_driver::{RootPolicy, Spec};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, chdir, unlinkat};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -21,7 +21,8 @@ const MAX_MOUNT_OPTION_BYTES: usize = 4095;
 const MAX_LOOKUP_BYTES: u64 = 4 << 20;
 
 /// Mounts the root where only this process and what it forks can see it, and answers its path.
-pub fn mount_overlay(spec: &Spec, layout: &Layout) -> io::Result<PathBuf> {
+/// With `nodev`, device nodes of the image cannot be opened.
+pub fn mount_overlay(spec: &Spec, layout: &Layout, nodev: bool) -> io::Result<PathBuf> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     if spec.root == RootPolicy::Fresh {
@@ -35,7 +36,8 @@ pub fn mount_overlay(spec: &Spec, layout: &Layout) -> io::Result<PathBuf> {
     // Layers are named relative to their folder: with absolute names, few would fit in the page.
     chdir(&spec.lowers_base)?;
     let options = overlay_options(spec, layout)?;
-    let mounted = mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()));
+    let flags = if nodev { MsFlags::MS_NODEV } else { MsFlags::empty() };
+    let mounted = mount(Some("overlay"), &root, Some("overlay"), flags, Some(options.as_str()));
     chdir("/")?;
     mounted.map_err(|e| io::Error::other(format!("cannot mount the overlay ({options}): {e}")))?;
     Ok(root)
@@ -69,6 +71,12 @@ pub struct Root {
 impl Root {
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { fd: File::open(path)?.into() })
+    }
+
+    /// Is this what was found at the root itself?
+    pub fn is(&self, found: &FileStat) -> io::Result<bool> {
+        let root = fstat(&self.fd)?;
+        Ok((root.st_dev, root.st_ino) == (found.st_dev, found.st_ino))
     }
 
     fn inside(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {

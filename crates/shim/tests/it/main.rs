@@ -7,3 +7,5 @@ mod inside;
 mod life;
 mod limits;
 mod logs;
+mod loops;
+mod volumes;
