@@ -66,6 +66,13 @@ pub struct SignedTicket {
     pub for_target: String,
 }
 
+impl SignedTicket {
+    /// What it says. Whoever acts on it has verified it first.
+    pub fn read(&self) -> Result<Ticket, serde_json::Error> {
+        serde_json::from_str(&self.body)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandoffAsk {
     pub ticket: SignedTicket,
@@ -91,20 +98,21 @@ pub enum HandoffAnswer {
 pub struct Grant {
     /// It ran (or was about to be started again) and is to run at the target.
     pub running: bool,
-    /// `[addr]:port` at which the volumes are served.
-    pub export_addr: String,
-    /// PEM of the server there.
-    pub server_certificate: String,
     pub exports: Vec<ExportGrant>,
     pub handed_off_at_ms: u64,
+    /// When the source's door closed.
+    pub closed_at_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportGrant {
     pub volume: VolumeId,
+    /// `[addr]:port` at which it is served.
+    pub addr: String,
     /// The NBD export, with its one-time token.
     pub export: String,
-    pub size_bytes: u64,
+    /// PEM of the server.
+    pub server_certificate: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

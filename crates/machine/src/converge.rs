@@ -36,6 +36,12 @@ pub fn judge(record: Option<&Record>, placement: &Placement) -> Verdict {
     if placement.epoch < held.epoch {
         return Verdict::Stale;
     }
+    if record.is_handed_off() && placement.epoch == held.epoch {
+        return Verdict::Stale;
+    }
+    if record.is_arriving() && placement.epoch == held.epoch && !placement.destroy {
+        return Verdict::Same;
+    }
     if record.is_destroyed() {
         return match (placement.destroy, placement.epoch > held.epoch) {
             (true, _) => Verdict::Same,
@@ -93,7 +99,8 @@ pub fn plan(
         }
     }
     for (id, record) in held.iter().filter(|(id, _)| !rows.contains_key(*id)) {
-        let nothing_left = record.is_destroyed() || (record.refused.is_some() && !record.running);
+        let refused = record.refused.is_some() && !record.running;
+        let nothing_left = record.is_destroyed() || refused || (record.is_handed_off() && record.lent.is_none());
         match (nothing_left, busy.contains(id)) {
             (true, false) => plan.forget.push(id.clone()),
             (true, true) => {}

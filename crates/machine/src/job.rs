@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use godwit_api::event::ExitEvent;
+use godwit_api::ticket::Grant;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -18,6 +19,22 @@ pub enum JobKind {
     Restart,
     Update,
     Destroy,
+    /// At the target, which leads: everything that can be made before the source is asked, then the rest.
+    MoveIn,
+    /// At the source, which alone decides.
+    MoveOut,
+    /// At the source: the target could not take what was handed off.
+    TakeBack,
+    VolumeCreate,
+    VolumeDestroy,
+    /// A volume that nothing holds moves as a Machine does.
+    VolumeMoveIn,
+    VolumeMoveOut,
+    VolumeTakeBack,
+    /// At the target: until every block is here, and the source may forget its own.
+    Hydrate,
+    /// At the source: until the target has every block.
+    Lend,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,6 +63,29 @@ pub enum Step {
     RemoveDriverState,
     /// The host remembers and publishes that the Machine is destroyed at this epoch.
     AcknowledgeTombstone,
+    /// The volume's file is there, with its file system.
+    MakeVolume,
+    RemoveVolume,
+    /// Each volume has a device that a process can use. Of a move, its Done is the point of no return.
+    AttachVolumes,
+    /// No device of the volumes is left, and what was written to them is on disk.
+    DetachVolumes,
+    /// At the target: empty files, maps and keys for the volumes that come.
+    MakeReplicas,
+    RemoveReplicas,
+    /// The source was asked, and has answered.
+    AskHandoff,
+    /// The source's decision. Done is the row that says so.
+    HandOff,
+    /// The source has it again.
+    HandBack,
+    /// The volume's blocks are served to the target until it says that it has them all.
+    ServeExport,
+    EndExport,
+    /// Every block is here, and equal to the source's.
+    AwaitWhole,
+    /// The source knows that it may forget its blocks.
+    ReleaseSource,
 }
 
 /// Under which circumstances, fixed when the job is accepted, a row of a table is part of the job.
@@ -104,6 +144,8 @@ pub enum Fault {
 pub enum Outcome {
     /// `exit`: how the process ended, of the steps that end one.
     Done { exit: Option<ExitEvent> },
+    /// The source has handed off (`AskHandoff` alone ends so).
+    Granted { grant: Box<Grant> },
     /// Not now; again after a wait that grows with each attempt.
     Retry { reason: String },
     /// Never, as things stand. `exit`: the process was started and failed at once.
@@ -126,12 +168,14 @@ const UNDO_START: &[Step] = &[Step::KillProcess];
 const CREATE: &[StepRow] = &[
     row(Step::FetchImage, When::Always, OnAbort::Drop),
     row(Step::UnpackImage, When::Always, OnAbort::Drop),
+    row(Step::AttachVolumes, When::Starting, OnAbort::Unwind(UNDO_START)),
     row(Step::EnsureNetwork, When::Starting, OnAbort::Unwind(UNDO_START)),
     row(Step::StartProcess, When::Starting, OnAbort::Unwind(UNDO_START)),
 ];
 
 // The network stays while a Machine is stopped, so that a wake finds it; after a reboot it is made again here.
 const START: &[StepRow] = &[
+    row(Step::AttachVolumes, When::Always, OnAbort::Unwind(UNDO_START)),
     row(Step::EnsureNetwork, When::Always, OnAbort::Unwind(UNDO_START)),
     row(Step::StartProcess, When::Always, OnAbort::Unwind(UNDO_START)),
 ];
@@ -149,6 +193,7 @@ const RESTART: &[StepRow] = &[
     row(Step::SignalProcess, When::Graceful, OnAbort::Never),
     row(Step::AwaitExit, When::Graceful, OnAbort::Never),
     row(Step::KillProcess, When::Kill, OnAbort::Never),
+    row(Step::AttachVolumes, When::Starting, OnAbort::Unwind(UNDO_START)),
     row(Step::EnsureNetwork, When::Starting, OnAbort::Unwind(UNDO_START)),
     row(Step::StartProcess, When::Starting, OnAbort::Unwind(UNDO_START)),
 ];
@@ -162,6 +207,7 @@ const UPDATE: &[StepRow] = &[
     row(Step::SignalProcess, When::Graceful, OnAbort::Never),
     row(Step::AwaitExit, When::Graceful, OnAbort::Never),
     row(Step::SwapSpec, When::Always, OnAbort::Never),
+    row(Step::AttachVolumes, When::Starting, OnAbort::Unwind(UNDO_START)),
     row(Step::EnsureNetwork, When::Starting, OnAbort::Unwind(UNDO_START)),
     row(Step::StartProcess, When::Starting, OnAbort::Unwind(UNDO_START)),
 ];
@@ -172,8 +218,82 @@ const DESTROY: &[StepRow] = &[
     row(Step::SignalProcess, When::Graceful, OnAbort::Never),
     row(Step::AwaitExit, When::Graceful, OnAbort::Never),
     row(Step::KillProcess, When::Kill, OnAbort::Never),
+    row(Step::DetachVolumes, When::Always, OnAbort::Never),
     row(Step::RemoveNetwork, When::Always, OnAbort::Never),
     row(Step::RemoveDriverState, When::Always, OnAbort::Never),
+    row(Step::AcknowledgeTombstone, When::Always, OnAbort::Never),
+];
+
+const UNDO_ARRIVAL: &[Step] = &[Step::RemoveNetwork, Step::RemoveReplicas];
+const HAND_BACK: &[Step] = &[Step::HandBack, Step::DetachVolumes, Step::RemoveNetwork, Step::RemoveReplicas];
+
+// Whatever takes long comes before the source is asked. `AskHandoff` is given up only by the source's own no: an answer
+// that was lost is asked for again.
+const MOVE_IN: &[StepRow] = &[
+    row(Step::FetchImage, When::Always, OnAbort::Drop),
+    row(Step::UnpackImage, When::Always, OnAbort::Drop),
+    row(Step::MakeReplicas, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::EnsureNetwork, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::AskHandoff, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::AttachVolumes, When::Always, OnAbort::Unwind(HAND_BACK)),
+    row(Step::StartProcess, When::Starting, OnAbort::Unwind(UNDO_START)),
+];
+
+/// Runs again as if nothing had been asked; nothing, if it did not run. What was signalled may still live.
+const RESUME: &[Step] = &[Step::KillProcess, Step::AttachVolumes, Step::EnsureNetwork, Step::StartProcess];
+
+// Until `HandOff` is committed it is the source's and can be taken up again; after that nothing here ever runs it.
+const MOVE_OUT: &[StepRow] = &[
+    row(Step::CloseDoor, When::Graceful, OnAbort::Unwind(&[])),
+    row(Step::SignalProcess, When::Graceful, OnAbort::Unwind(RESUME)),
+    row(Step::AwaitExit, When::Graceful, OnAbort::Unwind(RESUME)),
+    row(Step::DetachVolumes, When::Always, OnAbort::Unwind(RESUME)),
+    row(Step::HandOff, When::Always, OnAbort::Unwind(RESUME)),
+    row(Step::RemoveNetwork, When::Always, OnAbort::Never),
+    row(Step::RemoveDriverState, When::Always, OnAbort::Never),
+];
+
+const TAKE_BACK: &[StepRow] = &[
+    row(Step::EndExport, When::Always, OnAbort::Never),
+    row(Step::AttachVolumes, When::Starting, OnAbort::Unwind(UNDO_START)),
+    row(Step::EnsureNetwork, When::Starting, OnAbort::Unwind(UNDO_START)),
+    row(Step::StartProcess, When::Starting, OnAbort::Unwind(UNDO_START)),
+];
+
+const VOLUME_CREATE: &[StepRow] = &[row(Step::MakeVolume, When::Always, OnAbort::Drop)];
+
+const VOLUME_DESTROY: &[StepRow] = &[
+    row(Step::DetachVolumes, When::Always, OnAbort::Never),
+    row(Step::EndExport, When::Always, OnAbort::Never),
+    row(Step::RemoveVolume, When::Always, OnAbort::Never),
+    row(Step::AcknowledgeTombstone, When::Always, OnAbort::Never),
+];
+
+const VOLUME_MOVE_IN: &[StepRow] = &[
+    row(Step::MakeReplicas, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
+    row(Step::AskHandoff, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
+    row(
+        Step::AttachVolumes,
+        When::Always,
+        OnAbort::Unwind(&[Step::HandBack, Step::DetachVolumes, Step::RemoveReplicas]),
+    ),
+];
+
+const VOLUME_MOVE_OUT: &[StepRow] = &[
+    row(Step::DetachVolumes, When::Always, OnAbort::Unwind(&[])),
+    row(Step::HandOff, When::Always, OnAbort::Unwind(&[])),
+];
+
+const VOLUME_TAKE_BACK: &[StepRow] = &[row(Step::EndExport, When::Always, OnAbort::Never)];
+
+// A volume whose source is gone can still be destroyed.
+const HYDRATE: &[StepRow] =
+    &[row(Step::AwaitWhole, When::Always, OnAbort::Drop), row(Step::ReleaseSource, When::Always, OnAbort::Drop)];
+
+const LEND: &[StepRow] = &[
+    row(Step::ServeExport, When::Always, OnAbort::Drop),
+    row(Step::EndExport, When::Always, OnAbort::Never),
+    row(Step::RemoveVolume, When::Always, OnAbort::Never),
     row(Step::AcknowledgeTombstone, When::Always, OnAbort::Never),
 ];
 
@@ -186,6 +306,16 @@ pub const fn table(kind: JobKind) -> &'static [StepRow] {
         JobKind::Restart => RESTART,
         JobKind::Update => UPDATE,
         JobKind::Destroy => DESTROY,
+        JobKind::MoveIn => MOVE_IN,
+        JobKind::MoveOut => MOVE_OUT,
+        JobKind::TakeBack => TAKE_BACK,
+        JobKind::VolumeCreate => VOLUME_CREATE,
+        JobKind::VolumeDestroy => VOLUME_DESTROY,
+        JobKind::VolumeMoveIn => VOLUME_MOVE_IN,
+        JobKind::VolumeMoveOut => VOLUME_MOVE_OUT,
+        JobKind::VolumeTakeBack => VOLUME_TAKE_BACK,
+        JobKind::Hydrate => HYDRATE,
+        JobKind::Lend => LEND,
     }
 }
 
@@ -215,7 +345,24 @@ pub fn next(kind: JobKind, stop: StopMode, start: bool, step: Option<Step>) -> O
 }
 
 impl JobKind {
-    pub const ALL: [JobKind; 6] = [Self::Create, Self::Start, Self::Stop, Self::Restart, Self::Update, Self::Destroy];
+    pub const ALL: [JobKind; 16] = [
+        Self::Create,
+        Self::Start,
+        Self::Stop,
+        Self::Restart,
+        Self::Update,
+        Self::Destroy,
+        Self::MoveIn,
+        Self::MoveOut,
+        Self::TakeBack,
+        Self::VolumeCreate,
+        Self::VolumeDestroy,
+        Self::VolumeMoveIn,
+        Self::VolumeMoveOut,
+        Self::VolumeTakeBack,
+        Self::Hydrate,
+        Self::Lend,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -225,7 +372,27 @@ impl JobKind {
             Self::Restart => "restart",
             Self::Update => "update",
             Self::Destroy => "destroy",
+            Self::MoveIn => "move_in",
+            Self::MoveOut => "move_out",
+            Self::TakeBack => "take_back",
+            Self::VolumeCreate => "volume_create",
+            Self::VolumeDestroy => "volume_destroy",
+            Self::VolumeMoveIn => "volume_move_in",
+            Self::VolumeMoveOut => "volume_move_out",
+            Self::VolumeTakeBack => "volume_take_back",
+            Self::Hydrate => "hydrate",
+            Self::Lend => "lend",
         }
+    }
+
+    /// Brings something here from another host.
+    pub fn is_arrival(self) -> bool {
+        matches!(self, Self::MoveIn | Self::VolumeMoveIn)
+    }
+
+    /// Gives something to another host.
+    pub fn is_departure(self) -> bool {
+        matches!(self, Self::MoveOut | Self::VolumeMoveOut)
     }
 }
 
@@ -244,6 +411,19 @@ impl Step {
             Self::RemoveNetwork => "remove_network",
             Self::RemoveDriverState => "remove_driver_state",
             Self::AcknowledgeTombstone => "acknowledge_tombstone",
+            Self::MakeVolume => "make_volume",
+            Self::RemoveVolume => "remove_volume",
+            Self::AttachVolumes => "attach_volumes",
+            Self::DetachVolumes => "detach_volumes",
+            Self::MakeReplicas => "make_replicas",
+            Self::RemoveReplicas => "remove_replicas",
+            Self::AskHandoff => "ask_handoff",
+            Self::HandOff => "hand_off",
+            Self::HandBack => "hand_back",
+            Self::ServeExport => "serve_export",
+            Self::EndExport => "end_export",
+            Self::AwaitWhole => "await_whole",
+            Self::ReleaseSource => "release_source",
         }
     }
 
@@ -252,13 +432,19 @@ impl Step {
     pub fn max_attempts(self) -> Option<u32> {
         match self {
             Self::UnpackImage | Self::EnsureNetwork | Self::StartProcess => Some(5),
+            Self::MakeVolume | Self::MakeReplicas | Self::AttachVolumes => Some(5),
             _ => None,
         }
     }
 
     /// May its effect be cut off at any instant?
     pub fn is_interruptible(self) -> bool {
-        matches!(self, Self::FetchImage)
+        matches!(self, Self::FetchImage | Self::CloseDoor | Self::ServeExport | Self::AwaitWhole)
+    }
+
+    /// Somebody else decides how it ends: a later wish of ours must not end it in between.
+    pub fn is_decided_elsewhere(self) -> bool {
+        matches!(self, Self::AskHandoff)
     }
 
     /// Is the door shut to the Machine while a job stands at this step?
@@ -300,7 +486,7 @@ mod tests {
 
     #[test]
     fn a_stop_and_a_destroy_only_go_forward() {
-        for kind in [JobKind::Stop, JobKind::Destroy] {
+        for kind in [JobKind::Stop, JobKind::Destroy, JobKind::VolumeDestroy, JobKind::VolumeTakeBack] {
             assert!(table(kind).iter().all(|row| row.on_abort == OnAbort::Never), "{kind:?}");
         }
     }
@@ -311,6 +497,24 @@ mod tests {
             for row in table(kind).iter().filter(|row| row.step == Step::StartProcess) {
                 assert_eq!(row.on_abort, OnAbort::Unwind(&[Step::KillProcess]), "{kind:?}");
             }
+        }
+    }
+
+    #[test]
+    fn the_source_can_go_back_until_it_has_handed_off_and_never_after() {
+        for kind in [JobKind::MoveOut, JobKind::VolumeMoveOut] {
+            let rows = table(kind);
+            let point = rows.iter().position(|row| row.step == Step::HandOff).unwrap();
+            assert!(rows[..=point].iter().all(|row| matches!(row.on_abort, OnAbort::Unwind(_))), "{kind:?}");
+            assert!(rows[point + 1..].iter().all(|row| row.on_abort == OnAbort::Never), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_target_hands_back_what_it_cannot_attach() {
+        for kind in [JobKind::MoveIn, JobKind::VolumeMoveIn] {
+            let attach = table(kind).iter().find(|row| row.step == Step::AttachVolumes).unwrap();
+            assert!(matches!(attach.on_abort, OnAbort::Unwind([Step::HandBack, ..])), "{kind:?}");
         }
     }
 

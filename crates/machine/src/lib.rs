@@ -15,5 +15,5 @@ pub mod restart;
 pub mod signal;
 
 pub use job::{Fault, JobKind, OnAbort, Outcome, Step, StepRow, StopMode, When, table};
-pub use life::{Adopted, Answer, Ask, AskId, Context, Effects, Event, Life, Note, Refusal, Sync, Until, What};
-pub use record::{Job, Phase, Record, Source};
+pub use life::{Adopted, Answer, Ask, AskId, Context, Effects, Event, Life, Note, Passage, Refusal, Sync, Until, What};
+pub use record::{Hydration, Job, Lent, Move, Phase, Record, Source};

@@ -14,6 +14,9 @@
 
 mod ask;
 mod ending;
+#[cfg(test)]
+mod move_tests;
+mod moves;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -25,9 +28,12 @@ use godwit_api::fact::Resources;
 use godwit_api::ids::InstanceId;
 use godwit_api::machine::MachineState;
 use godwit_api::row::Placement;
+use godwit_api::ticket::{SignedTicket, Ticket};
 
 use crate::job::{JobKind, Outcome, Step, StopMode, next};
 use crate::record::{Job, Phase, Record, Source};
+
+pub use moves::{Passage, Passages};
 
 /// Requests that wait behind a job; more are answered `Busy`.
 pub const MAX_WAITING: usize = 8;
@@ -62,6 +68,28 @@ pub enum What {
     },
     /// By its own wish (`auto_destroy`), without a tombstone.
     Destroy,
+    /// This host is the target of the move. The ticket is verified, here and in the moves below.
+    MoveIn {
+        signed: SignedTicket,
+        ticket: Box<Ticket>,
+    },
+    /// The target asks for it. Answered when accepted; the record tells how it goes on.
+    MoveOut {
+        signed: SignedTicket,
+        ticket: Box<Ticket>,
+        client_certificate: String,
+    },
+    CancelMove {
+        ticket: Box<Ticket>,
+    },
+    /// The target gives it back.
+    TakeBack {
+        ticket: Box<Ticket>,
+    },
+    /// Of a volume: the target has all of it.
+    Release {
+        ticket: Box<Ticket>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -122,6 +150,8 @@ pub enum Event {
         found: Adopted,
         rebooted: bool,
     },
+    /// Of a volume: what a Machine's move does to it.
+    Passage(Passage),
     /// Time has passed.
     Tick,
 }
@@ -149,6 +179,8 @@ pub struct Context<'a> {
     pub now_ms: u64,
     /// Capacity beside what other Machines have taken.
     pub free: Resources,
+    /// Why the volumes that it mounts, or takes along, cannot be used, if so.
+    pub missing: Option<String>,
     /// Fresh bits.
     pub draw: &'a mut dyn FnMut() -> u128,
 }
@@ -195,6 +227,8 @@ pub struct Effects {
     pub interrupt: bool,
     /// Wait for the end of the run.
     pub watch: bool,
+    /// What happens to volumes, in the same transaction.
+    pub passages: Passages,
     pub answers: Vec<(AskId, Answer)>,
 }
 
@@ -285,6 +319,7 @@ impl Life {
             Event::Outcome { job, step, outcome } => self.outcome(job, step, outcome, cx, &mut out),
             Event::Exited { run, exit } => self.exited(run, exit, cx, &mut out),
             Event::Adopted { found, rebooted } => self.adopted(found, rebooted, cx, &mut out),
+            Event::Passage(passage) => self.passage(passage, cx, &mut out),
             Event::Tick => self.tick(cx, &mut out),
         }
         self.take_waiting(cx, &mut out);
@@ -321,7 +356,16 @@ impl Life {
             JobKind::Stop => MachineState::Stopping,
             JobKind::Restart => MachineState::Restarting,
             JobKind::Update => MachineState::Replacing,
-            JobKind::Destroy => MachineState::Destroying,
+            JobKind::Destroy | JobKind::VolumeDestroy => MachineState::Destroying,
+            JobKind::MoveIn | JobKind::VolumeMoveIn | JobKind::VolumeCreate => MachineState::Created,
+            JobKind::MoveOut if self.record.running => MachineState::Stopping,
+            JobKind::TakeBack if draft.start => MachineState::Starting,
+            JobKind::MoveOut
+            | JobKind::TakeBack
+            | JobKind::VolumeMoveOut
+            | JobKind::VolumeTakeBack
+            | JobKind::Hydrate
+            | JobKind::Lend => MachineState::Stopped,
         };
         self.job = Some(Job {
             id: cx.job_id(),

@@ -1,13 +1,17 @@
 //! What a host remembers of a Machine and of the job that it is about: the two rows that its journal keeps. They are
 //! JSON on disk, so a member that is added must have a default. It must not know the journal.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use godwit_api::event::ExitEvent;
 use godwit_api::fact::Resources;
-use godwit_api::ids::{Epoch, InstanceId};
+use godwit_api::ids::{Epoch, HostId, InstanceId, MigrationId};
 use godwit_api::machine::MachineState;
+use godwit_api::migration::{MovePart, MoveRole};
 use godwit_api::row::Placement;
+use godwit_api::ticket::{ExportGrant, Grant, SignedTicket, Ticket};
 
 use crate::job::{self, Fault, JobKind, OnAbort, Step, StepRow, StopMode};
 
@@ -45,7 +49,113 @@ pub struct Record {
     /// A configuration that could not be applied: it is not tried again.
     #[serde(default)]
     pub refused_update: Option<(Epoch, InstanceId)>,
+    /// This host's part in the last move.
+    #[serde(default)]
+    pub moving: Option<Move>,
+    /// No handoff at this epoch or below: said, and kept.
+    #[serde(default)]
+    pub refused_handoff: Option<Epoch>,
+    /// Of a volume: being filled from there. Absent: it is whole.
+    #[serde(default)]
+    pub hydration: Option<Hydration>,
+    /// Of a volume: handed off, and read by that host.
+    #[serde(default)]
+    pub lent: Option<Lent>,
     pub updated_at_ms: u64,
+}
+
+/// A host's part in a move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    pub signed: SignedTicket,
+    pub migration: MigrationId,
+    pub role: MoveRole,
+    pub source: HostId,
+    pub source_url: String,
+    pub target: HostId,
+    pub target_door: String,
+    /// The target's.
+    pub epoch: Epoch,
+    pub drain_timeout_ms: u64,
+    pub part: MovePart,
+    /// By the part's name, and `closing` and `running` besides.
+    pub at_ms: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Target: what the source gave.
+    #[serde(default)]
+    pub grant: Option<Grant>,
+    /// Source: it ran, or was about to be started again.
+    #[serde(default)]
+    pub was_running: bool,
+    /// Source: PEM of whoever reads the volumes.
+    #[serde(default)]
+    pub client_certificate: String,
+}
+
+/// Where a volume is filled from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hydration {
+    pub signed: SignedTicket,
+    pub migration: MigrationId,
+    pub source: HostId,
+    pub source_url: String,
+    pub rate_bytes_per_s: u64,
+    pub precopied: bool,
+    pub export: ExportGrant,
+}
+
+/// To whom a volume was handed off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lent {
+    pub migration: MigrationId,
+    pub to: HostId,
+    pub client_certificate: String,
+}
+
+impl Move {
+    pub fn new(signed: SignedTicket, ticket: &Ticket, role: MoveRole, now_ms: u64) -> Self {
+        let mut this = Self {
+            signed,
+            migration: ticket.migration.clone(),
+            role,
+            source: ticket.source.clone(),
+            source_url: ticket.source_url.clone(),
+            target: ticket.target.clone(),
+            target_door: ticket.target_door.clone(),
+            epoch: ticket.lead.epoch,
+            drain_timeout_ms: ticket.drain_timeout_ms,
+            part: MovePart::Preparing,
+            at_ms: BTreeMap::new(),
+            reason: None,
+            grant: None,
+            was_running: false,
+            client_certificate: String::new(),
+        };
+        this.enter(MovePart::Preparing, now_ms);
+        this
+    }
+
+    pub fn enter(&mut self, part: MovePart, now_ms: u64) {
+        self.part = part;
+        self.mark(part_name(part), now_ms);
+    }
+
+    pub fn mark(&mut self, name: &str, now_ms: u64) {
+        self.at_ms.entry(name.to_owned()).or_insert(now_ms);
+    }
+}
+
+fn part_name(part: MovePart) -> &'static str {
+    match part {
+        MovePart::Preparing => "preparing",
+        MovePart::Asked => "asked",
+        MovePart::HandedOff => "handed_off",
+        MovePart::Attached => "attached",
+        MovePart::Done => "done",
+        MovePart::Refused => "refused",
+        MovePart::TakenBack => "taken_back",
+    }
 }
 
 /// On whose behalf something is done.
@@ -135,6 +245,10 @@ impl Record {
             reserved: Resources::default(),
             refused: None,
             refused_update: None,
+            moving: None,
+            refused_handoff: None,
+            hydration: None,
+            lent: None,
             updated_at_ms: now_ms,
         }
     }
@@ -145,6 +259,25 @@ impl Record {
 
     pub fn is_destroyed(&self) -> bool {
         self.state == MachineState::Destroyed
+    }
+
+    pub fn is_volume(&self) -> bool {
+        self.placement.volume.is_some()
+    }
+
+    /// Given to another host, by this one's own word.
+    pub fn is_handed_off(&self) -> bool {
+        self.moving.as_ref().is_some_and(|moving| {
+            moving.role == MoveRole::Source && moving.part == MovePart::HandedOff && moving.epoch == self.epoch()
+        })
+    }
+
+    /// On its way here; nothing of it runs yet, nor may anything else begin about it.
+    pub fn is_arriving(&self) -> bool {
+        !self.held
+            && self.moving.as_ref().is_some_and(|moving| {
+                moving.role == MoveRole::Target && moving.part < MovePart::Attached && moving.epoch == self.epoch()
+            })
     }
 }
 
@@ -166,6 +299,15 @@ impl Job {
         }
     }
 
+    /// The steps that undo it from where it stands or was aborted. What did not run is not started to undo anything.
+    pub fn unwinding(&self) -> Option<&'static [Step]> {
+        match self.row()?.on_abort {
+            OnAbort::Unwind(_) if self.kind.is_departure() && !self.start => Some(&[]),
+            OnAbort::Unwind(steps) => Some(steps),
+            OnAbort::Drop | OnAbort::Never => None,
+        }
+    }
+
     pub fn is_forward(&self) -> bool {
         self.phase == Phase::Forward
     }
@@ -175,7 +317,7 @@ impl Job {
         match &self.phase {
             Phase::Forward => job::next(self.kind, self.stop, self.start, Some(self.step)).map(|row| row.step),
             Phase::Unwinding { .. } => {
-                let OnAbort::Unwind(steps) = self.row()?.on_abort else { return None };
+                let steps = self.unwinding()?;
                 let at = steps.iter().position(|step| *step == self.step)?;
                 steps.get(at + 1).copied()
             }

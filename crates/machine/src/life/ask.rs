@@ -3,16 +3,20 @@
 
 use godwit_api::machine::MachineState;
 use godwit_api::row::Placement;
+use godwit_api::ticket::Ticket;
 
 use super::{Answer, Ask, AskId, Context, Draft, Effects, Life, MAX_WAITING, Refusal, Sync, Until, What, reason};
-use crate::capacity::{lacking, need};
+use crate::capacity::{lacking, need, of_placement};
 use crate::converge::{Verdict, judge};
-use crate::job::{Fault, JobKind, OnAbort, StopMode};
+use crate::job::{Fault, JobKind, OnAbort, Outcome, Step, StopMode};
 use crate::record::{Record, Source};
 use godwit_api::fact::Resources;
 
 impl Life {
     pub(super) fn ask(&mut self, ask: Ask, cx: &mut Context<'_>, out: &mut Effects) {
+        if self.at_once(&ask, cx, out) {
+            return;
+        }
         if self.adopting || self.job.is_some() {
             if !self.adopting && self.joins(&ask, out) {
                 return;
@@ -35,7 +39,11 @@ impl Life {
     fn joins(&mut self, ask: &Ask, out: &mut Effects) -> bool {
         let Some(job) = &self.job else { return false };
         let (previous, kind) = (job.prior, job.kind);
-        if kind == JobKind::Destroy {
+        if let What::CancelMove { .. } | What::Release { .. } = &ask.what {
+            // Neither waits: one is decided by a row, the other ends what it would wait for.
+            return false;
+        }
+        if matches!(kind, JobKind::Destroy | JobKind::VolumeDestroy) {
             match &ask.what {
                 What::Place(placement) if placement.destroy => self.promise(ask.id, ask.until, previous, out),
                 What::Place(_) => return false,
@@ -44,16 +52,56 @@ impl Life {
             return true;
         }
         let leads_there = match &ask.what {
-            What::Start => job.start && job.is_forward() && !self.cancel,
+            What::Start => job.start && job.is_forward() && !self.cancel && !kind.is_departure(),
             What::Stop { .. } => kind == JobKind::Stop,
             What::Place(placement) => job.placement.as_ref() == Some(&**placement),
-            What::Restart { .. } | What::Destroy => false,
+            What::MoveIn { ticket, .. } => kind.is_arrival() && self.is_about(ticket),
+            What::MoveOut { ticket, .. } => kind.is_departure() && self.is_about(ticket) && !self.cancel,
+            What::TakeBack { ticket } => {
+                matches!(kind, JobKind::TakeBack | JobKind::VolumeTakeBack) && self.is_about(ticket)
+            }
+            What::Restart { .. } | What::Destroy | What::CancelMove { .. } | What::Release { .. } => false,
         };
         if leads_there && self.waiting.is_empty() {
             self.promise(ask.id, ask.until, previous, out);
             return true;
         }
         false
+    }
+
+    fn is_about(&self, ticket: &Ticket) -> bool {
+        self.record.moving.as_ref().is_some_and(|moving| moving.migration == ticket.migration)
+    }
+
+    /// What need not wait for a job to end.
+    fn at_once(&mut self, ask: &Ask, cx: &mut Context<'_>, out: &mut Effects) -> bool {
+        match &ask.what {
+            What::CancelMove { ticket } => self.cancel_move(ask.id, ticket, cx, out),
+            What::Release { ticket } => {
+                if self.release(ask.id, ticket, out)
+                    && let Some(job) = self.job.as_ref().filter(|job| job.step == Step::ServeExport)
+                {
+                    out.interrupt = job.retry_at_ms.is_none();
+                    let (id, step) = (job.id, job.step);
+                    if let Some(job) = &mut self.job {
+                        job.retry_at_ms = None;
+                    }
+                    self.outcome(id, step, Outcome::done(), cx, out);
+                }
+            }
+            // A volume that moved by itself: its being lent is what ends.
+            What::TakeBack { ticket } if self.is_about(ticket) && self.is_serving() => {
+                self.job = None;
+                out.interrupt = true;
+                self.take_back(ask.id, ticket, cx, out);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn is_serving(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.kind == JobKind::Lend && job.step == Step::ServeExport)
     }
 
     fn wait(&mut self, ask: Ask, cx: &mut Context<'_>, out: &mut Effects) {
@@ -73,12 +121,15 @@ impl Life {
             return out.refuse(ask.id, Refusal::Busy);
         }
         // A stop ends a start; only a destruction ends what is about the image, or it would be asked again at once.
+        let moves = self.job.as_ref().is_some_and(|job| job.kind.is_arrival() || job.kind.is_departure());
         let pointless = match (&ask.what, self.job.as_ref().map(|job| job.on_abort())) {
             (_, None | Some(OnAbort::Never)) => false,
+            // A move is called off at its source, and by nothing else.
+            _ if moves => false,
             (What::Stop { .. }, Some(on_abort)) => on_abort != OnAbort::Drop,
             (What::Place(placement), _) => placement.destroy,
             (What::Destroy, _) => true,
-            (What::Start | What::Restart { .. }, _) => false,
+            (_, _) => false,
         };
         self.waiting.push_back(ask);
         if pointless && !self.adopting {
@@ -88,9 +139,12 @@ impl Life {
 
     /// The job has become pointless. Where its table allows, it is aborted: now if nothing is under way that must
     /// be waited for, else when that has ended.
-    fn cut_short(&mut self, cx: &mut Context<'_>, out: &mut Effects) {
+    pub(super) fn cut_short(&mut self, cx: &mut Context<'_>, out: &mut Effects) {
         let Some(job) = &self.job else { return };
         self.cancel = true;
+        if job.step.is_decided_elsewhere() || job.on_abort() == OnAbort::Never {
+            return;
+        }
         let waits = job.retry_at_ms.is_some();
         if waits || job.step.is_interruptible() {
             out.interrupt = !waits;
@@ -121,6 +175,13 @@ impl Life {
                 self.begin(draft, Some((id, until)), cx, out);
             }
             What::Destroy => self.destroy(Some((id, until)), source, true, cx, out),
+            What::MoveIn { signed, ticket } => self.move_in(id, signed, &ticket, cx, out),
+            What::MoveOut { signed, ticket, client_certificate } => {
+                self.move_out(id, (signed, client_certificate), &ticket, cx, out)
+            }
+            What::TakeBack { ticket } => self.take_back(id, &ticket, cx, out),
+            What::CancelMove { ticket } => self.cancel_move(id, &ticket, cx, out),
+            What::Release { ticket } => drop(self.release(id, &ticket, out)),
         }
     }
 
@@ -135,7 +196,10 @@ impl Life {
     fn start(&mut self, id: AskId, source: Source, until: Until, cx: &mut Context<'_>, out: &mut Effects) {
         let record = &mut self.record;
         let previous = record.state;
-        if record.is_destroyed() || !record.held {
+        if record.is_handed_off() {
+            return out.refuse(id, Refusal::Stale);
+        }
+        if record.is_destroyed() || !record.held || record.is_volume() {
             return out.refuse(id, Refusal::Gone);
         }
         if record.running {
@@ -170,7 +234,10 @@ impl Life {
         out: &mut Effects,
     ) {
         let previous = self.record.state;
-        if self.record.is_destroyed() {
+        if self.record.is_handed_off() {
+            return out.refuse(id, Refusal::Stale);
+        }
+        if self.record.is_destroyed() || self.record.is_volume() {
             return out.refuse(id, Refusal::Gone);
         }
         if self.record.running {
@@ -240,15 +307,18 @@ impl Life {
         cx: &mut Context<'_>,
         out: &mut Effects,
     ) {
-        let wanted = need(&placement.config, placement.launch);
-        self.record = Record::blank(placement.clone(), cx.now_ms);
-        if let Some(lacking) = lacking(wanted, cx.free) {
-            self.refuse_placement(lacking.clone(), source, out);
-            return out.refuse(id, Refusal::Placement(lacking));
+        let wanted = of_placement(&placement, placement.launch);
+        let refused_handoff = self.record.refused_handoff;
+        self.record = Record { refused_handoff, ..Record::blank(placement.clone(), cx.now_ms) };
+        if let Some(no) = lacking(wanted, cx.free).or(cx.missing.take()) {
+            self.refuse_placement(no.clone(), source, out);
+            return out.refuse(id, Refusal::Placement(no));
         }
         self.record.reserved = wanted;
         out.note("launch", MachineState::Created, source, None);
-        let draft = Draft { start: placement.launch, placement: Some(placement), ..Draft::of(JobKind::Create, source) };
+        let kind = if placement.volume.is_some() { JobKind::VolumeCreate } else { JobKind::Create };
+        let start = placement.launch && placement.volume.is_none();
+        let draft = Draft { start, placement: Some(placement), ..Draft::of(kind, source) };
         self.begin(draft, Some((id, until)), cx, out);
     }
 
@@ -275,7 +345,7 @@ impl Life {
         let record = &mut self.record;
         let start = record.running || record.restart_due_ms.is_some() || placement.launch;
         let wanted = need(&placement.config, start);
-        if let Some(lacking) = lacking(wanted, cx.free) {
+        if let Some(lacking) = lacking(wanted, cx.free).or(cx.missing.take()) {
             record.refused_update = Some((placement.epoch, placement.instance_id));
             out.note("update", record.state, source, reason(lacking.clone()));
             out.save(Sync::Disk);
@@ -317,7 +387,10 @@ impl Life {
         }
         let stop = if self.record.running && !force { StopMode::Graceful } else { StopMode::Kill };
         out.note("destroy", MachineState::Destroying, source, None);
-        let draft = Draft { stop, ..Draft::of(JobKind::Destroy, source) };
+        let draft = match self.record.is_volume() {
+            true => Draft::of(JobKind::VolumeDestroy, source),
+            false => Draft { stop, ..Draft::of(JobKind::Destroy, source) },
+        };
         self.begin(draft, ask, cx, out);
     }
 }

@@ -4,11 +4,13 @@
 use godwit_api::event::ExitEvent;
 use godwit_api::fact::Resources;
 use godwit_api::machine::MachineState;
+use godwit_api::migration::MovePart;
+use godwit_api::ticket::Grant;
 
-use super::{Answer, Context, Effects, Life, Refusal, Sync, reason};
-use crate::capacity::need;
+use super::{Answer, Context, Draft, Effects, Life, Refusal, Sync, reason};
+use crate::capacity::{need, of_placement};
 use crate::job::{Fault, JobKind, OnAbort, Outcome, Step, retry_after_ms};
-use crate::record::{Job, Phase};
+use crate::record::{Job, Phase, Source};
 
 impl Life {
     pub(super) fn outcome(&mut self, id: u64, step: Step, outcome: Outcome, cx: &mut Context<'_>, out: &mut Effects) {
@@ -16,26 +18,55 @@ impl Life {
         if self.job.as_ref().is_none_or(|job| job.id != id || job.step != step || job.retry_at_ms.is_some()) {
             return;
         }
+        if step == Step::HandOff
+            && matches!(outcome, Outcome::Done { .. })
+            && let Err(why) = self.may_hand_off().and(cx.missing.take().map_or(Ok(()), Err))
+        {
+            return self.abort(Fault::Cancelled, why, None, cx, out);
+        }
         match outcome {
-            Outcome::Done { exit } => self.done(step, exit, cx, out),
+            Outcome::Done { exit } => self.done(step, exit, None, cx, out),
+            Outcome::Granted { grant } => self.done(step, None, Some(*grant), cx, out),
             Outcome::Retry { reason } => self.again(reason, cx, out),
             Outcome::Abort { fault, reason, exit } => self.abort(fault, reason, exit, cx, out),
         }
     }
 
-    fn done(&mut self, step: Step, exit: Option<ExitEvent>, cx: &mut Context<'_>, out: &mut Effects) {
+    fn done(
+        &mut self,
+        step: Step,
+        exit: Option<ExitEvent>,
+        grant: Option<Grant>,
+        cx: &mut Context<'_>,
+        out: &mut Effects,
+    ) {
         let Some(mut job) = self.job.take() else { return };
         self.settle(&mut job, step, exit, cx, out);
+        if let Some(grant) = grant {
+            self.granted(&mut job, grant, cx.now_ms, out);
+        }
         out.save(Sync::Process);
         match (job.next_step(), &job.phase) {
             (Some(next), _) => {
                 job.step = next;
                 job.attempt = 0;
-                if next == Step::EnsureNetwork && self.record.state != MachineState::Starting {
+                let arrives = job.kind.is_arrival() && next != Step::StartProcess;
+                if matches!(next, Step::EnsureNetwork | Step::AttachVolumes)
+                    && !arrives
+                    && job.start
+                    && self.record.state != MachineState::Starting
+                {
                     self.record.state = MachineState::Starting;
                     out.changed = true;
                 }
-                let abortable = job.on_abort() != OnAbort::Never;
+                if next == Step::AskHandoff
+                    && let Some(moving) = &mut self.record.moving
+                {
+                    moving.enter(MovePart::Asked, cx.now_ms);
+                    out.save(Sync::Disk);
+                    out.changed = true;
+                }
+                let abortable = job.on_abort() != OnAbort::Never && !job.step.is_decided_elsewhere();
                 self.job = Some(job);
                 out.perform = true;
                 if abortable && self.cancel {
@@ -53,11 +84,22 @@ impl Life {
         let record = &mut self.record;
         match step {
             Step::UnpackImage if job.kind == JobKind::Create => record.held = true,
+            Step::MakeVolume => record.held = true,
+            Step::HandOff => self.handed_off(cx.now_ms, out),
+            Step::AttachVolumes if job.kind.is_arrival() && job.is_forward() => self.arrived(job, cx.now_ms, out),
+            Step::ReleaseSource => {
+                record.hydration = None;
+                out.save(Sync::Disk);
+                out.changed = true;
+            }
             Step::StartProcess => {
                 record.running = true;
                 record.run = job.run.clone();
                 record.started_at_ms = Some(cx.now_ms);
                 record.state = MachineState::Started;
+                if let Some(moving) = record.moving.as_mut().filter(|_| job.kind.is_arrival()) {
+                    moving.mark("running", cx.now_ms);
+                }
                 out.watch = true;
                 out.changed = true;
                 out.note("start", MachineState::Started, job.source, None);
@@ -69,11 +111,16 @@ impl Life {
                 record.retries = 0;
                 self.unheeded_exit = None;
                 if let Some(exit) = exit.filter(|_| ended) {
-                    let exit = ExitEvent { requested_stop: true, restarting: job.start, ..exit };
+                    let restarting = job.start && !job.kind.is_departure();
+                    let exit = ExitEvent { requested_stop: true, restarting, ..exit };
                     record.last_exit = Some(exit.clone());
                     let detail = godwit_api::event::EventDetail { exit_event: Some(exit), ..Default::default() };
                     out.note("exit", MachineState::Stopped, job.source, Some(detail));
                 }
+            }
+            Step::KillProcess if job.kind.is_departure() => {
+                record.running = false;
+                self.unheeded_exit = None;
             }
             Step::SwapSpec => {
                 if let Some(placement) = job.placement.clone() {
@@ -90,7 +137,17 @@ impl Life {
             | Step::CloseDoor
             | Step::RemoveNetwork
             | Step::RemoveDriverState
-            | Step::AcknowledgeTombstone => {}
+            | Step::AcknowledgeTombstone
+            | Step::RemoveVolume
+            | Step::AttachVolumes
+            | Step::DetachVolumes
+            | Step::MakeReplicas
+            | Step::RemoveReplicas
+            | Step::AskHandoff
+            | Step::HandBack
+            | Step::ServeExport
+            | Step::EndExport
+            | Step::AwaitWhole => {}
         }
     }
 
@@ -99,7 +156,7 @@ impl Life {
         let Some(job) = &mut self.job else { return };
         job.attempt = job.attempt.saturating_add(1);
         let abortable = job.on_abort() != OnAbort::Never;
-        if abortable && self.cancel {
+        if abortable && self.cancel && !job.step.is_decided_elsewhere() {
             self.cancel = false;
             return self.abort(Fault::Cancelled, "a later request came in between".into(), None, cx, out);
         }
@@ -118,8 +175,19 @@ impl Life {
         cx: &mut Context<'_>,
         out: &mut Effects,
     ) {
+        if self.job.as_ref().is_some_and(|job| job.kind.is_departure() && job.is_forward()) {
+            self.gives_up_departure(out);
+        }
         let Some(job) = &mut self.job else { return };
         match job.on_abort() {
+            // A Machine that stays, but whose process does not start again, is left to its restart policy.
+            OnAbort::Never if job.kind.is_departure() && job.step == Step::StartProcess && !job.is_forward() => {
+                if let Some(job) = self.job.take() {
+                    let exit = exit.unwrap_or(ExitEvent { exit_code: -1, ..ExitEvent::default() });
+                    self.finish_undone(job, cx, out);
+                    self.process_ended(exit, 0, fault == Fault::System, cx, out);
+                }
+            }
             OnAbort::Never => {
                 job.attempt = job.attempt.saturating_add(1);
                 job.retry_at_ms = Some(cx.now_ms.saturating_add(retry_after_ms(job.attempt)));
@@ -127,11 +195,12 @@ impl Life {
             }
             OnAbort::Drop => {
                 if let Some(job) = self.job.take() {
-                    self.drop_job(job, fault, why, out);
+                    self.drop_job(job, fault, why, cx, out);
                     self.heed_exit(cx, out);
                 }
             }
-            OnAbort::Unwind(steps) => {
+            OnAbort::Unwind(_) => {
+                let steps = job.unwinding().unwrap_or_default();
                 job.phase = Phase::Unwinding { aborted_at: job.step, fault, reason: why, exit };
                 job.attempt = 0;
                 job.retry_at_ms = None;
@@ -156,18 +225,22 @@ impl Life {
         let record = &mut self.record;
         record.restart_due_ms = None;
         record.state = match job.kind {
-            JobKind::Destroy => MachineState::Destroyed,
+            JobKind::Destroy | JobKind::VolumeDestroy | JobKind::Lend => MachineState::Destroyed,
+            JobKind::MoveOut | JobKind::VolumeMoveOut => MachineState::Stopped,
             _ if job.start => MachineState::Started,
             // `created` is on its way here; what is ready to be started is stopped.
             _ => MachineState::Stopped,
         };
         record.reserved = match job.kind {
-            JobKind::Destroy => Resources::default(),
-            _ => need(&record.placement.config, record.running),
+            JobKind::Destroy | JobKind::VolumeDestroy | JobKind::Lend => Resources::default(),
+            // Kept until nobody can hand it back any more.
+            JobKind::MoveOut | JobKind::VolumeMoveOut => record.reserved,
+            _ => of_placement(&record.placement, record.running),
         };
-        if job.kind == JobKind::Destroy {
+        if record.state == MachineState::Destroyed {
             record.held = false;
             record.refused = None;
+            record.lent = None;
             out.save(Sync::Disk);
         }
         let status = record.state;
@@ -176,31 +249,56 @@ impl Life {
             JobKind::Update => out.note("update", status, job.source, None),
             JobKind::Destroy => out.note("destroy", status, job.source, None),
             JobKind::Create if !job.start => out.note("prepare", status, job.source, None),
-            JobKind::Create | JobKind::Start | JobKind::Restart => {}
+            JobKind::VolumeDestroy | JobKind::Lend => out.note("destroy", status, job.source, None),
+            JobKind::VolumeCreate => out.note("prepare", status, job.source, None),
+            JobKind::Hydrate => out.note("hydrate", status, job.source, None),
+            JobKind::MoveIn | JobKind::VolumeMoveIn => {
+                if let Some(moving) = &mut self.record.moving {
+                    moving.enter(MovePart::Done, cx.now_ms);
+                }
+                out.note("migrate", status, job.source, None);
+            }
+            JobKind::Create
+            | JobKind::Start
+            | JobKind::Restart
+            | JobKind::MoveOut
+            | JobKind::VolumeMoveOut
+            | JobKind::TakeBack
+            | JobKind::VolumeTakeBack => {}
         }
         out.save(Sync::Process);
         out.changed = true;
         for id in std::mem::take(&mut self.waiters) {
             out.answer(id, Answer::Ended { previous: job.prior });
         }
-        self.heed_exit(cx, out);
+        match job.kind {
+            // What a Machine's volumes do in a transaction of theirs, a volume that moves by itself does here.
+            JobKind::VolumeMoveOut => self.begin(Draft::of(JobKind::Lend, Source::Host), None, cx, out),
+            JobKind::VolumeMoveIn if self.record.hydration.is_some() => {
+                self.begin(Draft::of(JobKind::Hydrate, Source::Host), None, cx, out)
+            }
+            _ => self.heed_exit(cx, out),
+        }
     }
 
     /// Nothing of the job was seen by anybody.
-    fn drop_job(&mut self, job: Job, fault: Fault, why: String, out: &mut Effects) {
+    fn drop_job(&mut self, job: Job, fault: Fault, why: String, cx: &Context<'_>, out: &mut Effects) {
         self.cancel = false;
         let refusal = match fault {
             Fault::Cancelled => Refusal::Cancelled,
             _ => Refusal::Placement(why.clone()),
         };
         match (job.kind, fault) {
-            (JobKind::Create, Fault::Cancelled) => {
+            (JobKind::MoveIn | JobKind::VolumeMoveIn, _) => self.refuse_arrival(why, MovePart::Refused, cx.now_ms, out),
+            // The one that is destroyed in the midst of it.
+            (JobKind::Hydrate | JobKind::Lend, _) => out.save(Sync::Disk),
+            (JobKind::Create | JobKind::VolumeCreate, Fault::Cancelled) => {
                 self.record.reserved = Resources::default();
                 self.record.state = MachineState::Failed;
                 out.save(Sync::Disk);
                 out.changed = true;
             }
-            (JobKind::Create, _) => self.refuse_placement(why, job.source, out),
+            (JobKind::Create | JobKind::VolumeCreate, _) => self.refuse_placement(why, job.source, out),
             _ => self.drop_update(&job, fault, why, out),
         }
         for id in std::mem::take(&mut self.waiters) {
@@ -228,8 +326,24 @@ impl Life {
 
     /// The start was taken back: its process is proven dead.
     fn finish_undone(&mut self, job: Job, cx: &mut Context<'_>, out: &mut Effects) {
-        let Phase::Unwinding { fault, reason: why, exit, .. } = job.phase else { return };
+        let Phase::Unwinding { fault, reason: why, exit, aborted_at } = job.phase else { return };
         self.cancel = false;
+        if job.kind.is_departure() {
+            self.stays(why, cx.now_ms, out);
+            let kept = std::mem::take(&mut self.waiters);
+            kept.into_iter().for_each(|id| out.refuse(id, Refusal::Cancelled));
+            return self.heed_exit(cx, out);
+        }
+        if job.kind.is_arrival() && aborted_at != Step::StartProcess {
+            let back = aborted_at == Step::AttachVolumes;
+            let part = if back { MovePart::TakenBack } else { MovePart::Refused };
+            self.refuse_arrival(why.clone(), part, cx.now_ms, out);
+            let waiters = std::mem::take(&mut self.waiters);
+            return waiters.into_iter().for_each(|id| out.refuse(id, Refusal::Failed(why.clone())));
+        }
+        if let Some(moving) = self.record.moving.as_mut().filter(|_| job.kind.is_arrival()) {
+            moving.enter(MovePart::Done, cx.now_ms);
+        }
         self.record.running = false;
         out.changed = true;
         out.save(Sync::Process);

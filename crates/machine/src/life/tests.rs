@@ -53,7 +53,7 @@ impl World {
             *drawn
         };
         let free = Resources { cpu_millis: 64_000, memory_mb: MEMORY_MB, disk_mb: 100_000 };
-        let out = self.life.apply(event, &mut Context { now_ms: self.now_ms, free, draw: &mut draw });
+        let out = self.life.apply(event, &mut Context { now_ms: self.now_ms, free, missing: None, draw: &mut draw });
         match out.save {
             Some(_) => self.saved = (self.life.record.clone(), self.life.job.clone()),
             None => {
@@ -374,7 +374,9 @@ fn a_killed_agent_finds_its_machine_and_leaves_it_alone() {
 
 #[test]
 fn every_step_of_every_job_survives_a_crash_before_and_after_it() {
-    for kind in JobKind::ALL {
+    // Moves need two hosts: `move_tests`.
+    let alone = [JobKind::Create, JobKind::Start, JobKind::Stop, JobKind::Restart, JobKind::Update, JobKind::Destroy];
+    for kind in alone {
         for row in crate::job::table(kind) {
             for (after, reboot) in [(false, false), (true, false), (false, true), (true, true)] {
                 let mut world = World::new();
@@ -400,6 +402,7 @@ fn every_step_of_every_job_survives_a_crash_before_and_after_it() {
                         let row = Placement { destroy: true, force, ..placement(1, 1, 1) };
                         world.ask(What::Place(Box::new(row)), Until::Accepted)
                     }
+                    _ => unreachable!("{kind:?}"),
                 };
                 while world.pending.is_some_and(|(_, step)| step != row.step) {
                     world.progress();
