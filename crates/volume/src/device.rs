@@ -259,6 +259,12 @@ impl CloneDevice {
         persist::flush(&self.inner)
     }
 
+    /// The same, and what the copier brought: for an orderly end.
+    pub fn save(&self) -> Result<()> {
+        self.inner.check(0, 0)?;
+        persist::save(&self.inner, None)
+    }
+
     /// Holes and data. An absent block counts as data: nobody has looked.
     pub fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         self.inner.check(offset, len)?;

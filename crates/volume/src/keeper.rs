@@ -2,38 +2,54 @@
 //! it holds the /dev/fuse descriptor, the shared map and the loop device, and starts the server again whenever it
 //! dies; guests see a pause. The server holds everything else. Neither knows a Machine.
 //!
-//! If the keeper dies, the server dies with it and the kernel fails the volume's IO: closed, never stale.
+//! ```text
+//!            keeper dies                     another keeper starts
+//! keeper ──────────────► server serves on ──────────────────────────► it is handed the descriptors by the server
+//!            server dies                     the keeper starts another
+//! server ──────────────► requests wait ─────────────────────────────► they are sent again
+//!            both die
+//! both ────────────────► the kernel fails all IO ───────────────────► the next keeper clears what is left and starts
+//!                        (closed, never stale)                        afresh from the durable map
+//! ```
+//!
+//! One keeper at a time, and one server: each holds a lock that the kernel lets go when it dies.
 
 pub mod control;
+mod remains;
+mod server;
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use godwit_base::backoff::Backoff;
 use serde::{Deserialize, Serialize};
 
-use crate::device::{CloneDevice, lock};
+use self::remains::Found;
+pub use self::remains::stop_without_keeper;
+pub use self::server::{ServerAsk, serve};
+use crate::device::lock;
 use crate::error::{Result, VolumeError};
-use crate::front::Frontend;
-use crate::front::fuse::{self, FuseFront};
+use crate::front::fuse;
 use crate::front::loop_device::LoopDevice;
+use crate::lock::{Lock, path_of};
 use crate::map::LiveMap;
-use crate::pace::Limits;
-use crate::process;
+use crate::process::{self, Watched};
 use crate::shm::SharedBoard;
 use crate::spec::VolumeSpec;
 
-/// Where a server finds what its keeper holds.
-const FUSE_FD: RawFd = 3;
-const MAP_FD: RawFd = 4;
 const RESTART_FIRST: Duration = Duration::from_millis(10);
 const RESTART_MAX: Duration = Duration::from_millis(500);
 /// A server that lived this long starts the waits anew.
 const LIVED_WELL: Duration = Duration::from_secs(5);
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// At a stop: for the loop device to go while the server still answers what it asks, and for the last sync.
+const DETACH_PATIENCE: Duration = Duration::from_secs(2);
+const FLUSH_PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
@@ -41,16 +57,22 @@ pub enum KeeperAsk {
     Status,
     /// Fails all IO of the volume for good, whatever state the server is in.
     Poison,
-    /// Ends server, loop device and mount, and then the keeper.
+    /// Detaches the loop device, makes everything durable, ends the server, unmounts, and then ends the keeper.
     Stop,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeeperStatus {
     pub pid: u32,
+    /// 0 while none runs.
     pub server_pid: u32,
+    /// Servers that this keeper started.
     pub server_starts: u64,
-    pub loop_device: Option<std::path::PathBuf>,
+    /// Whether it found a server at its start.
+    pub adopted: bool,
+    pub loop_device: Option<PathBuf>,
+    /// Why there is no loop device.
+    pub attach_error: Option<String>,
     pub poisoned: bool,
     /// What keeper and server were granted for times without memory.
     pub prepared: process::Prepared,
@@ -61,115 +83,167 @@ struct Keeper {
     prepared: process::Prepared,
     fuse: File,
     shared: File,
+    adopted: bool,
     live: Mutex<Option<LiveMap>>,
-    loop_device: Mutex<Option<LoopDevice>>,
-    server_pid: AtomicU32,
+    loop_device: Mutex<Option<std::result::Result<LoopDevice, String>>>,
+    server: Mutex<Option<Arc<Watched>>>,
     server_starts: AtomicU64,
     stopping: AtomicBool,
-    /// The same, for a keeper that waits for nothing else.
-    ended: Mutex<bool>,
+    /// Guards nothing: for waits that a stop ends.
+    waits: Mutex<()>,
     stop: Condvar,
 }
 
 /// The keeper's whole life. `server` makes the command of a server of this spec.
 pub fn run(spec: VolumeSpec, server: impl Fn() -> Command) -> Result<()> {
     let prepared = process::prepare_to_serve();
-    let words = LiveMap::board_words(&spec.geometry()?);
-    let shared = SharedBoard::create(words)?;
-    let fuse = fuse::mount(&spec.mountpoint)?;
+    let _only = Lock::take(&path_of(&spec.control), LOCK_PATIENCE)?;
+    let (fuse, shared, running) = match remains::find(&spec)? {
+        Some(Found { fuse, shared, server }) => (fuse, shared, Some(Arc::new(server))),
+        None => {
+            remains::clear(&spec)?;
+            std::fs::create_dir_all(&spec.mountpoint).map_err(VolumeError::io("making the mountpoint"))?;
+            (fuse::mount(&spec.mountpoint)?, SharedBoard::create(LiveMap::board_words(&spec.geometry()?))?, None)
+        }
+    };
     let keeper = Arc::new(Keeper {
         spec,
         prepared,
         fuse,
         shared,
+        adopted: running.is_some(),
         live: Mutex::new(None),
         loop_device: Mutex::new(None),
-        server_pid: AtomicU32::new(0),
+        server: Mutex::new(running.clone()),
         server_starts: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
-        ended: Mutex::new(false),
+        waits: Mutex::new(()),
         stop: Condvar::new(),
     });
     let answering = Arc::clone(&keeper);
-    let listening = control::listen(&keeper.spec.control, move |ask| answering.answer(ask))?;
+    let listening = control::listen(&keeper.spec.control, move |ask| answering.answer(&ask))?;
     let attaching = Arc::clone(&keeper);
     // Opening the file needs a server that answers, so it happens beside the loop that starts one.
     let attached = std::thread::Builder::new()
         .name("attach".to_owned())
         .spawn(move || attaching.attach())
         .map_err(VolumeError::io("starting a thread"))?;
-    keeper.keep(&server)?;
-    drop(listening);
-    fuse::unmount(&keeper.spec.mountpoint)?;
-    // With the mount gone its call ends, one way or the other; only now is it known what there is to detach.
+    let kept = keeper.keep(running, &server);
+    fuse::abort(&keeper.spec.mountpoint);
+    // Its call ends now, one way or the other; only then is it known what there is to detach. Before the unmount: a
+    // device over a file without a name is hard to recognise.
     let _ = attached.join();
-    match lock(&keeper.loop_device).take() {
-        Some(device) => device.detach(),
-        None => Ok(()),
+    let device = lock(&keeper.loop_device).take();
+    if let Some(Ok(device)) = device {
+        let gone = device.detach(DETACH_PATIENCE);
+        tracing::info!(device = %device.path.display(), ?gone, "the loop device was let go");
     }
+    fuse::unmount(&keeper.spec.mountpoint)?;
+    // Last: while it listens, a stop is under way.
+    drop(listening);
+    kept
 }
 
 impl Keeper {
+    /// The loop device that an earlier keeper left over this mount, or a new one.
     fn attach(&self) {
-        match LoopDevice::attach(&self.spec.mountpoint.join(fuse::FILE_NAME)) {
-            Ok(device) => *lock(&self.loop_device) = Some(device),
-            Err(error) => tracing::error!(%error, "the loop device could not be attached"),
-        }
+        let file = self.spec.mountpoint.join(fuse::FILE_NAME);
+        let found = remains::loop_device(&self.spec.mountpoint).map_or_else(|| LoopDevice::attach(&file), Ok);
+        let kept = found.map_err(|error| {
+            tracing::error!(error = %crate::roles::chain(&error), "the loop device could not be attached");
+            crate::roles::chain(&error)
+        });
+        *lock(&self.loop_device) = Some(kept);
     }
 
-    /// Starts the server again and again, until asked to stop.
-    fn keep(&self, server: &impl Fn() -> Command) -> Result<()> {
+    /// Watches the server and starts another whenever it dies, until asked to stop.
+    fn keep(&self, mut running: Option<Arc<Watched>>, server: &impl Fn() -> Command) -> Result<()> {
         let mut backoff = Backoff::new(RESTART_FIRST, RESTART_MAX);
         while !self.stopping.load(Ordering::SeqCst) {
             let began = Instant::now();
-            let mut child = self.spawn(server())?;
-            self.server_pid.store(child.id(), Ordering::SeqCst);
-            self.server_starts.fetch_add(1, Ordering::SeqCst);
-            if self.stopping.load(Ordering::SeqCst) {
-                // `stop` came before it could see this one.
-                let _ = child.kill();
+            match running.take() {
+                // No child of ours, or no longer: there is nothing to reap.
+                Some(server) => {
+                    server.ended(None).map_err(VolumeError::io("watching the server"))?;
+                }
+                None => match self.spawn(server()) {
+                    Ok(mut child) => {
+                        let status = child.wait().map_err(VolumeError::io("waiting for the server"))?;
+                        tracing::info!(%status, "the volume's server ended");
+                    }
+                    // The host is short of something; guests wait meanwhile.
+                    Err(error) => tracing::error!(error = %crate::roles::chain(&error), "no server could be started"),
+                },
             }
-            let status = child.wait().map_err(VolumeError::io("waiting for the server"))?;
-            self.server_pid.store(0, Ordering::SeqCst);
-            if self.stopping.load(Ordering::SeqCst) {
-                break;
-            }
-            if status.success() {
+            *lock(&self.server) = None;
+            if !fuse::is_alive(&self.fuse) {
                 // Unmounted, by poison or by hand: nothing is left to serve, only to be asked to stop.
-                let ended = lock(&self.ended);
-                drop(self.stop.wait_while(ended, |ended| !*ended).unwrap_or_else(|poison| poison.into_inner()));
+                self.wait_for_stop(None);
                 break;
             }
-            tracing::warn!(%status, "the volume's server ended; it is started again");
             if began.elapsed() > LIVED_WELL {
                 backoff.reset();
             }
-            std::thread::sleep(backoff.next_wait());
+            self.wait_for_stop(Some(backoff.next_wait()));
         }
         Ok(())
     }
 
-    fn spawn(&self, mut command: Command) -> Result<Child> {
-        process::hand_over(&mut command, [(self.fuse.as_raw_fd(), FUSE_FD), (self.shared.as_raw_fd(), MAP_FD)]);
-        command.spawn().map_err(VolumeError::io("starting the server"))
+    fn wait_for_stop(&self, at_most: Option<Duration>) {
+        let waits = lock(&self.waits);
+        let still = |_: &mut ()| !self.stopping.load(Ordering::SeqCst);
+        match at_most {
+            Some(at_most) => drop(self.stop.wait_timeout_while(waits, at_most, still)),
+            None => drop(self.stop.wait_while(waits, still)),
+        }
     }
 
-    fn answer(&self, ask: KeeperAsk) -> std::result::Result<KeeperStatus, String> {
+    fn spawn(&self, mut command: Command) -> Result<Child> {
+        // Held by the server alone from its birth: while it is held, a server lives, whether or not it answers yet.
+        let only = Lock::take(&path_of(&self.spec.server_control()), LOCK_PATIENCE)?;
+        let fds = [
+            (self.fuse.as_raw_fd(), server::FUSE_FD),
+            (self.shared.as_raw_fd(), server::MAP_FD),
+            (only.fd(), server::LOCK_FD),
+        ];
+        process::hand_over(&mut command, fds);
+        let mut child = command.spawn().map_err(VolumeError::io("starting the server"))?;
+        match Watched::of(child.id()) {
+            Ok(watched) => *lock(&self.server) = Some(Arc::new(watched)),
+            Err(error) => {
+                // One that cannot be watched cannot be stopped either.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(VolumeError::io("watching the server")(error));
+            }
+        }
+        self.server_starts.fetch_add(1, Ordering::SeqCst);
+        if self.stopping.load(Ordering::SeqCst) {
+            // `stop` came before it could see this one.
+            let _ = child.kill();
+        }
+        Ok(child)
+    }
+
+    fn answer(&self, ask: &KeeperAsk) -> std::result::Result<KeeperStatus, String> {
         match ask {
             KeeperAsk::Status => {}
             KeeperAsk::Poison => self.poison().map_err(|error| error.to_string())?,
-            KeeperAsk::Stop => {
-                self.stopping.store(true, Ordering::SeqCst);
-                *lock(&self.ended) = true;
-                self.stop.notify_all();
-                self.kill_server();
-            }
+            KeeperAsk::Stop => self.wind_down(),
         }
+        let device = lock(&self.loop_device).clone();
+        let (loop_device, attach_error) = match device {
+            Some(Ok(device)) => (Some(device.path), None),
+            Some(Err(error)) => (None, Some(error)),
+            None => (None, None),
+        };
         Ok(KeeperStatus {
             pid: std::process::id(),
-            server_pid: self.server_pid.load(Ordering::SeqCst),
+            server_pid: lock(&self.server).as_ref().map_or(0, |server| server.pid()),
             server_starts: self.server_starts.load(Ordering::SeqCst),
-            loop_device: lock(&self.loop_device).as_ref().map(|device| device.path.clone()),
+            adopted: self.adopted,
+            loop_device,
+            attach_error,
             poisoned: lock(&self.live).as_ref().is_some_and(LiveMap::poisoned),
             prepared: self.prepared,
         })
@@ -188,48 +262,33 @@ impl Keeper {
         if let Some(live) = live.as_ref() {
             live.poison();
         }
-        fuse::unmount(&self.spec.mountpoint)
+        fuse::abort(&self.spec.mountpoint);
+        Ok(())
     }
 
-    fn kill_server(&self) {
-        let pid = self.server_pid.load(Ordering::SeqCst);
-        if pid != 0 {
-            // SAFETY: a plain system call. The pid is of our own child, which `keep` has not waited for yet or is just
-            // waiting for; in the worst case it is a zombie.
-            unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+    /// In this order: nobody can write any more, what was written is durable, nothing is served. Each step is bounded,
+    /// and the last one holds whatever came of the others, so a source that is away holds up no stop.
+    fn wind_down(&self) {
+        let (device, server) = (lock(&self.loop_device).clone(), lock(&self.server).clone());
+        if fuse::is_alive(&self.fuse) {
+            if let Some(Ok(device)) = device {
+                match device.detach(DETACH_PATIENCE) {
+                    Ok(true) => {}
+                    Ok(false) => tracing::warn!("the loop device is still in use"),
+                    Err(error) => tracing::warn!(%error, "the loop device is not let go yet"),
+                }
+            }
+            if let Err(error) = remains::flush(&self.spec, FLUSH_PATIENCE) {
+                tracing::warn!(error = %crate::roles::chain(&error), "the last flush failed");
+            }
         }
+        {
+            let _waits = lock(&self.waits);
+            self.stopping.store(true, Ordering::SeqCst);
+        }
+        self.stop.notify_all();
+        fuse::abort(&self.spec.mountpoint);
+        // One that was started since sees that we are stopping.
+        server.or_else(|| lock(&self.server).clone()).inspect(|server| server.kill());
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
-pub enum ServerAsk {
-    Status,
-    Flush,
-    Limits { limits: Limits },
-}
-
-/// The server's whole life, started by a keeper. Ends when the file system is unmounted.
-pub fn serve(spec: &VolumeSpec, keeper_pid: u32) -> Result<()> {
-    process::die_with_parent(keeper_pid)?;
-    process::prepare_to_serve();
-    // SAFETY: the keeper put these two descriptors here for us, and nothing else in this process knows them.
-    let (fuse, shared) = unsafe { (File::from_raw_fd(FUSE_FD), File::from_raw_fd(MAP_FD)) };
-    let device = Arc::new(spec.open(&shared)?);
-    let answering = Arc::clone(&device);
-    let listening = control::listen(&spec.server_control(), move |ask| answer(&answering, ask))?;
-    let mut front = FuseFront::new(fuse);
-    front.start(Arc::clone(&device))?;
-    front.wait();
-    drop(listening);
-    Ok(())
-}
-
-fn answer(device: &CloneDevice, ask: ServerAsk) -> std::result::Result<crate::CloneStatus, String> {
-    match ask {
-        ServerAsk::Status => {}
-        ServerAsk::Flush => device.flush().map_err(|error| error.to_string())?,
-        ServerAsk::Limits { limits } => device.set_limits(limits),
-    }
-    Ok(device.status())
 }

@@ -2,9 +2,10 @@
 //! and the kernel's promise not to make it wait for its own writeback (called before any thread is started, because
 //! threads inherit it); and how descriptors pass to a child. Knows nothing of volumes.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,5 +78,89 @@ pub fn hand_over<const N: usize>(command: &mut Command, fds: [(RawFd, RawFd); N]
             }
             Ok(())
         });
+    }
+}
+
+/// Does something that the kernel may hold up, on a thread of its own, and says `Late` when it takes longer than that.
+/// The thread then ends when the kernel lets it.
+pub fn within<T: Send + 'static>(
+    what: &str,
+    bound: Duration,
+    act: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (done, wait) = std::sync::mpsc::sync_channel(1);
+    let body = move || {
+        // Nobody may wait any more.
+        let _ = done.send(act());
+    };
+    std::thread::Builder::new().name("bounded".to_owned()).spawn(body).map_err(VolumeError::io("starting a thread"))?;
+    match wait.recv_timeout(bound) {
+        Ok(result) => result,
+        Err(_) => Err(VolumeError::Late { what: what.to_owned(), bound_ms: bound.as_millis() as u64 }),
+    }
+}
+
+/// Waits until a descriptor can be read or is in error, at most for so long (`None`: for ever). Says what it found of
+/// `libc::POLLIN` and the rest; 0 if nothing.
+pub fn poll(fd: BorrowedFd<'_>, at_most: Option<Duration>) -> std::io::Result<libc::c_short> {
+    let deadline = at_most.map(|at_most| Instant::now() + at_most);
+    loop {
+        let left = deadline.map_or(-1, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that the last wait is not a spin.
+            left.as_micros().div_ceil(1000).try_into().unwrap_or(libc::c_int::MAX)
+        });
+        let mut ask = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: reads and writes one pollfd, which lives through the call.
+        match unsafe { libc::poll(&raw mut ask, 1, left) } {
+            0.. => return Ok(ask.revents),
+            _ => match std::io::Error::last_os_error() {
+                error if error.kind() == std::io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+}
+
+/// A process that may be no child of ours, by a descriptor that never means another one.
+#[derive(Debug)]
+pub struct Watched {
+    pid: u32,
+    fd: OwnedFd,
+}
+
+impl Watched {
+    /// A process that cannot have been reaped yet: this one, or a child that nobody has waited for.
+    pub fn of(pid: u32) -> std::io::Result<Self> {
+        // SAFETY: a plain system call that makes a descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: made just now, and nobody else knows it.
+        Ok(Self { pid, fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) } })
+    }
+    /// From another process, which says whose it is.
+    pub fn received(pid: u32, fd: OwnedFd) -> Self {
+        Self { pid, fd }
+    }
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+    /// Whether it ended within that time (`None`: for ever).
+    pub fn ended(&self, at_most: Option<Duration>) -> std::io::Result<bool> {
+        Ok(poll(self.fd.as_fd(), at_most)? != 0)
+    }
+    /// SIGKILL; dead already is as good.
+    pub fn kill(&self) {
+        let (none, flags) = (std::ptr::null::<libc::siginfo_t>(), 0);
+        // SAFETY: a plain system call on a descriptor that we hold; no memory is passed.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), libc::SIGKILL, none, flags) };
+    }
+}
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }

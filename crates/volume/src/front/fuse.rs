@@ -8,21 +8,27 @@
 mod wire;
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount as mount_at};
+use nix::mount::{MntFlags, MsFlags, mount as mount_at, umount2};
 
 use self::wire::{Operation, Reply, Request};
 use super::Frontend;
+use super::loop_device::FileId;
 use crate::device::{CloneDevice, lock};
 use crate::error::{Result, VolumeError};
+use crate::process;
 
+/// What the table of mounts shows.
+const SOURCE: &str = "godwit-volume";
 /// The one file in the root.
 pub const FILE_NAME: &str = "volume.raw";
 /// Largest read or write; loop and page cache send up to this.
@@ -41,20 +47,73 @@ pub fn mount(folder: &Path) -> Result<File> {
     let options =
         format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,max_read={MAX_IO_BYTES}", fuse.as_raw_fd());
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount_at(Some("godwit-volume"), folder, Some("fuse"), flags, Some(options.as_str()))
+    mount_at(Some(SOURCE), folder, Some("fuse"), flags, Some(options.as_str()))
         .map_err(|error| VolumeError::io(format!("mounting {}", folder.display()))(error.into()))?;
     Ok(fuse)
 }
 
 /// Ends a mount: what waits in it fails at once, and its name goes away. One that is gone already is fine.
 pub fn unmount(folder: &Path) -> Result<()> {
-    use nix::mount::{MntFlags, umount2};
-    // Force aborts the connection, whether or not the mount is still in use; detach takes the name.
-    let _ = umount2(folder, MntFlags::MNT_FORCE);
+    abort(folder);
     match umount2(folder, MntFlags::MNT_DETACH) {
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
         Err(error) => Err(VolumeError::io(format!("unmounting {}", folder.display()))(error.into())),
     }
+}
+
+/// Fails what waits in a mount and all that comes, whether or not it is in use. The mount stays.
+pub fn abort(folder: &Path) {
+    // Busy or not there: either way nothing is served any more.
+    let _ = umount2(folder, MntFlags::MNT_FORCE);
+}
+
+/// Whether a connection can still be served: not unmounted, not aborted.
+pub fn is_alive(fuse: &File) -> bool {
+    process::poll(fuse.as_fd(), Some(Duration::ZERO)).is_ok_and(|events| events & libc::POLLERR == 0)
+}
+
+/// The topmost of our file systems that is mounted exactly here, alive or dead: the file that it shows. Read from the
+/// table of mounts, because a dead one cannot be looked at.
+pub fn file_at(folder: &Path) -> Option<FileId> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let folder = canonical(folder)?;
+    table.lines().rev().find_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let mut words = place.split(' ').skip(2);
+        let (device, at) = (words.next()?, words.nth(1)?);
+        let mut kind = kind.split(' ');
+        if kind.next()? != "fuse" || kind.next()? != SOURCE || Path::new(&unescaped(at)) != folder {
+            return None;
+        }
+        let (major, minor) = device.split_once(':')?;
+        let device = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+        Some(FileId { device, inode: wire::FILE })
+    })
+}
+
+/// The folder's true name, without a look at what is mounted on it.
+pub fn canonical(folder: &Path) -> Option<PathBuf> {
+    Some(folder.parent()?.canonicalize().ok()?.join(folder.file_name()?))
+}
+
+/// As in /proc: a space is `\040`, and so on.
+fn unescaped(text: &str) -> OsString {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, more)) = rest.split_first() {
+        let octal = more.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' => {
+                bytes.push(byte);
+                rest = &more[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = more;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 /// A request that waits for its blocks.

@@ -15,7 +15,7 @@ use godwit_volume::pace::Limits;
 use godwit_volume::spec::{AddressSpec, SourceSpec, VolumeSpec};
 
 use crate::protocol::file_export;
-use crate::support::{EPOCH, eventually, pattern, run, tool};
+use crate::support::{EPOCH, eventually, kill_hard, pattern, run, tool};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,6 +25,8 @@ struct Scene {
     spec: VolumeSpec,
     source: Option<NbdServer>,
     keeper: Child,
+    /// A second one would be refused; this is where a successor comes from.
+    starts: u32,
     mounted: Vec<PathBuf>,
 }
 
@@ -60,16 +62,22 @@ impl Scene {
             control: path("keeper.sock"),
         };
         std::fs::write(path("spec.json"), serde_json::to_vec(&spec).expect("json")).expect("written");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_godwit-volume-process"));
-        command.arg("keeper").arg(path("spec.json")).stdin(Stdio::null());
-        let log = std::fs::File::create(path("keeper.log")).expect("a log");
-        command.stderr(log);
         let source = Some(serve(folder.path()));
-        let keeper = command.spawn().expect("a keeper");
-        Self { folder, spec, source, keeper, mounted: Vec::new() }
+        let keeper = start_keeper(folder.path(), 0);
+        Self { folder, spec, source, keeper, starts: 0, mounted: Vec::new() }
     }
     fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("keeper.log")).unwrap_or_default()
+        let read = |n| std::fs::read_to_string(self.folder.path().join(format!("keeper{n}.log"))).unwrap_or_default();
+        (0..=self.starts).map(read).collect()
+    }
+    /// Kills the keeper alone.
+    fn kill_keeper(&mut self) {
+        self.keeper.kill().expect("killed");
+        self.keeper.wait().expect("reaped");
+    }
+    fn start_another_keeper(&mut self) {
+        self.starts += 1;
+        self.keeper = start_keeper(self.folder.path(), self.starts);
     }
     fn keeper(&self, ask: &KeeperAsk) -> Option<KeeperStatus> {
         control::ask(&self.spec.control, ask).ok()
@@ -101,18 +109,29 @@ impl Scene {
     }
     fn kill_server(&self) -> u64 {
         let status = self.keeper(&KeeperAsk::Status).expect("the keeper answers");
-        if status.server_pid != 0 {
-            let pid = nix::unistd::Pid::from_raw(status.server_pid as i32);
-            // Dead already is as good.
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
+        kill_hard(status.server_pid);
         status.server_starts
+    }
+    /// Both, the server first: whatever its keeper is about to do about it.
+    fn kill_both(&mut self) {
+        let pid = self.keeper(&KeeperAsk::Status).expect("the keeper answers").server_pid;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.keeper.id() as i32), nix::sys::signal::Signal::SIGSTOP)
+            .expect("stopped");
+        kill_hard(pid);
+        self.kill_keeper();
     }
     fn stop(&mut self) {
         self.keeper(&KeeperAsk::Stop).expect("the keeper answers");
         let status = self.keeper.wait().expect("it ends");
         assert!(status.success(), "{status}: {}", self.log());
     }
+}
+
+fn start_keeper(folder: &Path, number: u32) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_godwit-volume-process"));
+    command.arg("keeper").arg(folder.join("spec.json")).stdin(Stdio::null());
+    let log = std::fs::File::create(folder.join(format!("keeper{number}.log"))).expect("a log");
+    command.stderr(log).spawn().expect("a keeper")
 }
 
 fn serve(folder: &Path) -> NbdServer {
@@ -126,16 +145,14 @@ fn serve(folder: &Path) -> NbdServer {
 impl Drop for Scene {
     fn drop(&mut self) {
         // After a failure as well: nothing stays mounted, attached or running.
-        let device = self.keeper(&KeeperAsk::Status).and_then(|status| status.loop_device);
         for at in self.mounted.drain(..) {
             let _ = nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH);
         }
-        let _ = self.keeper(&KeeperAsk::Stop);
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
-        let _ = godwit_volume::front::fuse::unmount(&self.spec.mountpoint);
-        if let Some(path) = device {
-            let _ = godwit_volume::front::loop_device::LoopDevice { path }.detach();
+        godwit_volume::front::fuse::abort(&self.spec.mountpoint);
+        if let Err(error) = godwit_volume::keeper::stop_without_keeper(&self.spec) {
+            eprintln!("not all is cleared: {error}");
         }
     }
 }
@@ -272,5 +289,106 @@ fn poison_ends_all_waits_and_the_machine_can_go() {
         "and is not started again"
     );
     scene.unmount();
+    scene.stop();
+}
+
+/// The keeper dies alone: its server goes on, and the next keeper takes over both server and loop device.
+#[test]
+fn guests_do_not_notice_that_the_keeper_was_killed() {
+    const FILES: u64 = 6;
+    let slow = Limits { floor_bytes_per_s: 1 << 20, cap_bytes_per_s: 4 << 20, ..Limits::default() };
+    let mut scene = Scene::new(FILES, slow);
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    let mut fio = tool("fio", "fio");
+    fio.current_dir(scene.folder.path()).arg(format!("--filename={}", at.join("fio").display()));
+    fio.args(["--name=v", "--rw=randwrite", "--bsrange=4k-64k", "--size=12M", "--ioengine=libaio", "--direct=1"]);
+    fio.args(["--iodepth=16", "--fsync=64", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--rate=4m"]);
+    let mut fio = fio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("fio starts");
+    let work = |scene: &Scene, fio: &mut Child| {
+        let before = scene.server(&ServerAsk::Status).expect("the server answers");
+        eventually("a write or flush goes through", || {
+            fio.try_wait().expect("fio").is_some()
+                || scene
+                    .server(&ServerAsk::Status)
+                    .is_some_and(|now| (now.flushes, now.present_blocks) != (before.flushes, before.present_blocks))
+        });
+    };
+    for _ in 0..4 {
+        let server = scene.keeper(&KeeperAsk::Status).expect("the keeper answers").server_pid;
+        scene.kill_keeper();
+        work(&scene, &mut fio);
+        scene.start_another_keeper();
+        assert_eq!(scene.loop_device(), device, "the same device");
+        let status = scene.keeper(&KeeperAsk::Status).expect("the keeper answers");
+        assert!(status.adopted && status.server_starts == 0 && status.server_pid == server, "{status:?}");
+        // And it keeps what it adopted.
+        scene.kill_server();
+        eventually("another server", || {
+            scene.keeper(&KeeperAsk::Status).is_some_and(|status| status.server_starts == 1)
+                && scene.server(&ServerAsk::Status).is_some()
+        });
+        work(&scene, &mut fio);
+    }
+    let output = fio.wait_with_output().expect("fio ends");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !text.contains("verify:"), "{text}\n{}", scene.log());
+    check_files(&at, FILES);
+    scene.unmount();
+    scene.stop();
+    assert!(!is_attached(scene.folder.path()), "the loop device is let go");
+}
+
+/// Keeper and server die together: IO fails; the next keeper clears what is left and serves every flushed write.
+#[test]
+fn after_keeper_and_server_were_killed_every_flushed_write_is_there() {
+    const FILES: u64 = 6;
+    let slow = Limits { floor_bytes_per_s: 1 << 20, cap_bytes_per_s: 4 << 20, ..Limits::default() };
+    let mut scene = Scene::new(FILES, slow);
+    for round in 0..3 {
+        let device = scene.loop_device();
+        let at = scene.mount(&device);
+        for earlier in 0..round {
+            let found = std::fs::read(at.join(format!("w{earlier}"))).expect("a file that was synced");
+            assert!(found == pattern(100 + earlier, 2 * MIB as usize), "w{earlier} differs\n{}", scene.log());
+        }
+        let path = at.join(format!("w{round}"));
+        std::fs::write(&path, pattern(100 + round, 2 * MIB as usize)).expect("written");
+        std::fs::File::open(&path).and_then(|file| file.sync_all()).expect("synced");
+        std::fs::File::open(&at).and_then(|folder| folder.sync_all()).expect("synced");
+        // Something is on its way when it happens.
+        std::fs::write(at.join("unsynced"), pattern(7, MIB as usize)).expect("written");
+        scene.kill_both();
+        let open = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(&device).expect("opens");
+        let mut block = vec![0u8; 8192];
+        let start = block.as_ptr().align_offset(4096);
+        open.read_exact_at(&mut block[start..start + 4096], 0).expect_err("closed, never stale");
+        drop(open);
+        // The Machine is gone with its IO.
+        for at in scene.mounted.drain(..) {
+            nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).expect("unmounts");
+        }
+        scene.start_another_keeper();
+    }
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    check_files(&at, FILES);
+    let fast = ServerAsk::Limits { limits: Limits::default() };
+    eventually("complete", || scene.server(&fast).is_some_and(|status| status.complete));
+    check_files(&at, FILES);
+    scene.unmount();
+    scene.stop();
+    assert!(!is_attached(scene.folder.path()), "no loop device is left");
+    run(tool("e2fsck", "e2fsprogs").args(["-fn"]).arg(&scene.spec.local));
+}
+
+#[test]
+fn a_second_keeper_of_one_volume_does_not_start() {
+    let mut scene = Scene::new(1, Limits::default());
+    let device = scene.loop_device();
+    let mut second = start_keeper(scene.folder.path(), 1);
+    let status = second.wait().expect("ends");
+    assert_eq!(status.code(), Some(i32::from(godwit_volume::roles::EXIT_TAKEN)));
+    assert_eq!(scene.loop_device(), device, "the first one goes on");
     scene.stop();
 }

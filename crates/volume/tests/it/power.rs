@@ -337,7 +337,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = nix::mount::umount2(&self.root(), nix::mount::MntFlags::MNT_DETACH);
-        let _ = self.device.detach();
+        let _ = self.device.let_go();
         let _ = fuse::unmount(&self.folder.path().join("fuse"));
         self.front.wait();
     }

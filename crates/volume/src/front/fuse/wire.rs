@@ -11,7 +11,7 @@ use super::MAX_IO_BYTES;
 pub const MAX_HEAD_BYTES: usize = 8192;
 const HEAD: usize = 40;
 const ROOT: u64 = 1;
-const FILE: u64 = 2;
+pub const FILE: u64 = 2;
 /// Attributes never change, so the kernel may keep them.
 const VALID_S: u64 = 3600;
 const MINOR: u32 = 42;
