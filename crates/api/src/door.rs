@@ -82,6 +82,9 @@ pub struct StopReply {
     pub stopped: bool,
     /// In flight when it was decided.
     pub load: u32,
+    /// It is on its way to another host, and counts as running nowhere until it is there.
+    #[serde(default)]
+    pub moving: bool,
 }
 
 /// Why a door does not serve a request. The edge believes the higher epoch.

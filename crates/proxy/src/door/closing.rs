@@ -23,10 +23,11 @@ pub(super) async fn follow(door: Arc<Door>, work: ToClose) {
     let closed = Some(Closed::ByAgent { token: closing.token });
     let deadline = Instant::now() + Duration::from_millis(closing.drain_timeout_ms);
     let mut cut_off = 0;
-    if !empty_by(&entry, closed, deadline).await {
+    quiet_by(&entry, closed, deadline, Entry::awaited).await;
+    if entry.total() > 0 && entry.closed() == closed {
         cut_off = entry.cut_off();
         door.metrics.cut_off.inc_by(u64::from(cut_off));
-        empty_by(&entry, closed, Instant::now() + CUT_TIMEOUT).await;
+        quiet_by(&entry, closed, Instant::now() + CUT_TIMEOUT, Entry::total).await;
     }
     let drained = Drained { token: closing.token, cut_off };
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
@@ -42,18 +43,16 @@ pub(super) async fn follow(door: Arc<Door>, work: ToClose) {
     }
 }
 
-/// True when nothing is in flight, or this closing is over.
-async fn empty_by(entry: &Entry, closed: Option<Closed>, deadline: Instant) -> bool {
+/// Waits until `count` is at zero, this closing is over, or the time is.
+async fn quiet_by(entry: &Entry, closed: Option<Closed>, deadline: Instant, count: fn(&Entry) -> u32) {
     let mut changes = entry.changes();
     loop {
         changes.mark_unchanged();
-        if entry.total() == 0 || entry.closed() != closed {
-            return true;
+        if count(entry) == 0 || entry.closed() != closed {
+            return;
         }
-        match tokio::time::timeout_at(deadline, changes.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return true,
-            Err(_) => return false,
+        if !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            return;
         }
     }
 }
@@ -61,7 +60,7 @@ async fn empty_by(entry: &Entry, closed: Option<Closed>, deadline: Instant) -> b
 /// Closes the gate if the Machine is idle, and lets the agent stop it.
 pub(super) async fn stop_if_idle(door: &Arc<Door>, entry: &Arc<Entry>, call: &StopIfIdle) -> StopReply {
     if let Err(load) = door.machines.close_if_idle(entry, call.epoch, call.idle_ms) {
-        return StopReply { stopped: false, load };
+        return StopReply { stopped: false, load, moving: entry.moving().is_some() };
     }
     let request = AgentStopIfIdle { epoch: call.epoch };
     let stopped = match door.agent.stop_if_idle(&entry.id, &request).await {
@@ -72,7 +71,7 @@ pub(super) async fn stop_if_idle(door: &Arc<Door>, entry: &Arc<Entry>, call: &St
             let (door, entry) = (door.clone(), entry.clone());
             let group = door.group.clone();
             group.spawn_cancellable(async move { wait_for_news(&entry).await });
-            return StopReply { stopped: false, load: 0 };
+            return StopReply { stopped: false, load: 0, moving: false };
         }
     };
     if stopped {
@@ -80,7 +79,7 @@ pub(super) async fn stop_if_idle(door: &Arc<Door>, entry: &Arc<Entry>, call: &St
     } else {
         entry.reopen_idle();
     }
-    StopReply { stopped, load: 0 }
+    StopReply { stopped, load: 0, moving: false }
 }
 
 /// The agent may have journaled the stop. Its stream will tell; without it the gate opens again.

@@ -28,11 +28,22 @@ pub enum Closed {
 pub struct Gate {
     in_flight: BTreeMap<u16, u32>,
     total: u32,
+    /// Those of `total` that have no end of their own.
+    tunnels: u32,
     /// Start calls under way: whoever waits for a start is not idle.
     starts: u32,
     closed: Option<Closed>,
     /// When something was last in flight, or when the Machine came to run.
     busy_ms: u64,
+}
+
+/// What comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One that will end by itself.
+    Request,
+    /// An upgraded or raw connection: nobody can say when it ends.
+    Tunnel,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,23 +55,25 @@ pub enum Admission {
 }
 
 impl Gate {
-    pub fn admit(&mut self, port: u16, hard: Option<u32>) -> Admission {
+    pub fn admit(&mut self, port: u16, hard: Option<u32>, kind: Kind) -> Admission {
         let count = self.in_flight.entry(port).or_insert(0);
         if self.closed.is_some() || hard.is_some_and(|hard| *count >= hard) {
             return Admission::Busy { load: *count };
         }
         *count += 1;
         self.total += 1;
+        self.tunnels += u32::from(kind == Kind::Tunnel);
         Admission::In { load: *count }
     }
 
     /// One admitted is done.
-    pub fn leave(&mut self, port: u16, now_ms: u64) {
+    pub fn leave(&mut self, port: u16, kind: Kind, now_ms: u64) {
         let count = self.in_flight.get_mut(&port).filter(|count| **count > 0);
         debug_assert!(count.is_some(), "port {port} left more often than it was entered");
         if let Some(count) = count {
             *count -= 1;
             self.total = self.total.saturating_sub(1);
+            self.tunnels = self.tunnels.saturating_sub(u32::from(kind == Kind::Tunnel));
         }
         self.busy_ms = now_ms;
     }
@@ -83,6 +96,11 @@ impl Gate {
 
     pub fn total(&self) -> u32 {
         self.total
+    }
+
+    /// In flight, without the tunnels.
+    pub fn requests(&self) -> u32 {
+        self.total - self.tunnels
     }
 
     pub fn closed(&self) -> Option<Closed> {
@@ -137,11 +155,11 @@ mod tests {
     #[test]
     fn the_hard_limit_holds_for_each_port() {
         let mut gate = Gate::default();
-        assert_eq!(gate.admit(80, Some(1)), Admission::In { load: 1 });
-        assert_eq!(gate.admit(80, Some(1)), Admission::Busy { load: 1 });
-        assert_eq!(gate.admit(81, Some(1)), Admission::In { load: 1 });
-        gate.leave(80, 5);
-        assert_eq!(gate.admit(80, Some(1)), Admission::In { load: 1 });
+        assert_eq!(gate.admit(80, Some(1), Kind::Request), Admission::In { load: 1 });
+        assert_eq!(gate.admit(80, Some(1), Kind::Request), Admission::Busy { load: 1 });
+        assert_eq!(gate.admit(81, Some(1), Kind::Request), Admission::In { load: 1 });
+        gate.leave(80, Kind::Request, 5);
+        assert_eq!(gate.admit(80, Some(1), Kind::Request), Admission::In { load: 1 });
     }
 
     #[test]
@@ -150,11 +168,11 @@ mod tests {
         gate.ran(1_000);
         assert!(!gate.close_if_idle(500, 1_400));
         assert!(gate.close_if_idle(500, 1_500));
-        assert_eq!(gate.admit(80, None), Admission::Busy { load: 0 });
+        assert_eq!(gate.admit(80, None, Kind::Request), Admission::Busy { load: 0 });
         gate.reopen_by_agent();
         assert_eq!(gate.closed(), Some(Closed::Idle));
         gate.reopen_idle();
-        assert!(matches!(gate.admit(80, None), Admission::In { .. }));
+        assert!(matches!(gate.admit(80, None, Kind::Request), Admission::In { .. }));
         assert!(!gate.close_if_idle(0, 9_999), "something is in flight");
         assert!(gate.close(7) && !gate.close(7) && gate.close(8));
         gate.ran(2_000);
@@ -173,26 +191,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_enters_leaves_and_a_closed_gate_lets_nobody_in(steps in proptest::collection::vec(0u8..6, 0..60)) {
+        fn what_enters_leaves_and_a_closed_gate_lets_nobody_in(steps in proptest::collection::vec(0u8..8, 0..60)) {
             let mut gate = Gate::default();
-            let mut inside = 0u32;
+            let (mut inside, mut tunnels) = (0u32, 0u32);
             for (now, step) in steps.into_iter().enumerate() {
                 let now = now as u64;
                 match step {
                     0 | 1 => {
                         let closed = gate.closed().is_some();
-                        if let Admission::In { load } = gate.admit(80, Some(3)) {
+                        let kind = if step == 0 { Kind::Request } else { Kind::Tunnel };
+                        if let Admission::In { load } = gate.admit(80, Some(3), kind) {
                             inside += 1;
+                            tunnels += u32::from(step == 1);
                             prop_assert!(!closed && load <= 3);
                         }
                     }
-                    2 if inside > 0 => { gate.leave(80, now); inside -= 1; }
+                    2 if inside > tunnels => { gate.leave(80, Kind::Request, now); inside -= 1; }
+                    6 if tunnels > 0 => { gate.leave(80, Kind::Tunnel, now); inside -= 1; tunnels -= 1; }
                     3 => prop_assert!(!gate.close_if_idle(1, now) || inside == 0),
                     4 => gate.reopen_idle(),
                     _ => {}
                 }
                 prop_assert_eq!(gate.total(), inside);
                 prop_assert_eq!(gate.load(80), inside);
+                prop_assert_eq!(gate.requests(), inside - tunnels);
             }
         }
     }

@@ -14,7 +14,7 @@ use godwit_api::machine::MachineState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::gate::{Admission, Closed, Gate};
+use super::gate::{Admission, Closed, Gate, Kind};
 use super::upstream::Pools;
 
 /// Machines that left, remembered to tell edges where to.
@@ -51,6 +51,8 @@ pub struct View {
     pub running: bool,
     pub closed: Option<Closed>,
     pub stops: u64,
+    /// It is on its way to another host.
+    pub moving: Option<Refused>,
 }
 
 /// A start call under way: it keeps idle stops away until it is dropped.
@@ -72,6 +74,7 @@ pub struct Admitted {
     pub port: u16,
     pub load: u32,
     pub cut: CancellationToken,
+    kind: Kind,
     base: Instant,
 }
 
@@ -79,7 +82,7 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let now_ms = elapsed_ms(self.base);
         let mut inner = self.entry.lock();
-        inner.gate.leave(self.port, now_ms);
+        inner.gate.leave(self.port, self.kind, now_ms);
         let closed = inner.gate.closed().is_some();
         drop(inner);
         if closed {
@@ -111,6 +114,7 @@ pub struct ToClose {
 
 struct Gone {
     moved_to: Option<HostId>,
+    door_addr: Option<String>,
     epoch: Epoch,
 }
 
@@ -142,6 +146,13 @@ fn elapsed_ms(base: Instant) -> u64 {
     u64::try_from(base.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// What whoever comes for a Machine that is on its way to another host is told.
+fn moving(machine: &DoorMachine) -> Option<Refused> {
+    let to = machine.moving.as_ref()?;
+    let refusal = Refusal::Moving { host: to.host.clone(), door_addr: Some(to.door_addr.clone()) };
+    Some(Refused::of(refusal, Some(to.epoch)))
+}
+
 fn is_running(state: MachineState) -> bool {
     state == MachineState::Started
 }
@@ -160,7 +171,13 @@ impl Entry {
             running: is_running(inner.machine.state) || inner.ran_by_reply,
             closed: inner.gate.closed(),
             stops: inner.stops,
+            moving: moving(&inner.machine),
         }
+    }
+
+    /// The Machine is on its way to another host.
+    pub fn moving(&self) -> Option<Refused> {
+        moving(&self.lock().machine)
     }
 
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -173,6 +190,13 @@ impl Entry {
 
     pub fn total(&self) -> u32 {
         self.lock().gate.total()
+    }
+
+    /// What a drain waits for. Before a stop that is all that is in flight. Before a move it is the requests alone:
+    /// a WebSocket would hold up everybody else for the whole drain, and is closed at its end all the same.
+    pub fn awaited(&self) -> u32 {
+        let inner = self.lock();
+        if inner.machine.moving.is_some() { inner.gate.requests() } else { inner.gate.total() }
     }
 
     pub fn closed(&self) -> Option<Closed> {
@@ -239,18 +263,22 @@ impl Machines {
     pub fn absent(&self, id: &str) -> Refused {
         let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         match gone.0.get(id) {
-            Some(Gone { moved_to: Some(host), epoch }) => {
-                Refused::of(Refusal::Moved { host: host.clone() }, Some(*epoch))
+            Some(Gone { moved_to: Some(host), door_addr, epoch }) => {
+                let refusal = Refusal::Moved { host: host.clone(), door_addr: door_addr.clone() };
+                Refused::of(refusal, Some(*epoch))
             }
-            Some(Gone { moved_to: None, epoch }) => Refused::of(Refusal::Unknown, Some(*epoch)),
+            Some(Gone { moved_to: None, epoch, .. }) => Refused::of(Refusal::Unknown, Some(*epoch)),
             None => Refused::of(Refusal::Unknown, None),
         }
     }
 
     /// The one decision about a request or connection.
-    pub fn admit(&self, id: &str, port: u16) -> Result<Admitted, Refused> {
+    pub fn admit(&self, id: &str, port: u16, kind: Kind) -> Result<Admitted, Refused> {
         let Some(entry) = self.get(id) else { return Err(self.absent(id)) };
         let mut inner = entry.lock();
+        if let Some(refused) = moving(&inner.machine) {
+            return Err(refused);
+        }
         let epoch = Some(inner.machine.epoch);
         if !is_running(inner.machine.state) && !inner.ran_by_reply {
             return Err(Refused::of(Refusal::Stopped, epoch));
@@ -259,13 +287,13 @@ impl Machines {
             return Err(Refused::of(Refusal::Unreachable, epoch));
         };
         let hard = service.concurrency.as_ref().and_then(|limits| limits.hard_limit);
-        match inner.gate.admit(port, hard) {
+        match inner.gate.admit(port, hard, kind) {
             Admission::Busy { load } => Err(Refused { refusal: Refusal::Busy, epoch, load }),
             Admission::In { load } => {
                 let cut = inner.cut.clone();
                 let addr = SocketAddr::V6(SocketAddrV6::new(inner.machine.private_ip, port, 0, 0));
                 drop(inner);
-                Ok(Admitted { entry, addr, port, load, cut, base: self.base })
+                Ok(Admitted { entry, addr, port, load, cut, kind, base: self.base })
             }
         }
     }
@@ -278,8 +306,10 @@ impl Machines {
     /// Closes the Machine's gate if nothing was in flight for long enough. Answers the load, as an error if it stays.
     pub fn close_if_idle(&self, entry: &Entry, epoch: Epoch, idle_ms: u64) -> Result<(), u32> {
         let mut inner = entry.lock();
+        let stays = inner.machine.moving.is_none();
         let running = is_running(inner.machine.state) || inner.ran_by_reply;
-        if running && inner.machine.epoch == epoch && inner.gate.close_if_idle(idle_ms, elapsed_ms(self.base)) {
+        if running && stays && inner.machine.epoch == epoch && inner.gate.close_if_idle(idle_ms, elapsed_ms(self.base))
+        {
             inner.stops += 1;
             entry.pools.clear();
             return Ok(());
@@ -321,9 +351,9 @@ impl Machines {
                 *self.edges.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(edges);
             }
             DoorUpdate::Machine { machine } => work.extend(self.upsert(machine, false)),
-            DoorUpdate::Gone { machine, moved_to, epoch } => {
+            DoorUpdate::Gone { machine, moved_to, door_addr, epoch } => {
                 // In this order: whoever sees it gone finds where to.
-                self.remember(machine.as_str().to_owned(), Gone { moved_to, epoch });
+                self.remember(machine.as_str().to_owned(), Gone { moved_to, door_addr, epoch });
                 self.remove(machine.as_str());
             }
             DoorUpdate::Edges { edges } => {

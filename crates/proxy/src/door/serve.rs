@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::gate::Kind;
 use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
 use super::{Door, closing, start, tunnel};
@@ -157,11 +158,12 @@ async fn traffic(
         respond.send_response(plain(StatusCode::FORBIDDEN), true)?;
         return Ok(());
     }
-    let admitted = match door.machines.admit(id, port) {
+    let kind = if request.method() == Method::CONNECT { Kind::Tunnel } else { Kind::Request };
+    let admitted = match door.machines.admit(id, port, kind) {
         Ok(admitted) => admitted,
         Err(refused) => return refuse(door, &refused, &mut respond),
     };
-    if request.method() == Method::CONNECT {
+    if kind == Kind::Tunnel {
         return tunnel::serve(door, admitted, request.into_body(), respond).await;
     }
     let cut = admitted.cut.clone();
@@ -282,15 +284,18 @@ pub(super) fn refuse(door: &Door, refused: &Refused, respond: &mut SendResponse<
     if let Some(epoch) = refused.epoch {
         insert(headers, header::EPOCH, &epoch.to_string());
     }
-    if let Refusal::Moved { host } | Refusal::Moving { host } = &refused.refusal {
+    if let Refusal::Moved { host, door_addr } | Refusal::Moving { host, door_addr } = &refused.refusal {
         insert(headers, header::HOST, host.as_str());
+        if let Some(door_addr) = door_addr {
+            insert(headers, header::DOOR, door_addr);
+        }
     }
     respond.send_response(response, true)?;
     Ok(())
 }
 
 fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
-    // Epochs and host ids are ASCII without blanks.
+    // Epochs, host ids and addresses are ASCII without blanks.
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
@@ -330,7 +335,7 @@ async fn call(
             Ok(call) => {
                 let reply = match door.machines.get(id) {
                     Some(entry) => closing::stop_if_idle(door, &entry, &call).await,
-                    None => godwit_api::door::StopReply { stopped: false, load: 0 },
+                    None => godwit_api::door::StopReply { stopped: false, load: 0, moving: false },
                 };
                 serde_json::to_vec(&reply).ok()
             }

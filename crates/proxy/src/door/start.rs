@@ -8,7 +8,7 @@ use godwit_api::machine::MachineState;
 use tokio::time::Instant;
 
 use super::Door;
-use super::machines::{Entry, View};
+use super::machines::{Entry, Refused, View};
 use super::upstream;
 
 /// Between two looks at a port: a Machine that is just about to listen should not wait for us.
@@ -26,6 +26,11 @@ enum Next {
     /// It is on its way down; what the agent tells next decides.
     Wait,
     Ended,
+}
+
+/// The answer for a Machine that is on its way to another host.
+fn away(moving: Refused) -> StartReply {
+    StartReply::Refused { refusal: moving.refusal, epoch: moving.epoch }
 }
 
 /// `ours`: the agent started it for us, and its stream has told so since.
@@ -47,6 +52,9 @@ pub(super) async fn start(door: &Arc<Door>, id: &str, call: &StartCall) -> Start
         let absent = door.machines.absent(id);
         return StartReply::Refused { refusal: absent.refusal, epoch: absent.epoch };
     };
+    if let Some(moving) = entry.moving() {
+        return away(moving);
+    }
     door.metrics.starts.inc();
     let timeout = Duration::from_millis(call.timeout_ms).min(MAX_TIMEOUT);
     let _starting = door.machines.starting(&entry);
@@ -67,6 +75,9 @@ async fn start_entry(door: &Arc<Door>, entry: &Arc<Entry>, port: u16, deadline: 
     loop {
         changes.mark_unchanged();
         let view = entry.view();
+        if let Some(moving) = view.moving {
+            return away(moving);
+        }
         let pause = match next(&view, seen_running && asked == Some(view.stops)) {
             Next::Ended if view.state == MachineState::Destroyed => {
                 // It left this host meanwhile; where to is known by now.
@@ -120,7 +131,13 @@ async fn ask(door: &Arc<Door>, entry: &Arc<Entry>, deadline: Instant) -> Result<
     if left.is_zero() {
         return Err(None);
     }
-    match door.agent.start(&entry.id, &AgentStart { epoch: view.epoch }, left).await {
+    let call = AgentStart { epoch: view.epoch };
+    let answer = tokio::select! {
+        answer = door.agent.start(&entry.id, &call, left) => answer,
+        // The agent tells of that by its stream at once, while the call may be held until a job ends.
+        () = leaves(entry) => return Ok(()),
+    };
+    match answer {
         Ok(AgentStartReply::Started) => {
             door.metrics.agent_starts.inc();
             door.machines.ran(entry);
@@ -133,6 +150,17 @@ async fn ask(door: &Arc<Door>, entry: &Arc<Entry>, deadline: Instant) -> Result<
         Err(error) => {
             tracing::debug!(machine = %entry.id, error = godwit_base::telemetry::chain(&error), "no start from the agent");
             Err(None)
+        }
+    }
+}
+
+/// Ends when the Machine is on its way to another host, or has left.
+async fn leaves(entry: &Entry) {
+    let mut changes = entry.changes();
+    loop {
+        let view = entry.view();
+        if view.moving.is_some() || view.state == MachineState::Destroyed || changes.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::gate::{Gate, MAX_HELD};
 use super::hosts::Hosts;
 use super::metrics::AppMetrics;
-use super::view::{Lessons, View, Word, build};
+use super::view::{Lessons, Origin, View, Word, build};
 
 pub struct App {
     pub name: AppName,
@@ -129,11 +129,20 @@ impl App {
     }
 }
 
-/// What a refusal teaches about a Machine that outlasts the request: where it is, or that it does not run.
-pub fn word_of(refusal: &Refusal) -> Option<Word> {
+/// What a refusal by a Machine's door teaches that outlasts the request: where the Machine is, or that it does not run.
+pub fn word_of(refusal: &Refusal, asked: &Origin) -> Option<Word> {
     match refusal {
-        Refusal::Moved { host } => Some(Word::Moved { host: host.clone() }),
+        Refusal::Moved { host, door_addr } => {
+            Some(Word::Moved { host: host.clone(), door_addr: door_addr.as_deref().map(Arc::from) })
+        }
+        Refusal::Moving { host, door_addr: Some(door_addr) } => {
+            Some(Word::Moving { host: host.clone(), door_addr: door_addr.as_str().into(), origin: asked.clone() })
+        }
         Refusal::Stopped => Some(Word::Stopped),
-        Refusal::Moving { .. } | Refusal::Busy | Refusal::Full | Refusal::Unreachable | Refusal::Unknown => None,
+        Refusal::Moving { door_addr: None, .. }
+        | Refusal::Busy
+        | Refusal::Full
+        | Refusal::Unreachable
+        | Refusal::Unknown => None,
     }
 }

@@ -68,31 +68,49 @@ async fn sleepers(edge: &Arc<Edge>) -> Vec<Sleeper> {
 }
 
 async fn rest(edge: &Arc<Edge>, sleeper: Sleeper, idle: Duration) {
-    let now_ms = edge.routes.now_ms();
     let awake = |target: &&Target| target.local && !target.cordoned && target.readiness == Readiness::Running;
-    let (may_sleep, must_stay): (Vec<&Target>, Vec<&Target>) =
+    let (mut may_sleep, must_stay): (Vec<&Target>, Vec<&Target>) =
         sleeper.view.targets.iter().filter(awake).partition(|target| target.autostops());
+    // Those that turn out to be on their way to another host count nowhere: without them it is another question.
+    while let Some(moving) = stop_some(edge, &sleeper, &may_sleep, must_stay.len(), idle).await {
+        may_sleep.remove(moving);
+    }
+}
+
+/// Asks those that the app can do without. Answers the place of one that is moving, if nothing was stopped before.
+async fn stop_some(
+    edge: &Arc<Edge>,
+    sleeper: &Sleeper,
+    may_sleep: &[&Target],
+    must_stay: usize,
+    idle: Duration,
+) -> Option<usize> {
+    let now_ms = edge.routes.now_ms();
     let load = |target: &Target| target.services.iter().map(|one| one.tally.load(now_ms)).sum();
     let soft = |target: &Target| target.services.iter().map(|one| one.soft).min().unwrap_or(1);
     let running: Vec<Running> =
         may_sleep.iter().map(|target| Running { load: load(target), soft: soft(target) }).collect();
     let services = may_sleep.iter().flat_map(|target| target.services.iter());
     let min = services.map(|one| one.service.min_machines_running()).max().unwrap_or(0);
-    let min = usize::try_from(min).unwrap_or(usize::MAX).saturating_sub(must_stay.len());
+    let min = usize::try_from(min).unwrap_or(usize::MAX).saturating_sub(must_stay);
+    let mut stopped = false;
     for index in excess(&running, min) {
         let target = may_sleep[index];
         let call = StopIfIdle { epoch: target.epoch, idle_ms: u64::try_from(idle.as_millis()).unwrap_or(u64::MAX) };
         let link = edge.hosts.link(&target.door_addr);
         match call::stop_if_idle(&link, &target.machine, &call).await {
             Ok(reply) if reply.stopped => {
+                stopped = true;
                 edge.metrics.idle_stops.inc();
                 tracing::info!(app = %sleeper.name, machine = %target.machine, "stopped an idle Machine");
                 if let Some(app) = &sleeper.app {
                     app.learn(&target.machine, Word::Stopped, target.epoch, edge.routes.now_ms());
                 }
             }
+            Ok(reply) if reply.moving && !stopped => return Some(index),
             Ok(_) => {}
             Err(error) => tracing::debug!(app = %sleeper.name, %error, "a door could not be asked for a stop"),
         }
     }
+    None
 }

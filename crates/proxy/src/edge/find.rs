@@ -7,23 +7,23 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_api::door::{Refusal, StartCall, StartReply};
+use godwit_api::door::Refusal;
 use godwit_api::ids::Epoch;
 use tokio::time::Instant;
 
 use super::Edge;
 use super::app::{App, word_of};
-use super::call;
 use super::gate::{Held, Turn, Woken, woken};
 use super::view::{Entrance, Target, TargetService, View, Word};
+use super::wake::wake;
 use crate::choose::{Candidate, Choice, choose};
 
 /// How long a Machine is passed over after what it did.
-const AVOID_BUSY_MS: u64 = 20;
-const AVOID_AWAY_MS: u64 = 100;
-const AVOID_UNKNOWN_MS: u64 = 200;
-const AVOID_FULL_MS: u64 = 1_000;
-const AVOID_FAILED_MS: u64 = 1_000;
+pub const AVOID_BUSY_MS: u64 = 20;
+pub const AVOID_AWAY_MS: u64 = 100;
+pub const AVOID_UNKNOWN_MS: u64 = 200;
+pub const AVOID_FULL_MS: u64 = 1_000;
+pub const AVOID_FAILED_MS: u64 = 1_000;
 /// The first in line asks again this often, if nothing else calls it.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
@@ -216,8 +216,12 @@ impl Search<'_> {
 
     async fn refused(&mut self, target: &Target, service: usize, refusal: Refusal, epoch: Option<Epoch>) {
         let now_ms = self.edge.routes.now_ms();
-        if let Some(word) = word_of(&refusal) {
+        if let Some(word) = word_of(&refusal, &target.as_origin()) {
             self.app.learn(&target.machine, word, epoch.unwrap_or(target.epoch), now_ms);
+            if self.app.view().shows(&target.standing()) {
+                // Not believed: something newer is known, which this door has yet to hear.
+                target.tallies.avoid(now_ms + AVOID_BUSY_MS);
+            }
             return;
         }
         let avoid_ms = match refusal {
@@ -254,9 +258,8 @@ impl Search<'_> {
             return Err(Turned::Deadline);
         };
         match ended {
-            Woken::Ready => {}
-            Woken::Refused(refusal, _) if word_of(&refusal).is_some() => {}
-            Woken::Refused(..) | Woken::Away => self.wait_briefly().await,
+            Woken::Ready | Woken::News => {}
+            Woken::Refused | Woken::Away => self.wait_briefly().await,
             Woken::Failed(why) => {
                 self.failed_starts += 1;
                 let (_, choice) = self.decide(&self.app.view())?;
@@ -295,69 +298,5 @@ impl Search<'_> {
             _ = changes.changed() => {}
             () = self.app.gate.freed() => self.pause = PAUSE_FIRST,
         }
-    }
-}
-
-/// Starts a Machine, or joins the start that is on its way.
-pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> super::gate::Waking {
-    app.gate.wake(&target.machine, || {
-        edge.metrics.wakes.inc();
-        let waking = WakingFlag::set(target);
-        let call = StartCall {
-            epoch: target.epoch,
-            port: target.services[service].service.internal_port,
-            timeout_ms: u64::try_from(edge.gate_deadline.as_millis()).unwrap_or(u64::MAX),
-        };
-        let link = edge.hosts.link(&target.door_addr);
-        let (app, machine, tallies) = (app.clone(), target.machine.clone(), target.tallies.clone());
-        let (routes, metrics, timeout) = (edge.routes.clone(), edge.metrics.clone(), edge.gate_deadline);
-        async move {
-            let reply = call::start(&link, &machine, &call, timeout).await;
-            let now_ms = routes.now_ms();
-            let ended = match reply {
-                Ok(StartReply::Ready { epoch }) => {
-                    tallies.welcome();
-                    app.learn(&machine, Word::Running, epoch, now_ms);
-                    Woken::Ready
-                }
-                Ok(StartReply::Refused { refusal, epoch }) => {
-                    metrics.refused(refusal.as_str());
-                    match word_of(&refusal) {
-                        Some(word) => app.learn(&machine, word, epoch.unwrap_or(call.epoch), now_ms),
-                        None if refusal == Refusal::Full => tallies.avoid(now_ms + AVOID_FULL_MS),
-                        None => tallies.avoid(now_ms + AVOID_UNKNOWN_MS),
-                    }
-                    Woken::Refused(refusal, epoch)
-                }
-                Ok(StartReply::Failed { error }) => {
-                    tallies.avoid(now_ms + AVOID_FAILED_MS);
-                    metrics.wakes_failed.inc();
-                    Woken::Failed(error.into())
-                }
-                Err(error) => {
-                    tracing::debug!(%machine, error = %error, "a door could not be asked for a start");
-                    tallies.avoid(now_ms + AVOID_AWAY_MS);
-                    Woken::Away
-                }
-            };
-            drop(waking);
-            ended
-        }
-    })
-}
-
-/// Shows others that a start is on its way, until it ends, however it ends.
-struct WakingFlag(Arc<super::tally::Tallies>);
-
-impl WakingFlag {
-    fn set(target: &Target) -> Self {
-        target.tallies.set_waking(true);
-        Self(target.tallies.clone())
-    }
-}
-
-impl Drop for WakingFlag {
-    fn drop(&mut self) {
-        self.0.set_waking(false);
     }
 }

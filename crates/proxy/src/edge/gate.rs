@@ -6,8 +6,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use godwit_api::door::Refusal;
-use godwit_api::ids::{Epoch, MachineId};
+use godwit_api::ids::MachineId;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 /// Requests of one app that are held at once; one more is answered 503.
@@ -18,7 +17,9 @@ pub const MAX_HELD: usize = 10_000;
 pub enum Woken {
     /// The port accepts.
     Ready,
-    Refused(Refusal, Option<Epoch>),
+    /// Its door said something of it that is believed: look again.
+    News,
+    Refused,
     /// It ran but did not listen, or ended.
     Failed(Arc<str>),
     /// Its door could not be asked.

@@ -1,8 +1,8 @@
 //! The edge: takes traffic from outside, finds the app by name or port, a Machine by `choose`, holds what cannot be
 //! served yet, and carries it to the Machine's door.
 //!
-//! `routes` is what it knows, `find` how a request gets to a Machine, `attempt` the carrying, `gate` the holding,
-//! `http1` and `tcp` the two ways in. It writes nothing but its own copies of routes.
+//! `routes` is what it knows, `find` how a request gets to a Machine, `wake` how one is started or awaited, `attempt`
+//! the carrying, `gate` the holding, `http1` and `tcp` the two ways in. It writes nothing but its own copies of routes.
 
 mod app;
 mod attempt;
@@ -24,6 +24,7 @@ mod tally;
 mod tcp;
 mod upload;
 pub mod view;
+mod wake;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -27,6 +27,8 @@ pub struct View {
 pub struct Target {
     pub machine: MachineId,
     pub host: HostId,
+    /// The other end of its move, which may still be taken back.
+    pub origin: Option<Origin>,
     pub door_addr: Arc<str>,
     pub epoch: Epoch,
     pub local: bool,
@@ -55,7 +57,38 @@ pub enum Entrance {
     Tcp(u16),
 }
 
+/// Where a Machine is believed to be, and how it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub machine: MachineId,
+    pub door_addr: Arc<str>,
+    pub epoch: Epoch,
+    pub readiness: Readiness,
+}
+
+impl View {
+    /// Whether a Machine still stands as it did.
+    pub fn shows(&self, standing: &Standing) -> bool {
+        self.targets.iter().find(|target| target.machine == standing.machine).map(Target::standing).as_ref()
+            == Some(standing)
+    }
+}
+
 impl Target {
+    /// Where it is, should its door say that it leaves.
+    pub fn as_origin(&self) -> Origin {
+        Origin { host: self.host.clone(), door_addr: self.door_addr.clone(), epoch: self.epoch }
+    }
+
+    pub fn standing(&self) -> Standing {
+        Standing {
+            machine: self.machine.clone(),
+            door_addr: self.door_addr.clone(),
+            epoch: self.epoch,
+            readiness: self.readiness,
+        }
+    }
+
     /// The service behind an entrance. HTTP falls back to any service with an HTTP port: on a dev fleet the edge
     /// listens wherever it may.
     pub fn service(&self, entrance: Entrance) -> Option<usize> {
@@ -96,12 +129,34 @@ impl Target {
     }
 }
 
+/// Where a Machine was when its door said that it is moving.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub host: HostId,
+    pub door_addr: Arc<str>,
+    pub epoch: Epoch,
+}
+
 /// What a door said of a Machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Word {
     Running,
     Stopped,
-    Moved { host: HostId },
+    /// It lives there now.
+    Moved {
+        host: HostId,
+        door_addr: Option<Arc<str>>,
+    },
+    /// It is on its way there.
+    Moving {
+        host: HostId,
+        door_addr: Arc<str>,
+        origin: Origin,
+    },
+    /// The door that said `Moving` serves it again.
+    Stays {
+        origin: Origin,
+    },
 }
 
 /// Whether it runs, when that was said, and what the row said then.
@@ -113,10 +168,20 @@ struct Run {
     row: Option<(Epoch, Readiness)>,
 }
 
+/// Where a Machine lives, over what its row says.
+#[derive(Debug, Clone)]
+struct Home {
+    host: HostId,
+    door_addr: Option<Arc<str>>,
+    epoch: Epoch,
+    /// On its way there from here.
+    origin: Option<Origin>,
+}
+
 /// What doors said of one Machine: where it lives, and whether it runs there.
 #[derive(Debug, Clone, Default)]
 pub struct Lesson {
-    home: Option<(HostId, Epoch)>,
+    home: Option<Home>,
     run: Option<Run>,
 }
 
@@ -126,14 +191,22 @@ pub type Lessons = HashMap<MachineId, Lesson>;
 impl Lesson {
     /// Takes a door's word in, unless a higher epoch was heard of.
     pub fn hear(&mut self, word: Word, epoch: Epoch, now_ms: u64) {
-        if self.home.as_ref().is_some_and(|(_, known)| *known > epoch) {
+        if let Word::Stays { origin } = word {
+            return self.stays(&origin);
+        }
+        if self.home.as_ref().is_some_and(|known| known.epoch > epoch) {
             return;
         }
         match word {
-            Word::Moved { host } => {
-                self.home = Some((host, epoch));
-                self.run = None;
+            Word::Moved { host, door_addr } => self.go_home(Home { host, door_addr, epoch, origin: None }),
+            Word::Moving { host, door_addr, origin } => {
+                let known = self.home.as_ref().is_some_and(|known| known.epoch == epoch)
+                    || self.run.as_ref().is_some_and(|run| run.epoch >= epoch);
+                if !known && origin.epoch < epoch {
+                    self.go_home(Home { host, door_addr: Some(door_addr), epoch, origin: Some(origin) });
+                }
             }
+            Word::Stays { .. } => {}
             Word::Running | Word::Stopped => {
                 let newer = self.run.as_ref().is_none_or(|known| known.epoch <= epoch);
                 if newer {
@@ -143,10 +216,29 @@ impl Lesson {
         }
     }
 
+    fn go_home(&mut self, home: Home) {
+        // A move that is over leaves what its new door said in force.
+        if self.home.as_ref().is_none_or(|known| known.epoch < home.epoch) {
+            self.run = None;
+        }
+        self.home = Some(home);
+    }
+
+    /// The move was taken back: what was believed because of it goes, so that the row or an earlier home counts.
+    fn stays(&mut self, origin: &Origin) {
+        if let Some(home) = &mut self.home
+            && home.origin.as_ref() == Some(origin)
+        {
+            let Origin { host, door_addr, epoch } = origin.clone();
+            *home = Home { host, door_addr: Some(door_addr), epoch, origin: None };
+            self.run = None;
+        }
+    }
+
     /// Drops what no longer holds. False if nothing is left.
     fn keep(&mut self, row: &RouteMachine, now_ms: u64) -> bool {
         // Where a Machine lives is told by its epoch alone, however long the row takes.
-        self.home.take_if(|(_, epoch)| *epoch <= row.epoch);
+        self.home.take_if(|home| home.epoch <= row.epoch);
         self.run.take_if(|run| {
             let row_now = (row.epoch, row.readiness);
             let expired = now_ms.saturating_sub(run.at_ms) >= LESSON_LIFE_MS;
@@ -165,19 +257,26 @@ pub fn build(
     previous: &View,
     now_ms: u64,
 ) -> View {
-    let mut known: HashMap<&MachineId, &Arc<Tallies>> =
-        previous.targets.iter().map(|target| (&target.machine, &target.tallies)).collect();
+    let mut known: HashMap<&MachineId, &Target> =
+        previous.targets.iter().map(|target| (&target.machine, target)).collect();
     let mut targets = Vec::new();
     for (region, row) in rows {
         for machine in &row.machines {
-            let tallies = known.remove(&machine.machine).cloned().unwrap_or_default();
-            targets.push(target(machine, region == own_region, tallies));
-            let Some(lesson) = lessons.get_mut(&machine.machine) else { continue };
-            if !lesson.keep(machine, now_ms) {
-                lessons.remove(&machine.machine);
-            } else if let Some(target) = targets.last_mut() {
-                lay_over(target, lesson, &doors);
+            let before = known.remove(&machine.machine);
+            let tallies = before.map(|target| target.tallies.clone()).unwrap_or_default();
+            let mut target = target(machine, region == own_region, tallies);
+            if let Some(lesson) = lessons.get_mut(&machine.machine) {
+                if lesson.keep(machine, now_ms) {
+                    lay_over(&mut target, lesson, &doors);
+                } else {
+                    lessons.remove(&machine.machine);
+                }
             }
+            if before.is_some_and(|before| before.door_addr != target.door_addr) {
+                // What it did elsewhere is no reason to pass it over here.
+                target.tallies.welcome();
+            }
+            targets.push(target);
         }
     }
     lessons.retain(|id, _| targets.iter().any(|target| target.machine == *id));
@@ -186,11 +285,17 @@ pub fn build(
 
 fn lay_over(target: &mut Target, lesson: &Lesson, doors: &impl Fn(&HostId) -> Option<Arc<str>>) {
     let mut reachable = true;
-    if let Some((host, epoch)) = &lesson.home {
-        target.host = host.clone();
-        target.epoch = *epoch;
-        target.epoch_header = text(&epoch.to_string());
-        match doors(host) {
+    if let Some(home) = &lesson.home {
+        target.host = home.host.clone();
+        target.epoch = home.epoch;
+        target.epoch_header = text(&home.epoch.to_string());
+        target.origin = home.origin.clone();
+        match home.door_addr.clone().or_else(|| doors(&home.host)) {
+            // It comes up there, whoever starts it: one call waits for its port.
+            Some(addr) if home.origin.is_some() => {
+                target.door_addr = addr;
+                target.readiness = Readiness::Starting;
+            }
             Some(addr) => {
                 target.door_addr = addr;
                 // The row speaks of another place; its new host says if it does not run there.
@@ -204,7 +309,12 @@ fn lay_over(target: &mut Target, lesson: &Lesson, doors: &impl Fn(&HostId) -> Op
         }
     }
     if let Some(run) = lesson.run.as_ref().filter(|_| reachable) {
-        target.readiness = if run.running { Readiness::Running } else { Readiness::Stopped };
+        target.readiness = match (run.running, &target.origin) {
+            (true, _) => Readiness::Running,
+            // Also one that no request may start is on its way to running.
+            (false, Some(_)) => Readiness::Starting,
+            (false, None) => Readiness::Stopped,
+        };
     }
 }
 
@@ -222,6 +332,7 @@ fn target(machine: &RouteMachine, local: bool, tallies: Arc<Tallies>) -> Target 
     Target {
         machine: machine.machine.clone(),
         host: machine.host.clone(),
+        origin: None,
         door_addr: machine.door_addr.as_str().into(),
         epoch: machine.epoch,
         local,
@@ -285,24 +396,65 @@ mod tests {
 
     #[test]
     fn the_higher_epoch_says_where_a_machine_lives() {
-        let mut known = lessons(Word::Moved { host: host("w2") }, 2);
+        let mut known = lessons(Word::Moved { host: host("w2"), door_addr: None }, 2);
         let moved = see(&rows(1, Readiness::Running), &mut known, 999_999);
         assert_eq!((&*moved.door_addr, moved.epoch), ("[::1]:2", epoch(2)));
         let told = see(&rows(2, Readiness::Running), &mut known, 999_999);
         assert_eq!(&*told.door_addr, "[::1]:1");
         assert!(known.is_empty());
-        let mut known = lessons(Word::Moved { host: host("w3") }, 2);
+        let mut known = lessons(Word::Moved { host: host("w3"), door_addr: None }, 2);
         assert_eq!(see(&rows(1, Readiness::Running), &mut known, 0).readiness, Readiness::Unavailable);
     }
 
     #[test]
     fn what_the_new_door_says_leaves_the_move_in_force() {
-        let mut known = lessons(Word::Moved { host: host("w2") }, 2);
+        let mut known = lessons(Word::Moved { host: host("w2"), door_addr: None }, 2);
         known.get_mut(&MachineId::from_bits(1)).unwrap().hear(Word::Stopped, epoch(2), 0);
         // The old door's late word about the old epoch changes nothing.
         known.get_mut(&MachineId::from_bits(1)).unwrap().hear(Word::Running, epoch(1), 0);
         let moved = see(&rows(1, Readiness::Running), &mut known, 1);
         assert_eq!((&*moved.door_addr, moved.readiness), ("[::1]:2", Readiness::Stopped));
+    }
+
+    fn moving(from_n: u64) -> Word {
+        let origin = Origin { host: host("w1"), door_addr: "[::1]:1".into(), epoch: epoch(from_n) };
+        Word::Moving { host: host("w9"), door_addr: "[::1]:9".into(), origin }
+    }
+
+    #[test]
+    fn a_machine_on_its_way_is_awaited_where_it_goes_until_it_runs_there() {
+        let mut known = lessons(moving(1), 2);
+        // Its services need not allow a start: it is coming anyway.
+        let coming = see(&rows(1, Readiness::Running), &mut known, 0);
+        assert_eq!((&*coming.door_addr, coming.epoch, coming.readiness), ("[::1]:9", epoch(2), Readiness::Starting));
+        assert_eq!(coming.origin.unwrap().epoch, epoch(1));
+        let lesson = known.get_mut(&MachineId::from_bits(1)).unwrap();
+        lesson.hear(Word::Stopped, epoch(2), 0);
+        assert_eq!(see(&rows(1, Readiness::Running), &mut known, 0).readiness, Readiness::Starting);
+        known.get_mut(&MachineId::from_bits(1)).unwrap().hear(Word::Running, epoch(2), 0);
+        // What an edge heard late of the source changes nothing.
+        known.get_mut(&MachineId::from_bits(1)).unwrap().hear(moving(1), epoch(2), 1);
+        let there = see(&rows(1, Readiness::Unavailable), &mut known, 1);
+        assert_eq!((&*there.door_addr, there.readiness), ("[::1]:9", Readiness::Running));
+        assert_eq!(&*see(&rows(2, Readiness::Running), &mut known, 2).door_addr, "[::1]:1", "the row knows better");
+        assert!(known.is_empty());
+    }
+
+    #[test]
+    fn a_move_that_is_taken_back_is_forgotten_and_its_late_word_is_not_believed() {
+        let origin = Origin { host: host("w1"), door_addr: "[::1]:1".into(), epoch: epoch(1) };
+        let mut known = lessons(moving(1), 2);
+        let lesson = known.get_mut(&MachineId::from_bits(1)).unwrap();
+        lesson.hear(Word::Stays { origin: Origin { epoch: epoch(0), ..origin.clone() } }, epoch(0), 0);
+        assert!(lesson.home.as_ref().unwrap().origin.is_some(), "said of another move");
+        lesson.hear(Word::Stays { origin }, epoch(1), 0);
+        lesson.hear(Word::Running, epoch(3), 0);
+        lesson.hear(moving(1), epoch(2), 0);
+        let back = see(&rows(1, Readiness::Stopped), &mut known, 0);
+        assert_eq!((&*back.door_addr, back.readiness), ("[::1]:1", Readiness::Running));
+        // The next move is another matter.
+        known.get_mut(&MachineId::from_bits(1)).unwrap().hear(moving(3), epoch(4), 0);
+        assert_eq!(see(&rows(1, Readiness::Running), &mut known, 0).epoch, epoch(4));
     }
 
     #[test]

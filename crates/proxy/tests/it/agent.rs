@@ -14,7 +14,8 @@ use axum::extract::{Path as Segment, State};
 use axum::routing::{get, post};
 use godwit_api::config::Service;
 use godwit_api::door::{
-    AgentStart, AgentStartReply, AgentStopIfIdle, Closing, DoorEdge, DoorMachine, DoorUpdate, Drained, Refusal,
+    AgentStart, AgentStartReply, AgentStopIfIdle, Closing, DoorEdge, DoorMachine, DoorUpdate, Drained, MovingTo,
+    Refusal,
 };
 use godwit_api::ids::{AppName, EdgeId, Epoch, HostId, MachineId};
 use godwit_api::machine::{Acknowledged, MachineState};
@@ -35,6 +36,17 @@ pub struct Held {
     drained: watch::Sender<Option<Drained>>,
     /// What a start is answered instead of being done.
     pub refuse: Option<Refusal>,
+    /// It is on its way to this host: starts wait until that job has ended. What they are refused with, if with
+    /// anything, stands there then.
+    arrival: watch::Sender<Arrival>,
+    pub idle_stops: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arrival {
+    Over,
+    UnderWay,
+    TakenBack(Refusal, Epoch),
 }
 
 pub struct Agent {
@@ -107,6 +119,11 @@ impl Agent {
     }
 
     pub fn add(&self, id: MachineId, app: &AppName, epoch: Epoch, port: u16, services: Vec<Service>) {
+        self.insert(id.clone(), app, epoch, port, services);
+        self.tell(&id);
+    }
+
+    fn insert(&self, id: MachineId, app: &AppName, epoch: Epoch, port: u16, services: Vec<Service>) {
         let machine = DoorMachine {
             machine: id.clone(),
             app: app.clone(),
@@ -115,6 +132,7 @@ impl Agent {
             private_ip: std::net::Ipv6Addr::LOCALHOST,
             services,
             closing: None,
+            moving: None,
         };
         let held = Held {
             machine,
@@ -125,9 +143,10 @@ impl Agent {
             lives: 0,
             drained: watch::Sender::new(None),
             refuse: None,
+            arrival: watch::Sender::new(Arrival::Over),
+            idle_stops: 0,
         };
-        self.lock().machines.insert(id.clone(), held);
-        self.tell(&id);
+        self.lock().machines.insert(id, held);
     }
 
     /// Changes a Machine without telling anybody.
@@ -166,19 +185,80 @@ impl Agent {
 
     /// Stops as an API call would: the gate closes and drains, then the process ends.
     pub async fn stop(&self, id: &MachineId, drain_timeout_ms: u64) -> Drained {
-        let token = self.tokens.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut drained = self.with(id, |held| {
-            held.machine.closing = Some(Closing { drain_timeout_ms, token });
-            held.drained.subscribe()
-        });
-        self.tell(id);
-        let drained = drained.wait_for(|one| one.as_ref().is_some_and(|one| one.token == token)).await;
-        let drained = drained.unwrap().clone().unwrap();
+        let drained = self.close(id, drain_timeout_ms, None).await;
         self.set(id, MachineState::Stopping);
         self.kill(id).await;
         self.with(id, |held| held.machine.closing = None);
         self.set(id, MachineState::Stopped);
         drained
+    }
+
+    async fn close(&self, id: &MachineId, drain_timeout_ms: u64, moving: Option<MovingTo>) -> Drained {
+        let token = self.tokens.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut drained = self.with(id, |held| {
+            held.machine.closing = Some(Closing { drain_timeout_ms, token });
+            held.machine.moving = moving;
+            held.drained.subscribe()
+        });
+        self.tell(id);
+        let drained = drained.wait_for(|one| one.as_ref().is_some_and(|one| one.token == token)).await;
+        drained.unwrap().clone().unwrap()
+    }
+
+    /// The source's part of a move up to the handoff: the gate closes, what is in flight ends, the process too.
+    pub async fn move_out(&self, id: &MachineId, to: MovingTo, drain_timeout_ms: u64) -> Drained {
+        let drained = self.close(id, drain_timeout_ms, Some(to)).await;
+        self.kill(id).await;
+        self.with(id, |held| held.machine.closing = None);
+        self.set(id, MachineState::Stopped);
+        drained
+    }
+
+    /// The source takes its move back, and runs the Machine again at `epoch`.
+    pub fn take_back(&self, id: &MachineId, epoch: Epoch) {
+        self.with(id, |held| {
+            held.machine.moving = None;
+            held.machine.closing = None;
+            held.machine.epoch = epoch;
+        });
+        let runs = self.with(id, |held| held.process.is_some());
+        if runs {
+            self.tell(id);
+        } else {
+            self.run(id);
+        }
+    }
+
+    /// The target has accepted a move and says so at its door.
+    pub fn accept(&self, machine: &DoorMachine, epoch: Epoch) {
+        let port = machine.services[0].internal_port;
+        self.insert(machine.machine.clone(), &machine.app, epoch, port, machine.services.clone());
+        self.with(&machine.machine, |held| {
+            held.machine.state = MachineState::Created;
+            held.arrival.send_replace(Arrival::UnderWay);
+            held.lives = 100;
+        });
+        self.tell(&machine.machine);
+    }
+
+    /// Tells of a Machine as it is held.
+    pub fn change(&self, id: &MachineId, f: impl FnOnce(&mut Held)) {
+        self.with(id, f);
+        self.tell(id);
+    }
+
+    /// The move's job has ended with a running process.
+    pub fn arrived(&self, id: &MachineId) {
+        self.run(id);
+        self.with(id, |held| drop(held.arrival.send_replace(Arrival::Over)));
+    }
+
+    /// The move was taken back, and the target forgets the Machine.
+    pub fn not_arriving(&self, id: &MachineId, refusal: Refusal, epoch: Epoch) {
+        let held = self.lock().machines.remove(id).unwrap();
+        held.arrival.send_replace(Arrival::TakenBack(refusal, epoch));
+        let gone = DoorUpdate::Gone { machine: id.clone(), moved_to: None, door_addr: None, epoch };
+        let _ = self.told.send(gone);
     }
 
     async fn kill(&self, id: &MachineId) {
@@ -194,10 +274,11 @@ impl Agent {
     }
 
     /// The Machine went to another host.
-    pub async fn hand_over(&self, id: &MachineId, to: &HostId, epoch: Epoch) {
+    pub async fn hand_over(&self, id: &MachineId, to: &HostId, door_addr: Option<String>, epoch: Epoch) {
         self.kill(id).await;
         self.lock().machines.remove(id);
-        let _ = self.told.send(DoorUpdate::Gone { machine: id.clone(), moved_to: Some(to.clone()), epoch });
+        let moved_to = Some(to.clone());
+        let _ = self.told.send(DoorUpdate::Gone { machine: id.clone(), moved_to, door_addr, epoch });
         self.changed.send_modify(|count| *count += 1);
     }
 }
@@ -241,6 +322,14 @@ async fn start(
     Json(call): Json<AgentStart>,
 ) -> Json<AgentStartReply> {
     agent.starts.fetch_add(1, Ordering::SeqCst);
+    let held = agent.lock().machines.get(&id).map(|held| held.arrival.subscribe());
+    let Some(mut arrival) = held else {
+        return Json(AgentStartReply::Refused { refusal: Refusal::Unknown, epoch: None });
+    };
+    let arrived = arrival.wait_for(|arrival| *arrival != Arrival::UnderWay).await.unwrap().clone();
+    if let Arrival::TakenBack(refusal, epoch) = arrived {
+        return Json(AgentStartReply::Refused { refusal, epoch: Some(epoch) });
+    }
     let look = agent.with(&id, |held| (held.machine.state, held.machine.epoch, held.refuse.clone()));
     let refused = |refusal, epoch| Json(AgentStartReply::Refused { refusal, epoch: Some(epoch) });
     match look {
@@ -260,7 +349,10 @@ async fn stop_if_idle(
     Segment(id): Segment<MachineId>,
     Json(call): Json<AgentStopIfIdle>,
 ) -> Json<Acknowledged> {
-    let may = agent.with(&id, |held| held.machine.state == MachineState::Started && held.machine.epoch == call.epoch);
+    let may = agent.with(&id, |held| {
+        held.idle_stops += 1;
+        held.machine.state == MachineState::Started && held.machine.epoch == call.epoch
+    });
     if may {
         agent.set(&id, MachineState::Stopping);
         // The answer goes out before the process is down, as with a real one.

@@ -102,3 +102,29 @@ pub async fn metric(admin: SocketAddr, line: &str) -> f64 {
     let found = text.lines().find_map(|one| one.strip_prefix(line)?.trim().parse().ok());
     found.unwrap_or_else(|| panic!("no {line} in\n{text}"))
 }
+
+/// The same, for a line that is not there before it is first counted.
+pub async fn metric_or_zero(admin: SocketAddr, line: &str) -> f64 {
+    let client = Client::tcp(&format!("http://{admin}"), None);
+    let answer = read(client.send_raw("/metrics", Request::new(empty()), PATIENCE).await.unwrap()).await;
+    answer.text().lines().find_map(|one| one.strip_prefix(line)?.trim().parse().ok()).unwrap_or(0.0)
+}
+
+/// A body that the test feeds.
+pub struct Fed(tokio::sync::mpsc::Receiver<Vec<u8>>);
+
+impl http_body::Body for Fed {
+    type Data = Bytes;
+    type Error = std::io::Error;
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, std::io::Error>>> {
+        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(http_body::Frame::data(chunk.into()))))
+    }
+}
+
+pub fn fed_body() -> (tokio::sync::mpsc::Sender<Vec<u8>>, Body) {
+    let (feed, fed) = tokio::sync::mpsc::channel(4);
+    (feed, Fed(fed).map_err(Into::into).boxed())
+}

@@ -10,8 +10,9 @@ use godwit_api::route::{Readiness, RouteMachine};
 use godwit_store::{BoxFuture, Error, Identity, Range, RangeReply, Store, Txn, TxnReply, Watch};
 
 use crate::backend::free_port;
-use crate::client::{Browser, metric, until};
+use crate::client::{Browser, fed_body, metric, until};
 use crate::fleet::{Host, Setup, http_service, one_machine, one_running, start_edge};
+use crate::relay::Relay;
 
 /// A store behind a switch, as a partition would make it.
 struct Switched {
@@ -181,7 +182,7 @@ async fn a_stale_route_is_set_right_by_the_door() {
     .await;
     // The other one would answer half of the requests.
     new.agent.with(&other, |held| held.refuse = Some(godwit_api::door::Refusal::Full));
-    old.agent.hand_over(&id, &new.id, Host::epoch(2)).await;
+    old.agent.hand_over(&id, &new.id, None, Host::epoch(2)).await;
     until("the move is followed", async || (browser.get("/").await.text() == "41").then_some(())).await;
     // The old door is asked no more once its word was heard.
     let refusals = metric(fleet.edge.admin, "godwit_edge_refusals_total{reason=\"moved\"} ").await;
@@ -198,7 +199,7 @@ async fn a_move_to_a_host_that_nobody_named_is_waited_for() {
     let browser = fleet.browser();
     assert_eq!(browser.get("/").await.code, 200);
     let new = Host::start("w2").await;
-    old.agent.hand_over(&id, &HostId::parse("w2").unwrap(), Host::epoch(2)).await;
+    old.agent.hand_over(&id, &HostId::parse("w2").unwrap(), None, Host::epoch(2)).await;
     let waiting = tokio::spawn({
         let browser = browser.clone();
         async move { browser.get("/").await }
@@ -254,45 +255,6 @@ async fn a_stranger_gets_nothing_from_a_door() {
     );
     let refused = link.sender().await.expect_err("a door must not take a stranger");
     assert!(refused.to_string().contains("does not know this edge"), "{refused}");
-}
-
-/// Stands between an edge and a door, and can be cut (connections end) or go black (nothing passes, nothing ends).
-struct Relay {
-    addr: std::net::SocketAddr,
-    black: tokio::sync::watch::Sender<bool>,
-    cut: tokio::sync::watch::Sender<u64>,
-}
-
-impl Relay {
-    async fn to(door: std::net::SocketAddr) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let (black, cut) = (tokio::sync::watch::Sender::new(false), tokio::sync::watch::Sender::new(0));
-        let (is_black, is_cut) = (black.subscribe(), cut.subscribe());
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (mut is_black, mut is_cut) = (is_black.clone(), is_cut.clone());
-                is_cut.mark_unchanged();
-                tokio::spawn(async move {
-                    let relayed = async {
-                        let Ok(door) = tokio::net::TcpStream::connect(door).await else { return };
-                        let (mut client, mut door) = (client, door);
-                        tokio::select! {
-                            _ = tokio::io::copy_bidirectional(&mut client, &mut door) => {}
-                            () = async { drop(is_black.wait_for(|black| *black).await) } => {
-                                std::future::pending().await
-                            }
-                        }
-                    };
-                    tokio::select! {
-                        () = relayed => {}
-                        _ = is_cut.changed() => {}
-                    }
-                });
-            }
-        });
-        Self { addr, black, cut }
-    }
 }
 
 /// A fleet of two running Machines, the first of them behind a relay.
@@ -362,24 +324,4 @@ async fn a_post_that_a_machine_had_is_never_sent_twice() {
         lost += u32::from(answer.code == 502);
         assert_eq!(requests(&host, 1) + requests(&other, 2), before + 1);
     }
-}
-
-/// A body that the test feeds.
-struct Fed(tokio::sync::mpsc::Receiver<Vec<u8>>);
-
-impl http_body::Body for Fed {
-    type Data = bytes::Bytes;
-    type Error = std::io::Error;
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>> {
-        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(http_body::Frame::data(chunk.into()))))
-    }
-}
-
-fn fed_body() -> (tokio::sync::mpsc::Sender<Vec<u8>>, godwit_base::http::client::Body) {
-    use http_body_util::BodyExt;
-    let (feed, fed) = tokio::sync::mpsc::channel(4);
-    (feed, Fed(fed).map_err(Into::into).boxed())
 }

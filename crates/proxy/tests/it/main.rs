@@ -5,12 +5,14 @@ mod agent;
 mod backend;
 mod client;
 mod fleet;
+mod relay;
 
 mod bodies;
 mod failures;
 mod headers;
 mod join;
 mod limits;
+mod moves;
 mod sleep;
 mod tunnels;
 mod wake;

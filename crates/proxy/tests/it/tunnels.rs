@@ -84,7 +84,7 @@ async fn counting_server() -> u16 {
     port
 }
 
-fn raw_service(internal_port: u16, public: u16) -> Service {
+pub fn raw_service(internal_port: u16, public: u16) -> Service {
     Service {
         internal_port,
         ports: vec![Port { port: Some(public), ..Port::default() }],
@@ -92,7 +92,7 @@ fn raw_service(internal_port: u16, public: u16) -> Service {
     }
 }
 
-async fn connect(port: u16) -> TcpStream {
+pub async fn connect(port: u16) -> TcpStream {
     let addr: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
     until("the public port is open", async || TcpStream::connect(addr).await.ok()).await
 }
