@@ -23,7 +23,7 @@ use godwit_api::ids::Epoch;
 
 use crate::backing::Backing;
 use crate::error::{Result, VolumeError};
-use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Geometry, LiveMap, Slots};
+use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Geometry, LiveMap, Slots, Tally};
 use crate::map_file::MapStore;
 use crate::pace::{Limits, Pace};
 use crate::schedule::{Phase, Run, Schedule};
@@ -74,19 +74,27 @@ pub struct CloneParts {
     pub source: Option<Arc<dyn Source>>,
 }
 
-/// What operators and migrations watch. Counters since this process began.
+/// What operators and migrations watch. Counters since the volume's keeper began, over all its servers.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct CloneStatus {
+    pub phase: Phase,
     pub blocks: u64,
     pub present_blocks: u64,
-    /// Every block is here, durable, and was compared with the source.
+    /// Every block is here and durable: the source is needed no more.
     pub complete: bool,
+    /// And each that the guest did not write was compared with the source's hash: the source may be released.
+    pub verified: bool,
     pub poisoned: bool,
+    /// What the source holds besides holes, once it has said so.
+    pub source_data_bytes: Option<u64>,
     pub demand_fetches: u64,
     pub hydrated_bytes: u64,
+    /// Bytes that were not fetched because the local file held them already.
+    pub found_bytes: u64,
     pub wire_bytes: u64,
     /// Blocks that did not fit the source's hash, on arrival or in the local file, and were fetched again.
     pub mismatches: u64,
+    /// How far this server's comparison has come.
     pub verified_blocks: u64,
     /// Sessions with the source that were begun.
     pub connects: u64,
@@ -94,23 +102,31 @@ pub struct CloneStatus {
     pub map_writes: u64,
     pub no_space: u64,
     pub rate_bytes_per_s: u64,
+    /// From the start of the first server to the first read of a guest that was answered.
+    pub first_read_ms: Option<u64>,
     /// How long the source has been unreachable, and why.
     pub source_lost_ms: Option<u64>,
     pub source_error: Option<String>,
+    /// The last thing that went wrong in this server, over or not.
+    pub last_error: Option<String>,
 }
 
+impl CloneStatus {
+    /// How much of the map is full.
+    pub fn map_permille(&self) -> u64 {
+        self.present_blocks * 1000 / self.blocks.max(1)
+    }
+}
+
+/// Counters of this process alone; the others stand on the map's board.
 #[derive(Default)]
 pub(crate) struct Counters {
-    pub demand_fetches: AtomicU64,
-    pub hydrated_bytes: AtomicU64,
-    pub wire_bytes: AtomicU64,
-    pub mismatches: AtomicU64,
     pub verified_blocks: AtomicU64,
-    pub connects: AtomicU64,
-    pub flushes: AtomicU64,
-    pub map_writes: AtomicU64,
-    pub no_space: AtomicU64,
     pub unsaved_bytes: AtomicU64,
+    /// Data that the scan has found so far.
+    pub scanned_data_bytes: AtomicU64,
+    /// A block was taken without a hash to compare it with.
+    pub unchecked: AtomicBool,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {
@@ -122,6 +138,7 @@ pub(crate) struct Work {
     pub schedule: Schedule,
     pub pace: Pace,
     pub lost: Option<(Instant, String)>,
+    pub last_error: Option<String>,
     pub interrupters: Vec<Interrupter>,
     pub closing: bool,
     /// Grows whenever a block became present, a poisoning or a loss: what waiters outside may wait for.
@@ -165,6 +182,7 @@ impl CloneDevice {
             schedule: Schedule::new(geometry.blocks(), complete),
             pace: Pace::new(config.limits, 0),
             lost: None,
+            last_error: None,
             interrupters: vec![Interrupter::default(); workers],
             closing: false,
             progress: 0,
@@ -185,6 +203,9 @@ impl CloneDevice {
             began: Instant::now(),
             config,
         });
+        // Kept from the first server on.
+        let began = inner.map.tally(Tally::Began);
+        let _ = began.compare_exchange(0, host_clock_ms() + 1, Ordering::SeqCst, Ordering::SeqCst);
         let device = Self { inner, workers: Mutex::new(Vec::new()) };
         let mut handles = Vec::new();
         for index in 0..workers {
@@ -212,7 +233,14 @@ impl CloneDevice {
         let len = buf.len() as u64;
         self.inner.check(offset, len)?;
         self.inner.wait_present(offset, len)?;
-        self.inner.backing.read(offset, buf).map_err(VolumeError::io("reading the volume's file"))
+        self.inner.backing.read(offset, buf).map_err(VolumeError::io("reading the volume's file"))?;
+        let first = self.inner.map.tally(Tally::FirstRead);
+        if first.load(Ordering::Relaxed) == 0 {
+            let waited =
+                (host_clock_ms() + 1).saturating_sub(self.inner.map.tally(Tally::Began).load(Ordering::SeqCst));
+            let _ = first.compare_exchange(0, waited + 1, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     pub fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
@@ -255,7 +283,7 @@ impl CloneDevice {
     /// Everything acknowledged before this call is durable after it: data, and the bits that vouch for it.
     pub fn flush(&self) -> Result<()> {
         self.inner.check(0, 0)?;
-        count(&self.inner.counters.flushes, 1);
+        self.inner.count(Tally::Flushes, 1);
         persist::flush(&self.inner)
     }
 
@@ -332,29 +360,35 @@ impl CloneDevice {
     }
 
     pub fn status(&self) -> CloneStatus {
-        let (lost, rate) = {
+        let (phase, lost, last_error, rate) = {
             let work = self.inner.lock_work();
-            (work.lost.clone(), work.pace.rate_bytes_per_s())
+            (work.schedule.phase(), work.lost.clone(), work.last_error.clone(), work.pace.rate_bytes_per_s())
         };
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.inner.counters;
+        let map = &self.inner.map;
+        let get = |tally| map.tally(tally).load(Ordering::Relaxed);
         CloneStatus {
+            phase,
             blocks: self.inner.geometry.blocks(),
-            present_blocks: self.inner.map.count_present(),
-            complete: self.inner.map.complete(),
-            poisoned: self.inner.map.poisoned(),
-            demand_fetches: get(&counters.demand_fetches),
-            hydrated_bytes: get(&counters.hydrated_bytes),
-            wire_bytes: get(&counters.wire_bytes),
-            mismatches: get(&counters.mismatches),
-            verified_blocks: get(&counters.verified_blocks),
-            connects: get(&counters.connects),
-            flushes: get(&counters.flushes),
-            map_writes: get(&counters.map_writes),
-            no_space: get(&counters.no_space),
+            present_blocks: map.count_present(),
+            complete: map.complete(),
+            verified: map.verified(),
+            poisoned: map.poisoned(),
+            source_data_bytes: get(Tally::SourceData).checked_sub(1),
+            demand_fetches: get(Tally::DemandFetches),
+            hydrated_bytes: get(Tally::HydratedBytes),
+            found_bytes: get(Tally::FoundBytes),
+            wire_bytes: get(Tally::WireBytes),
+            mismatches: get(Tally::Mismatches),
+            verified_blocks: self.inner.counters.verified_blocks.load(Ordering::Relaxed),
+            connects: get(Tally::Connects),
+            flushes: get(Tally::Flushes),
+            map_writes: get(Tally::MapWrites),
+            no_space: get(Tally::NoSpace),
             rate_bytes_per_s: rate,
+            first_read_ms: get(Tally::FirstRead).checked_sub(1),
             source_lost_ms: lost.as_ref().map(|(since, _)| since.elapsed().as_millis() as u64),
             source_error: lost.map(|(_, error)| error),
+            last_error,
         }
     }
 
@@ -390,7 +424,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
+/// The host's monotonic clock: the same in all its processes, unlike an `Instant` that is passed on.
+fn host_clock_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec, which lives through the call. This clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
 impl Inner {
+    pub fn count(&self, tally: Tally, by: u64) {
+        count(self.map.tally(tally), by);
+    }
     pub fn lock_work(&self) -> MutexGuard<'_, Work> {
         lock(&self.work)
     }

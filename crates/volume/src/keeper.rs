@@ -150,8 +150,8 @@ impl Keeper {
         let file = self.spec.mountpoint.join(fuse::FILE_NAME);
         let found = remains::loop_device(&self.spec.mountpoint).map_or_else(|| LoopDevice::attach(&file), Ok);
         let kept = found.map_err(|error| {
-            tracing::error!(error = %crate::roles::chain(&error), "the loop device could not be attached");
-            crate::roles::chain(&error)
+            tracing::error!(error = %crate::error::chain(&error), "the loop device could not be attached");
+            crate::error::chain(&error)
         });
         *lock(&self.loop_device) = Some(kept);
     }
@@ -172,7 +172,7 @@ impl Keeper {
                         tracing::info!(%status, "the volume's server ended");
                     }
                     // The host is short of something; guests wait meanwhile.
-                    Err(error) => tracing::error!(error = %crate::roles::chain(&error), "no server could be started"),
+                    Err(error) => tracing::error!(error = %crate::error::chain(&error), "no server could be started"),
                 },
             }
             *lock(&self.server) = None;
@@ -279,7 +279,7 @@ impl Keeper {
                 }
             }
             if let Err(error) = remains::flush(&self.spec, FLUSH_PATIENCE) {
-                tracing::warn!(error = %crate::roles::chain(&error), "the last flush failed");
+                tracing::warn!(error = %crate::error::chain(&error), "the last flush failed");
             }
         }
         {

@@ -6,6 +6,7 @@ pub mod device;
 pub mod error;
 pub mod exporter;
 pub mod front;
+pub mod host;
 pub mod keeper;
 pub mod lock;
 pub mod map;

@@ -20,7 +20,7 @@
 pub mod live;
 pub mod slot;
 
-pub use live::{Board, LiveMap};
+pub use live::{Board, LiveMap, Tally};
 pub use slot::{Identity, SlotFault};
 
 /// What is fetched, mapped and hashed as one. 64 KiB: one BLAKE3 a block costs 0.05 % of the wire.
@@ -88,8 +88,10 @@ impl Geometry {
 /// What the head says of the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Head {
-    /// Every block is present, synced, and was compared with the source: the source is needed no more.
+    /// Every block is present and synced, and was compared with what the source told: the source is needed no more.
     pub complete: bool,
+    /// And the source told the hash of every block that the guest did not write.
+    pub verified: bool,
 }
 
 /// Bits copied out of the live map, and of no use until the data is synced.

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use crate::error::{Result, VolumeError};
+use crate::error::{Result, VolumeError, chain};
 use crate::exporter::{self, ExportSpec};
 use crate::keeper;
 use crate::spec::VolumeSpec;
@@ -65,15 +65,4 @@ fn child(again: &impl Fn() -> Command, role: &'static str, spec: &str) -> impl F
 
 fn pid(text: &str) -> Result<u32> {
     text.parse().map_err(|_| VolumeError::Process { what: format!("`{text}` is no process id") })
-}
-
-/// An error and what it comes from, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -38,7 +38,9 @@ pub enum Job {
     Finish,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// In this order, but that a block found missing leads back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     Scan,
     Copy,
@@ -148,6 +150,12 @@ impl Schedule {
             Phase::Copy => self.next_copy(map),
             Phase::Verify => match self.next_chunk(VERIFY_BLOCKS) {
                 Some(run) => Some(Job::Verify(run)),
+                // One that was distrusted and could not be fetched again then.
+                None if self.out == 0 && map.next_absent(0).is_some() => {
+                    self.phase = Phase::Copy;
+                    self.cursor = 0;
+                    self.next_copy(map)
+                }
                 None if self.out == 0 && !self.finishing => {
                     self.finishing = true;
                     Some(Job::Finish)

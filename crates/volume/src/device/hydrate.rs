@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use godwit_base::backoff::Backoff;
 
 use super::{Inner, count, persist};
-use crate::error::VolumeError;
-use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Head};
-use crate::schedule::{Duty, Job, Run};
+use crate::error::{VolumeError, chain};
+use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Head, Tally};
+use crate::schedule::{Duty, Job, Phase, Run};
 use crate::source::{BlockHash, Session, SourceError, ZEROS, hash, holes, is_zero, zero_hash};
 
 const RECONNECT_FIRST: Duration = Duration::from_millis(50);
@@ -56,6 +56,10 @@ pub(super) fn worker(inner: &Inner, index: usize, demand_only: bool) {
             let mut work = inner.lock_work();
             work.schedule.finished(job, result.is_ok());
             work.progress += 1;
+            if work.schedule.phase() > Phase::Scan {
+                let found = inner.counters.scanned_data_bytes.load(Ordering::SeqCst);
+                inner.map.tally(Tally::SourceData).store(found + 1, Ordering::SeqCst);
+            }
             if result.is_ok() {
                 work.lost = None;
             }
@@ -103,14 +107,15 @@ impl Worker<'_> {
         match job {
             Job::Fetch { run, demand } => {
                 self.fetch(run)?;
-                count(&self.inner.counters.demand_fetches, u64::from(demand));
+                self.inner.count(Tally::DemandFetches, u64::from(demand));
                 self.save_now_and_then(run)
             }
             Job::Scan(run) => self.scan(run),
             Job::Verify(run) => self.verify(run),
             Job::Finish => {
-                persist::save(self.inner, Some(Head { complete: true }))?;
-                self.inner.map.set_complete();
+                let verified = !self.inner.counters.unchecked.load(Ordering::SeqCst);
+                persist::save(self.inner, Some(Head { complete: true, verified }))?;
+                self.inner.map.set_complete(verified);
                 Ok(())
             }
         }
@@ -124,12 +129,13 @@ impl Worker<'_> {
         if let JobError::Local(cause) = error
             && cause.kind() == std::io::ErrorKind::StorageFull
         {
-            count(&self.inner.counters.no_space, 1);
+            self.inner.count(Tally::NoSpace, 1);
         }
         tracing::warn!(error = %chain(error), "a fetch failed and is tried again");
         let until = Instant::now() + wait;
         let mut work = self.inner.lock_work();
         work.interrupters[self.index] = Default::default();
+        work.last_error = Some(chain(error));
         if !local {
             let since = work.lost.as_ref().map_or_else(Instant::now, |(since, _)| *since);
             work.lost = Some((since, chain(error)));
@@ -152,7 +158,7 @@ impl Worker<'_> {
                 let what = format!("has {} bytes, not {}", session.size_bytes(), self.inner.geometry.size_bytes());
                 return Err(SourceError::new(what).into());
             }
-            count(&self.inner.counters.connects, 1);
+            self.inner.count(Tally::Connects, 1);
             self.inner.lock_work().interrupters[self.index] = session.interrupter();
             self.session = Some(session);
         }
@@ -162,7 +168,7 @@ impl Worker<'_> {
     fn count_wire(&mut self) {
         if let Some(session) = &self.session {
             let now = session.wire_bytes();
-            count(&self.inner.counters.wire_bytes, now - self.counted_bytes);
+            self.inner.count(Tally::WireBytes, now - self.counted_bytes);
             self.counted_bytes = now;
         }
     }
@@ -180,7 +186,7 @@ impl Worker<'_> {
             if wrong == 0 {
                 return self.commit(run, start, len);
             }
-            count(&self.inner.counters.mismatches, wrong);
+            self.inner.count(Tally::Mismatches, wrong);
             tracing::warn!(
                 first_block = run.first,
                 wrong,
@@ -232,7 +238,7 @@ impl Worker<'_> {
                 clear(inner, at, bytes.len() as u64)?;
             } else {
                 inner.backing.write(at, &self.buf[bytes.clone()])?;
-                count(&inner.counters.hydrated_bytes, bytes.len() as u64);
+                inner.count(Tally::HydratedBytes, bytes.len() as u64);
             }
             (first..block).for_each(|block| inner.map.fetched(block));
         }
@@ -252,6 +258,7 @@ impl Worker<'_> {
     fn scan(&mut self, run: Run) -> Result<(), JobError> {
         let inner = self.inner;
         let (mut at, end) = inner.geometry.span(run.first, run.count);
+        let mut data = 0;
         while at < end {
             let extents = self.session()?.extents(at, end - at)?;
             if extents.iter().all(|extent| extent.len == 0) {
@@ -261,10 +268,14 @@ impl Worker<'_> {
                 let stop = (at + extent.len).min(end);
                 if extent.zero {
                     self.zero_blocks(at, stop)?;
+                } else {
+                    data += stop - at;
                 }
                 at = stop;
             }
         }
+        // Once, when all of the run is known: a run that fails is scanned again from its start.
+        count(&inner.counters.scanned_data_bytes, data);
         Ok(())
     }
 
@@ -304,6 +315,7 @@ impl Worker<'_> {
             if inner.config.manifest_required {
                 return Err(SourceError::new("offers no hashes for its blocks").into());
             }
+            inner.counters.unchecked.store(true, Ordering::SeqCst);
             return Ok(());
         };
         if expected.len() as u64 != run.count {
@@ -341,7 +353,7 @@ impl Worker<'_> {
             }
             self.inner.map.distrust(block);
         }
-        count(&self.inner.counters.mismatches, 1);
+        self.inner.count(Tally::Mismatches, 1);
         tracing::warn!(block, "the local file differs from the source; the block is fetched again");
         self.fetch(Run { first: block, count: 1 })
     }
@@ -378,14 +390,4 @@ fn clear(inner: &Inner, start: u64, len: u64) -> std::io::Result<()> {
         inner.backing.punch(start, len)?;
     }
     Ok(())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -5,9 +5,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Inner, count, lock};
+use super::{Inner, lock};
 use crate::error::{Result, VolumeError};
-use crate::map::{Head, Slots};
+use crate::map::{Head, Slots, Tally};
 use crate::map_file;
 
 pub(crate) struct Commits {
@@ -58,7 +58,7 @@ fn commit(inner: &Inner, all: bool, head: Option<Head>, may_share: bool) -> Resu
     let snapshot = inner.map.snapshot(&slots, all, head);
     match map_file::commit(inner.map_store.as_ref(), &mut slots, snapshot, || inner.backing.sync()) {
         Ok(wrote) => {
-            count(&inner.counters.map_writes, u64::from(wrote));
+            inner.count(Tally::MapWrites, u64::from(wrote));
             inner.commits.ended.store(number, Ordering::SeqCst);
             Ok(())
         }

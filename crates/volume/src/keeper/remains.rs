@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::server::{Adoption, ServerAsk};
-use super::{DETACH_PATIENCE, FLUSH_PATIENCE, LOCK_PATIENCE, control};
+use super::{DETACH_PATIENCE, FLUSH_PATIENCE, control};
 use crate::device::CloneStatus;
 use crate::error::{Result, VolumeError};
 use crate::front::fuse;
@@ -91,9 +91,9 @@ pub(super) fn flush(spec: &VolumeSpec, patience: Duration) -> Result<CloneStatus
     control::ask_within(&spec.server_control(), &ServerAsk::Flush, patience)
 }
 
-/// Stops a volume whose keeper is gone, as the keeper would have. `Taken`: it has one.
-pub fn stop_without_keeper(spec: &VolumeSpec) -> Result<()> {
-    let _only = Lock::take(&path_of(&spec.control), LOCK_PATIENCE)?;
+/// Stops a volume whose keeper is gone, or ends within `patience`, as the keeper would have. `Taken`: it lives on.
+pub fn stop_without_keeper(spec: &VolumeSpec, patience: Duration) -> Result<()> {
+    let _only = Lock::take(&path_of(&spec.control), patience)?;
     if let Some(found) = find(spec)? {
         if fuse::is_alive(&found.fuse) {
             if let Some(device) = loop_device(&spec.mountpoint) {
@@ -101,7 +101,7 @@ pub fn stop_without_keeper(spec: &VolumeSpec) -> Result<()> {
                 tracing::info!(?gone, "the loop device of a volume without keeper");
             }
             if let Err(error) = flush(spec, FLUSH_PATIENCE) {
-                tracing::warn!(error = %crate::roles::chain(&error), "the last flush failed");
+                tracing::warn!(error = %crate::error::chain(&error), "the last flush failed");
             }
         }
         fuse::abort(&spec.mountpoint);

@@ -13,16 +13,41 @@ use godwit_api::ids::Epoch;
 use super::slot::WORDS_PER_PAGE;
 use super::{Geometry, Head, Page, PageImage, Slots, Snapshot};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"GWLIVE01");
-const HEADER_WORDS: usize = 16;
+const MAGIC: u64 = u64::from_le_bytes(*b"GWLIVE02");
+const HEADER_WORDS: usize = 64;
 const AT_MAGIC: usize = 0;
 const AT_SIZE: usize = 1;
 const AT_GENERATION: usize = 2;
 const AT_N: usize = 3;
 const AT_POISONED: usize = 4;
 const AT_COMPLETE: usize = 5;
+const AT_VERIFIED: usize = 6;
+const AT_TALLIES: usize = 16;
 /// Counters of a page: all changes, and those that a flush must make durable.
 const COUNTERS: usize = 2;
+
+/// Counters on the board, which outlive the server as the map does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tally {
+    DemandFetches,
+    HydratedBytes,
+    WireBytes,
+    Mismatches,
+    Connects,
+    Flushes,
+    MapWrites,
+    NoSpace,
+    /// One more than the bytes of data at the source; 0: not known yet.
+    SourceData,
+    /// One more than the time of the clock that the host counts by, in ms, when the first server began.
+    Began,
+    /// One more than the ms from then to the first answered read.
+    FirstRead,
+    /// Bytes that were found in the local file already, equal to the source.
+    FoundBytes,
+}
+
+const _: () = assert!(AT_TALLIES + (Tally::FoundBytes as usize) < HEADER_WORDS);
 
 /// Words that stay where they are for as long as the map lives.
 pub trait Board: Send + Sync + 'static {
@@ -62,6 +87,7 @@ impl LiveMap {
         map.word(AT_GENERATION).store(epoch.generation, Ordering::Relaxed);
         map.word(AT_N).store(epoch.n, Ordering::Relaxed);
         map.word(AT_COMPLETE).store(u64::from(head.complete), Ordering::Relaxed);
+        map.word(AT_VERIFIED).store(u64::from(head.verified), Ordering::Relaxed);
         // Last: a board is adopted only when it was filled to the end.
         map.word(AT_MAGIC).store(MAGIC, Ordering::Release);
         Some(map)
@@ -142,8 +168,16 @@ impl LiveMap {
     pub fn poisoned(&self) -> bool {
         self.word(AT_POISONED).load(Ordering::Acquire) != 0
     }
-    pub fn set_complete(&self) {
+    /// All is here; `verified`: and was compared with the source. Only after the same is durable.
+    pub fn set_complete(&self, verified: bool) {
+        self.word(AT_VERIFIED).store(u64::from(verified), Ordering::SeqCst);
         self.word(AT_COMPLETE).store(1, Ordering::SeqCst);
+    }
+    pub fn verified(&self) -> bool {
+        self.complete() && self.word(AT_VERIFIED).load(Ordering::Acquire) != 0
+    }
+    pub fn tally(&self, tally: Tally) -> &AtomicU64 {
+        self.word(AT_TALLIES + tally as usize)
     }
     pub fn complete(&self) -> bool {
         self.word(AT_COMPLETE).load(Ordering::Acquire) != 0

@@ -68,6 +68,7 @@ fn a_clone_fills_and_equals_its_source_and_holes_never_travel() {
     drop(device);
     std::fs::remove_file(scene.folder.path().join("source.raw")).expect("released");
     let device = open_clone(scene.folder.path(), scene.size, None, |_| {});
+    assert!(device.status().verified, "durably");
     assert_eq!(read(&device, 0, 65536), pattern(1, 65536));
 }
 
@@ -192,6 +193,7 @@ fn a_byte_flipped_in_the_local_file_is_found_before_release() {
     scene.knobs.hold(false);
     eventually("complete", || device.is_complete());
     assert_eq!(device.status().mismatches, 1);
+    assert!(device.status().verified);
     assert_eq!(read(&device, 3 * BLOCK_BYTES, 65536), pattern(4, 65536));
     assert_eq!(read(&device, 5 * BLOCK_BYTES + 7, 5), b"guest");
 }

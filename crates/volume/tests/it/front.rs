@@ -20,22 +20,22 @@ use crate::support::{EPOCH, eventually, kill_hard, pattern, run, tool};
 const MIB: u64 = 1 << 20;
 
 /// A volume with ext4 and files in it, exported by NBD over a unix socket, and a keeper of its clone.
-struct Scene {
-    folder: tempfile::TempDir,
-    spec: VolumeSpec,
-    source: Option<NbdServer>,
-    keeper: Child,
+pub struct Scene {
+    pub folder: tempfile::TempDir,
+    pub spec: VolumeSpec,
+    pub source: Option<NbdServer>,
+    pub keeper: Child,
     /// A second one would be refused; this is where a successor comes from.
     starts: u32,
-    mounted: Vec<PathBuf>,
+    pub mounted: Vec<PathBuf>,
 }
 
-fn file_of(index: u64) -> Vec<u8> {
+pub fn file_of(index: u64) -> Vec<u8> {
     pattern(index, 3 * MIB as usize + 777)
 }
 
 impl Scene {
-    fn new(files: u64, limits: Limits) -> Self {
+    pub fn new(files: u64, limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("content")).expect("a folder");
@@ -66,16 +66,16 @@ impl Scene {
         let keeper = start_keeper(folder.path(), 0);
         Self { folder, spec, source, keeper, starts: 0, mounted: Vec::new() }
     }
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         let read = |n| std::fs::read_to_string(self.folder.path().join(format!("keeper{n}.log"))).unwrap_or_default();
         (0..=self.starts).map(read).collect()
     }
     /// Kills the keeper alone.
-    fn kill_keeper(&mut self) {
+    pub fn kill_keeper(&mut self) {
         self.keeper.kill().expect("killed");
         self.keeper.wait().expect("reaped");
     }
-    fn start_another_keeper(&mut self) {
+    pub fn start_another_keeper(&mut self) {
         self.starts += 1;
         self.keeper = start_keeper(self.folder.path(), self.starts);
     }
@@ -85,7 +85,7 @@ impl Scene {
     fn server(&self, ask: &ServerAsk) -> Option<CloneStatus> {
         control::ask(&self.spec.server_control(), ask).ok()
     }
-    fn loop_device(&mut self) -> PathBuf {
+    pub fn loop_device(&mut self) -> PathBuf {
         let mut found = None;
         eventually("a loop device", || {
             found = self.keeper(&KeeperAsk::Status).and_then(|status| status.loop_device);
@@ -94,7 +94,7 @@ impl Scene {
         });
         found.unwrap_or_else(|| panic!("no loop device: {}", self.log()))
     }
-    fn mount(&mut self, device: &Path) -> PathBuf {
+    pub fn mount(&mut self, device: &Path) -> PathBuf {
         let at = self.folder.path().join("ext4");
         std::fs::create_dir_all(&at).expect("a folder");
         let flags = nix::mount::MsFlags::empty();
@@ -102,25 +102,25 @@ impl Scene {
         self.mounted.push(at.clone());
         at
     }
-    fn unmount(&mut self) {
+    pub fn unmount(&mut self) {
         for at in self.mounted.drain(..) {
             nix::mount::umount(&at).expect("unmounts");
         }
     }
-    fn kill_server(&self) -> u64 {
+    pub fn kill_server(&self) -> u64 {
         let status = self.keeper(&KeeperAsk::Status).expect("the keeper answers");
         kill_hard(status.server_pid);
         status.server_starts
     }
     /// Both, the server first: whatever its keeper is about to do about it.
-    fn kill_both(&mut self) {
+    pub fn kill_both(&mut self) {
         let pid = self.keeper(&KeeperAsk::Status).expect("the keeper answers").server_pid;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.keeper.id() as i32), nix::sys::signal::Signal::SIGSTOP)
             .expect("stopped");
         kill_hard(pid);
         self.kill_keeper();
     }
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.keeper(&KeeperAsk::Stop).expect("the keeper answers");
         let status = self.keeper.wait().expect("it ends");
         assert!(status.success(), "{status}: {}", self.log());
@@ -134,7 +134,7 @@ fn start_keeper(folder: &Path, number: u32) -> Child {
     command.stderr(log).spawn().expect("a keeper")
 }
 
-fn serve(folder: &Path) -> NbdServer {
+pub fn serve(folder: &Path) -> NbdServer {
     let socket = folder.join("nbd.sock");
     let _ = std::fs::remove_file(&socket);
     let listener = Listener::Unix(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
@@ -151,13 +151,13 @@ impl Drop for Scene {
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
         godwit_volume::front::fuse::abort(&self.spec.mountpoint);
-        if let Err(error) = godwit_volume::keeper::stop_without_keeper(&self.spec) {
+        if let Err(error) = godwit_volume::keeper::stop_without_keeper(&self.spec, Duration::ZERO) {
             eprintln!("not all is cleared: {error}");
         }
     }
 }
 
-fn check_files(at: &Path, files: u64) {
+pub fn check_files(at: &Path, files: u64) {
     for index in 0..files {
         let found = std::fs::read(at.join(format!("f{index}"))).expect("a file");
         assert!(found == file_of(index), "f{index} differs");
@@ -165,7 +165,7 @@ fn check_files(at: &Path, files: u64) {
 }
 
 /// Whether any loop device stands over a file of this folder.
-fn is_attached(folder: &Path) -> bool {
+pub fn is_attached(folder: &Path) -> bool {
     let devices = std::fs::read_dir("/sys/block").expect("block devices");
     let over =
         devices.flatten().filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok());

@@ -238,5 +238,6 @@ fn a_clone_of_a_foreign_server_that_errs_now_and_then() {
     let device = open_clone(folder.path(), 32 * MIB, Some(Arc::new(source)), |config| config.manifest_required = false);
     eventually("complete", || device.is_complete());
     assert_eq!(device.status().hydrated_bytes, 16 * MIB);
+    assert!(!device.status().verified, "there was nothing to compare with");
     assert_same_file(&path, &folder.path().join("volume.raw"));
 }

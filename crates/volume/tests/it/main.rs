@@ -4,6 +4,7 @@
 mod device;
 mod exporter;
 mod front;
+mod host;
 mod interop;
 mod map;
 mod power;
