@@ -33,7 +33,7 @@ fn main() {
         place.push(rate(|n| {
             let app = &apps[(n % APPS as u64) as usize];
             let region = (n % 2 == 0).then_some("fra");
-            let request = Request { app, region, need, running: need, cpus: 1, refused: &[], tie: n };
+            let request = Request { app, region, need, running: need, cpus: 1, only: None, refused: &[], tie: n };
             let host = snapshot.place(&request).expect("there is room");
             revision += 1;
             let machine = MachineId::from_bits(revision);

@@ -7,8 +7,8 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use godwit_api::error::Status;
-use godwit_api::row::{GenerationRow, MachineRow, TokenRow};
-use godwit_api::{ApiError, AppName, HostId, MachineId, keys};
+use godwit_api::row::{GenerationRow, MachineRow, TokenRow, VolumeRow};
+use godwit_api::{ApiError, AppName, HostId, MachineId, VolumeId, keys};
 use godwit_base::http::client::Body;
 use godwit_base::metrics::Metrics;
 use godwit_base::{clock, durable, secret};
@@ -21,7 +21,7 @@ use crate::counters::Counters;
 use crate::hosts::HostClients;
 use crate::liveness::Liveness;
 use crate::world::{Known, World};
-use crate::{StartError, view};
+use crate::{StartError, mounts, view};
 
 /// What was committed is seen in memory by then, or the answer is that the store is away.
 const SEEN_WAIT: Duration = Duration::from_secs(10);
@@ -190,11 +190,28 @@ impl Control {
         Ok(row)
     }
 
+    /// A volume's row, or the 404 that names what is unknown.
+    pub(crate) fn volume_row(&self, app: &AppName, volume: &VolumeId) -> Result<Known<VolumeRow>, ApiError> {
+        let world = self.world();
+        if !world.apps.contains_key(app) {
+            return Err(no_app(app));
+        }
+        let row = world.volume(app, volume).cloned();
+        row.ok_or_else(|| ApiError::not_found(format!("app {app} has no volume {volume}")))
+    }
+
+    pub(crate) fn view_volume(&self, row: &VolumeRow) -> godwit_api::volume::Volume {
+        let world = self.world();
+        let placement = world.placement(&row.host, &row.id.carrier()).map(|placement| &**placement);
+        let fact = world.volume_fact(row).map(|fact| &**fact);
+        view::volume(row, placement, fact, self.liveness.reach(&row.host))
+    }
+
     pub(crate) fn view(&self, row: &MachineRow) -> godwit_api::machine::Machine {
         let world = self.world();
         let placement = world.placement(&row.host, &row.id).map(|placement| &**placement);
         let fact = world.fact_of(row).map(|fact| &**fact);
-        view::machine(row, placement, fact, self.liveness.reach(&row.host))
+        view::machine(row, placement, fact, self.liveness.reach(&row.host), mounts::told(&world, row))
     }
 
     /// Manifests that Machines run: never collected.

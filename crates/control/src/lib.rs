@@ -6,7 +6,8 @@
 //! | `world` | the fleet store in memory, typed (pure) |
 //! | `place`, `routes`, `view`, `validate`, `names` | decisions and shapes (pure) |
 //! | `control` | what handlers and reconcilers share: the picture, commits, tokens |
-//! | `placing` | giving a Machine a host, taking it back |
+//! | `subject`, `mounts` | what is placed: Machines and volumes, and which holds which (pure) |
+//! | `placing`, `volumes` | giving a Machine or a volume a host, taking it back |
 //! | `http`, `handlers` | the API, one file a noun |
 //! | `hosts`, `liveness` | calls to agents, and who is there |
 //! | `reconcile` | what follows from facts, without an input |
@@ -19,13 +20,16 @@ mod handlers;
 mod hosts;
 mod http;
 mod liveness;
+mod mounts;
 mod names;
 pub mod place;
 mod placing;
 mod reconcile;
 mod routes;
+mod subject;
 mod validate;
 mod view;
+mod volumes;
 pub mod world;
 
 use std::future::Future;

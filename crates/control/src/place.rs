@@ -21,6 +21,8 @@ pub struct Request<'a> {
     pub running: Resources,
     /// Processors that it will see.
     pub cpus: u32,
+    /// The hosts that come into question, if not all: those of its volumes, or where it is asked to move.
+    pub only: Option<&'a [HostId]>,
     /// Hosts that have refused it.
     pub refused: &'a [HostId],
     /// Breaks ties, so that equal hosts fill evenly.
@@ -39,6 +41,8 @@ pub struct HostEntry {
 pub struct NoHost {
     pub hosts: u32,
     pub other_region: u32,
+    /// None of those that come into question.
+    pub elsewhere: u32,
     pub cordoned: u32,
     pub lost: u32,
     /// Nothing has been heard from them yet.
@@ -53,35 +57,42 @@ pub struct NoHost {
 impl NoHost {
     /// The Machine is larger than every host of its region: waiting does not help.
     pub fn never_fits(&self) -> bool {
-        self.too_small > 0 && self.too_small == self.hosts - self.other_region
+        self.too_small > 0 && self.too_small == self.hosts - self.other_region - self.elsewhere
     }
     /// There is no host in the region at all.
     pub fn no_region(&self) -> bool {
         self.hosts > 0 && self.other_region == self.hosts
     }
-}
 
-impl fmt::Display for NoHost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// In words, for a `what` that was to be placed.
+    pub fn told(&self, what: &str) -> String {
         if self.hosts == 0 {
-            return f.write_str("no host can take the Machine: the fleet has no hosts yet");
+            return format!("no host can take the {what}: the fleet has no hosts yet");
         }
-        write!(f, "no host can take the Machine: of {} hosts", self.hosts)?;
+        let mut text = format!("no host can take the {what}: of {} hosts", self.hosts);
+        let too_small = format!("smaller than the {what}");
         let reasons = [
             (self.other_region, "in another region"),
+            (self.elsewhere, "not where it is to be"),
             (self.cordoned, "cordoned"),
             (self.lost, "unreachable"),
             (self.silent, "not heard of yet"),
             (self.refused, "refused it"),
-            (self.too_small, "smaller than the Machine"),
+            (self.too_small, too_small.as_str()),
             (self.full, "too full now"),
         ];
         let mut comma = "";
         for (count, words) in reasons.into_iter().filter(|(count, _)| *count > 0) {
-            write!(f, "{comma} {count} {words}")?;
+            text.push_str(&format!("{comma} {count} {words}"));
             comma = ",";
         }
-        Ok(())
+        text
+    }
+}
+
+impl fmt::Display for NoHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.told("Machine"))
     }
 }
 
@@ -261,6 +272,8 @@ impl Snapshot {
         };
         let ask = Ask::of(request, region);
         let refused: Vec<u32> = request.refused.iter().filter_map(|id| self.index.get(id).copied()).collect();
+        let only: Option<Vec<u32>> =
+            request.only.map(|hosts| hosts.iter().filter_map(|id| self.index.get(id).copied()).collect());
         let mut of_app = self.spread.get(request.app).into_iter().flatten().peekable();
         let mut best: Option<(u64, u32)> = None;
         for (index, hot) in (0u32..).zip(&self.hot) {
@@ -273,6 +286,9 @@ impl Snapshot {
                 _ => 0,
             };
             if !hot.takes(&ask) || (!refused.is_empty() && refused.contains(&index)) {
+                continue;
+            }
+            if only.as_ref().is_some_and(|only| !only.contains(&index)) {
                 continue;
             }
             let rank = rank(here, hot.load_with(&ask.running), chance(index, request.tie));
@@ -305,6 +321,8 @@ impl Snapshot {
             why.hosts += 1;
             let reason = if region.is_some_and(|region| region != hot.region) {
                 &mut why.other_region
+            } else if request.only.is_some_and(|only| !only.contains(id)) {
+                &mut why.elsewhere
             } else if cold.cordoned {
                 &mut why.cordoned
             } else if cold.lost {

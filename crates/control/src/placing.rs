@@ -1,14 +1,15 @@
-//! Giving a Machine a host: decide on the picture, write all its rows in one transaction, then hand the placement
-//! over. A Machine is placed again only after its host has journaled a refusal; an unknown outcome asks the same host
+//! Giving a Machine or a volume a host: decide on the picture, write all its rows in one transaction, then hand the placement
+//! over. It is placed again only after its host has journaled a refusal; an unknown outcome asks the same host
 //! again, and in the end the host pulls the row by itself.
 
 use std::time::Duration;
 
 use godwit_api::config::MachineConfig;
 use godwit_api::error::Status;
+use godwit_api::fact::Resources;
 use godwit_api::host::PlaceReply;
 use godwit_api::machine::ImageRef;
-use godwit_api::row::{LeaseRow, MachineRow, Placement, PortRow};
+use godwit_api::row::{LeaseRow, MachineRow, Placement, PortRow, VolumeRow};
 use godwit_api::{ApiError, AppName, Epoch, HostId, InstanceId, MachineId, keys};
 use godwit_base::http::client::CallError;
 use godwit_base::{clock, secret};
@@ -17,7 +18,9 @@ use godwit_net::plan;
 use godwit_store::{Compare, Op, Txn, put_json};
 
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app, store_error};
+use crate::mounts::{self, Claim};
 use crate::place::{NoHost, RESERVED, Request};
+use crate::subject::{Change, Place, Subject, machine_placement};
 use crate::validate::raw_ports;
 use crate::world::{Known, World};
 
@@ -56,56 +59,79 @@ pub(crate) enum Replaced {
 impl Control {
     /// Writes a new Machine and hands it to its host; `Ok` once it is durable, whether the host has answered or not.
     pub(crate) async fn create(&self, draft: &Draft) -> Result<Known<MachineRow>, ApiError> {
-        let mut placement = self.write_new(draft).await?;
-        self.counters.placed.inc();
-        let mut refusals = Vec::new();
-        while let Some(reason) = self.hand_over(&placement).await {
-            tracing::info!(machine = %draft.id, host = %placement.host, reason, "a host refused a Machine");
-            self.counters.refused.inc();
-            refusals.push((placement.host.clone(), reason));
-            let hosts: Vec<HostId> = refusals.iter().map(|(host, _)| host.clone()).collect();
-            placement = match self.replace_refused(&placement, &hosts).await? {
-                Replaced::Placed(next) if refusals.len() < REFUSALS_MAX => next,
-                Replaced::Nowhere(why) if self.take_back(&placement).await? => {
-                    return Err(no_room(&why, None, &refusals));
-                }
-                // Written, and no longer ours to hand over: the host pulls it, and the reconciler sees to refusals.
-                Replaced::Placed(_) | Replaced::Nowhere(_) | Replaced::Overtaken => break,
-            };
-        }
+        let need = capacity::need(&draft.config, draft.launch);
+        let written = self.write_placed(&draft.app, &draft.id, need, |world| {
+            let (app, region) = (&draft.app, draft.region.as_deref());
+            let claim = mounts::claim(world, app, &draft.config.mounts, &draft.id, region)?;
+            let running = capacity::need(&draft.config, true);
+            let only = claim.host.as_ref().map(std::slice::from_ref);
+            let ask = Request { app, region, need, running, cpus: draft.config.guest.cpus, only, refused: &[], tie: 0 };
+            let host = choose(world, ask).map_err(|why| no_room_for_mounts(&why, region, &claim))?;
+            let txn = self.new_rows(world, draft, &host, &claim)?;
+            Ok((host, txn))
+        });
+        let placement = written.await?;
+        self.find_taker(placement).await?;
         self.machine_row(&draft.app, &draft.id)
     }
 
-    async fn write_new(&self, draft: &Draft) -> Result<Known<Placement>, ApiError> {
+    /// Commits what `decide` finds: a host, and the rows by which it gets what takes `need` there. Decided and
+    /// reserved under one lock, so that requests side by side see each other.
+    pub(crate) async fn write_placed(
+        &self,
+        app: &AppName,
+        carrier: &MachineId,
+        need: Resources,
+        decide: impl Fn(&World) -> Result<(HostId, Txn), ApiError>,
+    ) -> Result<Known<Placement>, ApiError> {
         for _ in 0..COMMIT_ATTEMPTS {
-            // Decided and reserved under one lock, so that creates side by side see each other.
             let (host, txn) = {
                 let mut world = self.world_mut();
                 self.mark_lost(&mut world);
-                let host = choose(&world, &draft.app, draft.region.as_deref(), &draft.config, draft.launch, &[])
-                    .map_err(|why| no_room(&why, draft.region.as_deref(), &[]))?;
-                let txn = self.new_rows(&world, draft, &host)?;
-                let need = capacity::need(&draft.config, draft.launch);
-                world.snapshot.placed(&host, &draft.id, &draft.app, need, RESERVED);
+                let (host, txn) = decide(&world)?;
+                world.snapshot.placed(&host, carrier, app, need, RESERVED);
                 (host, txn)
             };
             let done = self.commit(txn).await;
             if !matches!(&done, Ok(reply) if reply.succeeded) {
                 let mut world = self.world_mut();
                 // Not if it was written after all: an unknown outcome may have been a success.
-                if world.placement(&host, &draft.id).is_none() {
-                    world.snapshot.unplaced(&host, &draft.id);
+                if world.placement(&host, carrier).is_none() {
+                    world.snapshot.unplaced(&host, carrier);
                 }
             }
             if done?.succeeded {
+                self.counters.placed.inc();
                 let world = self.world();
-                return world.placement(&host, &draft.id).cloned().ok_or_else(contended);
+                return world.placement(&host, carrier).cloned().ok_or_else(contended);
             }
         }
         Err(contended())
     }
 
-    fn new_rows(&self, world: &World, draft: &Draft, host: &HostId) -> Result<Txn, ApiError> {
+    /// Hands a new placement over, and to another host after each refusal. An error when none takes it: then nothing
+    /// of it stays.
+    pub(crate) async fn find_taker(&self, mut placement: Known<Placement>) -> Result<(), ApiError> {
+        let what = if placement.volume.is_some() { "volume" } else { "Machine" };
+        let mut refusals = Vec::new();
+        while let Some(reason) = self.hand_over(&placement).await {
+            tracing::info!(machine = %placement.machine, host = %placement.host, reason, "a host refused a {what}");
+            self.counters.refused.inc();
+            refusals.push((placement.host.clone(), reason));
+            let hosts: Vec<HostId> = refusals.iter().map(|(host, _)| host.clone()).collect();
+            placement = match self.replace_refused(&placement, &hosts).await? {
+                Replaced::Placed(next) if refusals.len() < REFUSALS_MAX => next,
+                Replaced::Nowhere(why) if self.take_back(&placement).await? => {
+                    return Err(no_room(what, &why, None, &refusals));
+                }
+                // Written, and no longer ours to hand over: the host pulls it, and the reconciler sees to refusals.
+                Replaced::Placed(_) | Replaced::Nowhere(_) | Replaced::Overtaken => break,
+            };
+        }
+        Ok(())
+    }
+
+    fn new_rows(&self, world: &World, draft: &Draft, host: &HostId, claim: &Claim) -> Result<Txn, ApiError> {
         let app = world.apps.get(&draft.app).ok_or_else(|| no_app(&draft.app))?;
         if let Some(other) = world.names.get(&(draft.app.clone(), draft.name.clone())) {
             return Err(ApiError::new(
@@ -128,15 +154,17 @@ impl Control {
             image_ref: draft.image_ref.clone(),
             instance_id: draft.instance_id.clone(),
             host: host.clone(),
-            epoch: Epoch { generation: world.generation_number(), n: 1 },
+            epoch: first_epoch(world),
             cordoned: false,
             skip_service_registration: draft.skip_service_registration,
             created_at_ms: now_ms,
             updated_at_ms: now_ms,
             versions: Vec::new(),
             destroyed_at_ms: None,
+            moving: None,
+            epoch_used: 1,
         };
-        let placement = placement_of(&row, &app.network, draft.launch);
+        let placement = machine_placement(&row, &app.network, draft.launch);
         let (machine_key, name_key) = (keys::machine(&row.app, &row.id), keys::machine_name(&row.app, &row.name));
         let address_key = keys::address(&private_ip);
         let mut txn = Txn::default()
@@ -155,6 +183,7 @@ impl Control {
             txn.then.push(json(keys::lease(&row.id), lease)?);
         }
         claim_ports(world, &row.app, &raw_ports(&row.config), &mut txn)?;
+        claim.write(&row.id, &mut txn)?;
         Ok(txn)
     }
 
@@ -175,45 +204,36 @@ impl Control {
         None
     }
 
-    /// Moves a placement that its host has refused to another host, at a new epoch. `tried` have refused it.
+    /// Gives what its host has refused to another host, at a new epoch. `tried` have refused it. A Machine with volumes
+    /// keeps to their host, and a volume that is held keeps to its Machine's.
     pub(crate) async fn replace_refused(&self, refused: &Placement, tried: &[HostId]) -> Result<Replaced, ApiError> {
         let (app, id) = (&refused.app, &refused.machine);
         for _ in 0..COMMIT_ATTEMPTS {
             let (host, txn) = {
                 let mut world = self.world_mut();
                 self.mark_lost(&mut world);
-                let Some(row) = world.machines.get(app).and_then(|rows| rows.get(id)).cloned() else {
-                    return Ok(Replaced::Overtaken);
-                };
+                let Some(subject) = world.subject_of(refused) else { return Ok(Replaced::Overtaken) };
                 let Some(old) = world.placement(&refused.host, id).cloned() else { return Ok(Replaced::Overtaken) };
                 let is_same = old.epoch == refused.epoch && old.instance_id == refused.instance_id;
-                if row.epoch != refused.epoch || !is_same || old.destroy {
+                if subject.epoch() != refused.epoch || !is_same || old.destroy || subject.moving().is_some() {
                     return Ok(Replaced::Overtaken);
                 }
-                let host = match choose(&world, app, Some(&row.region), &row.config, old.launch, tried) {
+                let need = subject.need(old.launch);
+                let ask = Request {
+                    app,
+                    region: Some(subject.region()),
+                    need,
+                    running: subject.need(true),
+                    cpus: subject.cpus(),
+                    only: subject.is_bound().then_some(std::slice::from_ref(subject.host())),
+                    refused: tried,
+                    tie: 0,
+                };
+                let host = match choose(&world, ask) {
                     Ok(host) => host,
                     Err(why) => return Ok(Replaced::Nowhere(why)),
                 };
-                let host_revision = world.hosts.get(&host).map_or(0, |row| row.revision);
-                let next = MachineRow {
-                    host: host.clone(),
-                    epoch: next_epoch(row.epoch, world.generation_number()),
-                    updated_at_ms: clock::unix_ms(),
-                    ..(*row.value).clone()
-                };
-                let placement = placement_of(&next, &old.network, old.launch);
-                let mut txn = Txn::of([json(keys::machine(app, id), &next)?])
-                    .when(Compare::unchanged(keys::machine(app, id), row.revision))
-                    .when(Compare::unchanged(keys::placement(&old.host, id), old.revision))
-                    .when(Compare::unchanged(keys::host(&host), host_revision))
-                    .when(generation_unchanged(&world));
-                txn.then.push(json(keys::placement(&host, id), &placement)?);
-                if host != old.host {
-                    // The refusal is journaled: that host holds nothing, and needs no tombstone.
-                    txn.then.push(Op::delete(keys::placement(&old.host, id)));
-                    txn = txn.when(Compare::absent(keys::placement(&host, id)));
-                }
-                let need = capacity::need(&next.config, old.launch);
+                let txn = replacing(&world, &subject, &old, &host)?;
                 world.snapshot.placed(&host, id, app, need, RESERVED);
                 (host, txn)
             };
@@ -232,37 +252,51 @@ impl Control {
         Err(contended())
     }
 
-    /// Takes back a Machine that no host took. Nothing runs: its last placement was refused. False when somebody has
-    /// changed it since, so that a host may hold it after all.
+    /// Takes back what no host took. Nothing runs: its last placement was refused. False when somebody has changed it
+    /// since, so that a host may hold it after all.
     async fn take_back(&self, refused: &Placement) -> Result<bool, ApiError> {
-        let row = self.world().machines.get(&refused.app).and_then(|rows| rows.get(&refused.machine)).cloned();
-        let row = row.filter(|row| row.epoch == refused.epoch && row.instance_id == refused.instance_id);
-        match row {
-            Some(row) => self.erase(&row, None).await,
+        let subject = self.world().subject_of(refused);
+        let is_same = |subject: &Subject| {
+            let same = subject.epoch() == refused.epoch && *subject.instance_id() == refused.instance_id;
+            // A volume that a Machine has taken meanwhile is that Machine's matter.
+            same && (matches!(subject, Subject::Machine(_)) || !subject.is_bound())
+        };
+        match subject.filter(is_same) {
+            Some(subject) => self.erase(&subject, None).await,
             None => Ok(false),
         }
     }
 
-    /// Marks a Machine for destruction on its host. Done already is done.
+    /// Marks something for destruction on its host. Done already is done. What is moving is not destroyed: its host is
+    /// about to change.
     pub(crate) async fn write_tombstone(
         &self,
-        row: &MachineRow,
+        marked: &Placement,
         force: bool,
         lease: Option<Compare>,
     ) -> Result<Option<Placement>, ApiError> {
         for _ in 0..COMMIT_ATTEMPTS {
-            let placement = {
+            let (subject, placement) = {
                 let world = self.world();
-                let host = world.machines.get(&row.app).and_then(|rows| rows.get(&row.id)).map(|row| row.host.clone());
-                host.and_then(|host| world.placement(&host, &row.id).cloned())
+                let subject = world.subject_of(marked);
+                let placement = subject.as_ref().and_then(|of| world.placement(of.host(), &marked.machine).cloned());
+                (subject, placement)
             };
-            let Some(placement) = placement else { return Ok(None) };
+            let (Some(subject), Some(placement)) = (subject, placement) else { return Ok(None) };
             if placement.destroy && (placement.force || !force) {
                 return Ok(Some((*placement.value).clone()));
             }
+            may_change(&subject)?;
+            if let Subject::Volume(row) = &subject
+                && let Some(machine) = &row.machine
+            {
+                return Err(held_by(row, machine));
+            }
             let tombstone = Placement { destroy: true, force: force || placement.force, ..(*placement.value).clone() };
-            let key = keys::placement(&placement.host, &row.id);
-            let mut txn = Txn::of([json(key.clone(), &tombstone)?]).when(Compare::unchanged(key, placement.revision));
+            let key = keys::placement(&placement.host, &marked.machine);
+            let mut txn = Txn::of([json(key.clone(), &tombstone)?])
+                .when(Compare::unchanged(key, placement.revision))
+                .when(Compare::unchanged(subject.key(), subject.revision()));
             txn.compares.extend(lease.clone());
             if self.commit(txn).await?.succeeded {
                 return Ok(Some(tombstone));
@@ -275,27 +309,33 @@ impl Control {
         Err(contended())
     }
 
-    /// Deletes what a Machine held once nothing of it is left on its host. With `destroyed_at_ms` the row stays to be
-    /// shown; without, nothing stays. False when somebody changed it meanwhile.
-    pub(crate) async fn erase(&self, row: &Known<MachineRow>, destroyed_at_ms: Option<u64>) -> Result<bool, ApiError> {
+    /// Deletes what a Machine or a volume held once nothing of it is left on its host. With `destroyed_at_ms` the row
+    /// stays to be shown; without, nothing stays. False when somebody changed it meanwhile.
+    pub(crate) async fn erase(&self, subject: &Subject, destroyed_at_ms: Option<u64>) -> Result<bool, ApiError> {
         let txn = {
             let world = self.world();
-            let machine_key = keys::machine(&row.app, &row.id);
-            let placement_key = keys::placement(&row.host, &row.id);
-            let revision = world.placement(&row.host, &row.id).map_or(0, |placement| placement.revision);
-            let mut txn = Txn::of([
-                Op::delete(placement_key.clone()),
-                Op::delete(keys::machine_name(&row.app, &row.name)),
-                Op::delete(keys::address(&row.private_ip)),
-                Op::delete(keys::lease(&row.id)),
-            ])
-            .when(Compare::unchanged(machine_key.clone(), row.revision))
-            .when(Compare::unchanged(placement_key, revision));
-            txn.then.push(match destroyed_at_ms {
-                None => Op::delete(machine_key),
-                Some(at) => json(machine_key, &MachineRow { destroyed_at_ms: Some(at), ..(*row.value).clone() })?,
+            let placement_key = keys::placement(subject.host(), &subject.carrier());
+            let revision =
+                world.placement(subject.host(), &subject.carrier()).map_or(0, |placement| placement.revision);
+            let mut txn = Txn::of([Op::delete(placement_key.clone())])
+                .when(Compare::unchanged(subject.key(), subject.revision()))
+                .when(Compare::unchanged(placement_key, revision));
+            txn.then.push(match (destroyed_at_ms, subject) {
+                (None, _) => Op::delete(subject.key()),
+                (at, Subject::Machine(row)) => {
+                    json(subject.key(), &MachineRow { destroyed_at_ms: at, ..(*row.value).clone() })?
+                }
+                (at, Subject::Volume(row)) => {
+                    json(subject.key(), &VolumeRow { destroyed_at_ms: at, ..(*row.value).clone() })?
+                }
             });
-            release_ports(&world, row, &raw_ports(&row.config), &mut txn);
+            if let Subject::Machine(row) = subject {
+                txn.then.push(Op::delete(keys::machine_name(&row.app, &row.name)));
+                txn.then.push(Op::delete(keys::address(&row.private_ip)));
+                txn.then.push(Op::delete(keys::lease(&row.id)));
+                release_ports(&world, row, &raw_ports(&row.config), &mut txn);
+                mounts::release(&world, row, &MachineConfig::default(), &mut txn)?;
+            }
             txn
         };
         Ok(self.commit(txn).await?.succeeded)
@@ -307,49 +347,61 @@ impl Control {
     }
 }
 
-/// The row that the host pulls.
-pub(crate) fn placement_of(row: &MachineRow, network: &str, launch: bool) -> Placement {
-    Placement {
-        machine: row.id.clone(),
-        app: row.app.clone(),
-        host: row.host.clone(),
-        epoch: row.epoch,
-        instance_id: row.instance_id.clone(),
-        name: row.name.clone(),
-        region: row.region.clone(),
-        network: network.to_owned(),
-        private_ip: row.private_ip,
-        image_digest: row.image_ref.digest.clone(),
-        image_name: row.image_ref.repository.clone(),
-        config: row.config.clone(),
-        launch,
-        destroy: false,
-        force: false,
-        volume: None,
+/// 409 for what is on its way to another host.
+pub(crate) fn may_change(subject: &Subject) -> Result<(), ApiError> {
+    match subject.moving() {
+        None => Ok(()),
+        Some(migration) => Err(ApiError::conflict(format!(
+            "{} is moving to another host ({migration}): wait for the move, or cancel it",
+            subject.words()
+        ))),
     }
 }
 
-fn choose(
-    world: &World,
-    app: &AppName,
-    region: Option<&str>,
-    config: &MachineConfig,
-    launch: bool,
-    refused: &[HostId],
-) -> Result<HostId, NoHost> {
-    world.snapshot.place(&Request {
-        app,
-        region,
-        need: capacity::need(config, launch),
-        running: capacity::need(config, true),
-        cpus: config.guest.cpus,
-        refused,
-        tie: secret::random_u64(),
-    })
+pub(crate) fn held_by(row: &VolumeRow, machine: &MachineId) -> ApiError {
+    let text = format!("volume {} is held by Machine {machine}: destroy that, or take it out of its mounts", row.id);
+    ApiError::new(412, Status::Conflict, text)
 }
 
-/// The answer when no host takes a Machine: 422 when waiting does not help, 503 when it may.
-pub(crate) fn no_room(why: &NoHost, region: Option<&str>, refusals: &[(HostId, String)]) -> ApiError {
+/// The rows by which what was refused goes to another host.
+fn replacing(world: &World, subject: &Subject, old: &Known<Placement>, host: &HostId) -> Result<Txn, ApiError> {
+    let host_row = world.hosts.get(host).ok_or_else(contended)?;
+    let epoch = subject.next_epoch(world.generation_number());
+    let place = Place { host: host.clone(), region: host_row.region.clone(), epoch };
+    let placement = subject.placement(&place, &old.network, old.launch);
+    let change = Change { place: Some(place), moving: None, epoch_used: epoch.n, now_ms: clock::unix_ms() };
+    let old_key = keys::placement(&old.host, &old.machine);
+    let mut txn = Txn::of([subject.changed(&change)?])
+        .when(Compare::unchanged(subject.key(), subject.revision()))
+        .when(Compare::unchanged(old_key.clone(), old.revision))
+        .when(Compare::unchanged(keys::host(host), host_row.revision))
+        .when(generation_unchanged(world));
+    let new_key = keys::placement(host, &old.machine);
+    txn.then.push(json(new_key.clone(), &placement)?);
+    if *host != old.host {
+        // The refusal is journaled: that host holds nothing, and needs no tombstone.
+        txn.then.push(Op::delete(old_key));
+        txn = txn.when(Compare::absent(new_key));
+    }
+    Ok(txn)
+}
+
+/// Chooses a host; ties are broken by chance.
+pub(crate) fn choose(world: &World, ask: Request) -> Result<HostId, NoHost> {
+    world.snapshot.place(&Request { tie: secret::random_u64(), ..ask })
+}
+
+/// A Machine whose volumes' host cannot take it is told which host that is.
+fn no_room_for_mounts(why: &NoHost, region: Option<&str>, claim: &Claim) -> ApiError {
+    let mut error = no_room("Machine", why, region, &[]);
+    if let Some(host) = &claim.host {
+        error.error.push_str(&format!("; its volumes are on host {host}"));
+    }
+    error
+}
+
+/// The answer when no host takes a `what`: 422 when waiting does not help, 503 when it may.
+pub(crate) fn no_room(what: &str, why: &NoHost, region: Option<&str>, refusals: &[(HostId, String)]) -> ApiError {
     if why.no_region() {
         return ApiError::unprocessable(format!("there is no host in region {:?}", region.unwrap_or_default()));
     }
@@ -357,12 +409,15 @@ pub(crate) fn no_room(why: &NoHost, region: Option<&str>, refusals: &[(HostId, S
         return ApiError::new(
             422,
             Status::InsufficientCapacity,
-            "config.guest: the Machine is larger than every host of the fleet (of its region)",
+            match what {
+                "volume" => "size_gb: the volume is larger than every host of the fleet (of its region)",
+                _ => "config.guest: the Machine is larger than every host of the fleet (of its region)",
+            },
         );
     }
     let mut text = match why.hosts {
-        0 if !refusals.is_empty() => "no host can take the Machine".to_owned(),
-        _ => why.to_string(),
+        0 if !refusals.is_empty() => format!("no host can take the {what}"),
+        _ => why.told(what),
     };
     for (host, reason) in refusals {
         text.push_str(&format!("; host {host} refused: {reason}"));
@@ -370,15 +425,12 @@ pub(crate) fn no_room(why: &NoHost, region: Option<&str>, refusals: &[(HostId, S
     ApiError { status: Status::InsufficientCapacity, ..ApiError::unavailable(text, FULL_RETRY_S) }
 }
 
-/// A new generation starts counting anew; within one, no number comes twice.
-fn next_epoch(last: Epoch, generation: u64) -> Epoch {
-    match last.generation == generation {
-        true => Epoch { generation, n: last.n + 1 },
-        false => Epoch { generation, n: 1 },
-    }
+/// Of what is new.
+pub(crate) fn first_epoch(world: &World) -> Epoch {
+    Epoch { generation: world.generation_number(), n: 1 }
 }
 
-fn generation_unchanged(world: &World) -> Compare {
+pub(crate) fn generation_unchanged(world: &World) -> Compare {
     Compare::unchanged(keys::GENERATION, world.generation.as_ref().map_or(0, |row| row.revision))
 }
 

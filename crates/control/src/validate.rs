@@ -2,7 +2,8 @@
 
 use base64::Engine;
 use godwit_api::ApiError;
-use godwit_api::config::{Check, MachineConfig, Port, Service};
+use godwit_api::config::{Check, MOUNTS_MAX, MachineConfig, Port, Service};
+use godwit_api::volume::VOLUME_MAX_GB;
 
 /// A configuration as JSON: with its older versions it must fit a row of the store.
 pub const CONFIG_LIMIT_BYTES: usize = 256 << 10;
@@ -59,6 +60,7 @@ pub fn config(config: &MachineConfig) -> Result<(), ApiError> {
         check(of, None, &format!("config.checks.{name}"))?;
     }
     files(config)?;
+    mounts(config)?;
     if let Some(name) = &config.stop_config.signal {
         signal(name, "config.stop_config.signal")?;
     }
@@ -168,6 +170,48 @@ fn files(config: &MachineConfig) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// What can be said of mounts without their volumes.
+fn mounts(config: &MachineConfig) -> Result<(), ApiError> {
+    if config.mounts.len() > MOUNTS_MAX {
+        return Err(wrong(format!("config.mounts: at most {MOUNTS_MAX}")));
+    }
+    for (number, mount) in config.mounts.iter().enumerate() {
+        let at = format!("config.mounts[{number}]");
+        let path = &mount.path;
+        let parts = || path.split('/').filter(|part| !part.is_empty());
+        if !path.starts_with('/') || path.contains('\0') || parts().any(|part| part == ".." || part == ".") {
+            return Err(wrong(format!("{at}.path: {path:?} is not an absolute path without `..`")));
+        }
+        if parts().next().is_none() {
+            return Err(wrong(format!("{at}.path: nothing is mounted at /")));
+        }
+        if mount.volume.is_empty() {
+            return Err(wrong(format!("{at}.volume is missing: name the volume by its id")));
+        }
+        let earlier = &config.mounts[..number];
+        if earlier.iter().any(|other| other.path.split('/').filter(|part| !part.is_empty()).eq(parts())) {
+            return Err(wrong(format!("{at}.path: {path:?} is there twice")));
+        }
+        if earlier.iter().any(|other| other.volume == mount.volume) {
+            return Err(wrong(format!("{at}.volume: {} is there twice", mount.volume)));
+        }
+    }
+    Ok(())
+}
+
+/// Volumes of an app may share one.
+pub fn volume_name(name: &str) -> Result<(), ApiError> {
+    let fits = (1..=30).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if fits { Ok(()) } else { Err(wrong(format!("name: {name:?} is not 1 to 30 of letters, digits and '_'"))) }
+}
+
+pub fn volume_size_gb(size_gb: u64) -> Result<(), ApiError> {
+    if (1..=VOLUME_MAX_GB).contains(&size_gb) {
+        return Ok(());
+    }
+    Err(wrong(format!("size_gb: {size_gb} is not between 1 and {VOLUME_MAX_GB}")))
+}
+
 fn dns(config: &MachineConfig) -> Result<(), ApiError> {
     if let Some(server) = config.dns.nameservers.iter().find(|server| server.parse::<std::net::IpAddr>().is_err()) {
         return Err(wrong(format!("config.dns.nameservers: {server:?} is no IP address")));
@@ -258,6 +302,14 @@ mod tests {
         refused(with(json!({ "checks": { "a": { "type": "http" } } })), "config.checks.a.port");
         refused(with(json!({ "files": [{ "guest_path": "/a/../b" }] })), "guest_path");
         refused(with(json!({ "files": [{ "guest_path": "/a", "raw_value": "?" }] })), "raw_value");
+        refused(with(json!({ "mounts": [{ "volume": "vol_1", "path": "data" }] })), "config.mounts[0].path");
+        refused(with(json!({ "mounts": [{ "volume": "vol_1", "path": "/a/../b" }] })), "config.mounts[0].path");
+        refused(with(json!({ "mounts": [{ "volume": "vol_1", "path": "//" }] })), "mounted at /");
+        refused(with(json!({ "mounts": [{ "path": "/a" }] })), "config.mounts[0].volume");
+        let twice = json!([{ "volume": "vol_1", "path": "/a" }, { "volume": "vol_2", "path": "/a/" }]);
+        refused(with(json!({ "mounts": twice })), "twice");
+        let many: Vec<Value> = (0..9).map(|n| json!({ "volume": format!("v{n}"), "path": format!("/{n}") })).collect();
+        refused(with(json!({ "mounts": many })), "config.mounts: at most 8");
         refused(with(json!({ "stop_config": { "signal": "SIGNOPE" } })), "stop_config.signal");
         refused(with(json!({ "dns": { "nameservers": ["a"] } })), "nameservers");
         refused(with(json!({ "env": { "A=B": "c" } })), "config.env");

@@ -1,11 +1,13 @@
 //! A Machine, an app and a host as the API shows them, from rows and facts. Pure.
 
 use godwit_api::app::{App, ListedApp, Organization};
+use godwit_api::config::{MachineConfig, Mount};
 use godwit_api::event::MachineEvent;
 use godwit_api::fact::{HostFact, MachineFact};
 use godwit_api::fleet::Host;
 use godwit_api::machine::{Machine, MachineState};
-use godwit_api::row::{AppRow, HostRow, MachineRow, Placement};
+use godwit_api::row::{AppRow, HostRow, MachineRow, Placement, VolumeRow};
+use godwit_api::volume::{GB_BYTES, Volume};
 use godwit_base::clock::rfc3339;
 
 /// What control knows of a host's being there.
@@ -39,8 +41,15 @@ pub fn state(row: &MachineRow, placement: Option<&Placement>, fact: Option<&Mach
             _ => MachineState::Destroying,
         };
     }
+    // In a move the target may not have told anything yet: what it is about to be.
+    let expected = match (&row.moving, placement) {
+        (None, _) => MachineState::Created,
+        (Some(_), Some(placement)) if placement.launch => MachineState::Starting,
+        (Some(_), _) => MachineState::Stopped,
+    };
     match told {
-        None => MachineState::Created,
+        None => expected,
+        Some(fact) if fact.state == MachineState::Created => expected,
         Some(fact) if fact.instance_id != row.instance_id && !is_final(fact.state) => MachineState::Replacing,
         Some(fact) => fact.state,
     }
@@ -50,7 +59,14 @@ fn is_final(state: MachineState) -> bool {
     matches!(state, MachineState::Destroying | MachineState::Destroyed | MachineState::Failed)
 }
 
-pub fn machine(row: &MachineRow, placement: Option<&Placement>, fact: Option<&MachineFact>, reach: Reach) -> Machine {
+/// `mounts`: with the names and sizes of their volumes.
+pub fn machine(
+    row: &MachineRow,
+    placement: Option<&Placement>,
+    fact: Option<&MachineFact>,
+    reach: Reach,
+    mounts: Vec<Mount>,
+) -> Machine {
     let state = state(row, placement, fact);
     let updated_at_ms = fact.map_or(0, |fact| fact.updated_at_ms).max(row.updated_at_ms);
     Machine {
@@ -63,7 +79,7 @@ pub fn machine(row: &MachineRow, placement: Option<&Placement>, fact: Option<&Ma
         private_ip: row.private_ip.to_string(),
         created_at: rfc3339(row.created_at_ms),
         updated_at: rfc3339(updated_at_ms),
-        config: row.config.clone(),
+        config: MachineConfig { mounts, ..row.config.clone() },
         events: events(row, fact),
         checks: fact.map(|fact| fact.checks.clone()).unwrap_or_default(),
         nonce: None,
@@ -88,24 +104,78 @@ pub fn events(row: &MachineRow, fact: Option<&MachineFact>) -> Vec<MachineEvent>
     }
 }
 
-pub fn app(row: &AppRow, machines: u64) -> App {
+/// Of a volume's file system, for the block numbers of the API.
+const BLOCK_BYTES: u64 = 4096;
+
+/// What users are told of a volume's life: what its host says of this epoch; before that, `creating`.
+pub fn volume_state(row: &VolumeRow, placement: Option<&Placement>, fact: Option<&MachineFact>) -> &'static str {
+    if row.destroyed_at_ms.is_some() {
+        return "destroyed";
+    }
+    let told = fact.map(|fact| fact.state);
+    if placement.is_some_and(|placement| placement.destroy) {
+        return if told == Some(MachineState::Destroyed) { "destroyed" } else { "pending_destroy" };
+    }
+    let Some(fact) = fact else { return if row.moving.is_some() { "hydrating" } else { "creating" } };
+    if fact.refused.is_some() {
+        return "failed";
+    }
+    if fact.volume.as_ref().is_some_and(|volume| volume.hydration.is_some()) {
+        return "hydrating";
+    }
+    match fact.state {
+        MachineState::Created | MachineState::Starting => "creating",
+        MachineState::Failed => "failed",
+        MachineState::Destroying => "pending_destroy",
+        MachineState::Destroyed => "destroyed",
+        _ => "created",
+    }
+}
+
+pub fn volume(row: &VolumeRow, placement: Option<&Placement>, fact: Option<&MachineFact>, reach: Reach) -> Volume {
+    let told = fact.and_then(|fact| fact.volume.as_ref());
+    let blocks = row.size_gb.saturating_mul(GB_BYTES) / BLOCK_BYTES;
+    let taken = told.map_or(0, |told| told.allocated_bytes).div_ceil(BLOCK_BYTES);
+    Volume {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        state: volume_state(row, placement, fact).to_owned(),
+        size_gb: row.size_gb,
+        region: row.region.clone(),
+        zone: row.host.to_string(),
+        encrypted: false,
+        fstype: row.fstype,
+        attached_machine_id: row.machine.as_ref().map(ToString::to_string),
+        attached_alloc_id: row.machine.as_ref().map(ToString::to_string),
+        created_at: rfc3339(row.created_at_ms),
+        block_size: BLOCK_BYTES,
+        blocks,
+        blocks_avail: blocks.saturating_sub(taken),
+        blocks_free: blocks.saturating_sub(taken),
+        snapshot_retention: 0,
+        host_status: reach.as_str().to_owned(),
+        hydration: told.and_then(|told| told.hydration.clone()),
+    }
+}
+
+pub fn app(row: &AppRow, machines: u64, volumes: u64) -> App {
     App {
         id: row.id.clone(),
         name: row.name.to_string(),
         status: if machines > 0 { "deployed" } else { "pending" }.to_owned(),
         organization: Organization { name: row.organization.clone(), slug: row.organization.clone() },
         machine_count: machines,
-        volume_count: 0,
+        volume_count: volumes,
         network: row.network.clone(),
     }
 }
 
-pub fn listed_app(row: &AppRow, machines: u64) -> ListedApp {
+pub fn listed_app(row: &AppRow, machines: u64, volumes: u64) -> ListedApp {
     ListedApp {
         id: row.id.clone(),
         name: row.name.to_string(),
         machine_count: machines,
-        volume_count: 0,
+        volume_count: volumes,
         network: serde_json::json!({ "name": row.network }),
     }
 }

@@ -6,13 +6,20 @@ use std::sync::Arc;
 
 use godwit_api::fact::{HostFact, MachineFact};
 use godwit_api::route::{AppRegions, RouteRow};
-use godwit_api::row::{AppRow, EdgeRow, GenerationRow, HostRow, LeaseRow, MachineRow, Placement, PortRow, TokenRow};
-use godwit_api::{AppName, EdgeId, HostId, MachineId};
+use godwit_api::row::{
+    AppRow, EdgeRow, GenerationRow, HostRow, LeaseRow, MachineRow, Placement, PortRow, TokenRow, VolumeRow,
+};
+use godwit_api::{AppName, EdgeId, HostId, MachineId, MigrationId, VolumeId};
 use godwit_machine::capacity;
 use godwit_store::Update;
 use serde::de::DeserializeOwned;
 
 use crate::place::{HostEntry, Snapshot};
+use crate::subject::Subject;
+
+mod moves;
+
+pub use moves::Move;
 
 /// A row's value and the revision that wrote it: what a transaction compares.
 #[derive(Debug)]
@@ -48,6 +55,8 @@ pub struct World {
     pub app_uses: BTreeMap<AppName, u64>,
     pub machines: BTreeMap<AppName, Rows<MachineId, MachineRow>>,
     pub names: BTreeMap<(AppName, String), MachineId>,
+    pub volumes: BTreeMap<AppName, Rows<VolumeId, VolumeRow>>,
+    pub migrations: BTreeMap<MigrationId, Move>,
     pub placements: BTreeMap<HostId, Rows<MachineId, Placement>>,
     pub hosts: Rows<HostId, HostRow>,
     pub edges: Rows<EdgeId, EdgeRow>,
@@ -60,6 +69,8 @@ pub struct World {
     pub app_regions: Rows<AppName, AppRegions>,
     /// What placement reads.
     pub snapshot: Snapshot,
+    /// What live moves have been promised of their targets, which do not count it yet.
+    arriving: HashMap<(HostId, MachineId), moves::Arrival>,
     /// Who bears a key: by its SHA-256.
     pub keys: HashMap<String, KeyOwner>,
     /// Apps whose routes may differ from what the rows say now.
@@ -84,6 +95,7 @@ impl World {
                 for row in rows {
                     self.row(&row.key, Some(&row.value), row.mod_revision);
                 }
+                self.settle_arrivals();
                 self.complete = true;
                 self.revision = revision;
                 self.stale_routes = self.apps.keys().chain(self.machines.keys()).cloned().collect();
@@ -128,6 +140,8 @@ impl World {
                     }
                 }
             }
+            ["volumes", app, volume] => self.volume_row(key, app, volume, value, revision),
+            ["migrations", migration] => self.migration_row(key, migration, value, revision),
             ["placements", host, machine] => self.placement_row(key, host, machine, value, revision),
             ["facts", host, "host"] => self.host_fact(key, host, value, revision),
             ["facts", host, "machines", machine] => self.machine_fact(key, host, machine, value, revision),
@@ -189,6 +203,18 @@ impl World {
         self.stale_routes.insert(app);
     }
 
+    fn volume_row(&mut self, key: &str, app: &str, volume: &str, value: Option<&[u8]>, revision: u64) {
+        let (Some(app), Some(volume)) = (self.id::<AppName>(key, app), self.id::<VolumeId>(key, volume)) else {
+            return;
+        };
+        let row = self.read(key, value, revision);
+        let of_app = self.volumes.entry(app.clone()).or_default();
+        set(of_app, volume, row);
+        if of_app.is_empty() {
+            self.volumes.remove(&app);
+        }
+    }
+
     fn placement_row(&mut self, key: &str, host: &str, machine: &str, value: Option<&[u8]>, revision: u64) {
         let (Some(host), Some(machine)) = (self.id::<HostId>(key, host), self.id::<MachineId>(key, machine)) else {
             return;
@@ -196,7 +222,7 @@ impl World {
         let row: Option<Known<Placement>> = self.read(key, value, revision);
         match row.as_ref().filter(|row| !row.destroy) {
             Some(row) => {
-                let need = capacity::need(&row.config, row.launch);
+                let need = capacity::of_placement(row, row.launch);
                 self.snapshot.placed(&host, &machine, &row.app, need, revision);
             }
             None => self.snapshot.unplaced(&host, &machine),
@@ -204,7 +230,11 @@ impl World {
         if let Some(app) = row.as_ref().map(|row| row.app.clone()) {
             self.stale_routes.insert(app);
         }
-        set(self.placements.entry(host).or_default(), machine, row);
+        let gone = row.is_none();
+        set(self.placements.entry(host.clone()).or_default(), machine.clone(), row);
+        if gone {
+            self.settle_arrival(&host, &machine);
+        }
     }
 
     /// Hosts at whose address another has joined since: a wiped host is a new one, and the old one is not there.
@@ -251,14 +281,18 @@ impl World {
             return;
         };
         let row: Option<Known<MachineFact>> = self.read(key, value, revision);
-        let of_host = self.facts.entry(host).or_default();
+        if let Some(fact) = &row {
+            self.note_hydration(fact);
+        }
+        let of_host = self.facts.entry(host.clone()).or_default();
         let told = |fact: Option<&Known<MachineFact>>| {
             let fact = fact?;
             let critical = fact.checks.iter().filter(|check| check.status == "critical").count();
             Some((fact.app.clone(), fact.epoch, fact.state, critical))
         };
         let (old, new) = (told(of_host.get(&machine)), told(row.as_ref()));
-        set(of_host, machine, row);
+        set(of_host, machine.clone(), row);
+        self.settle_arrival(&host, &machine);
         // Events and check outputs come often and change no route.
         if old != new {
             self.stale_routes.extend(old.or(new).map(|(app, ..)| app));
@@ -315,6 +349,41 @@ impl World {
 
     pub fn placement(&self, host: &HostId, machine: &MachineId) -> Option<&Known<Placement>> {
         self.placements.get(host)?.get(machine)
+    }
+
+    /// The volumes that belong to an app as it is now, also destroyed ones.
+    pub fn volumes_of(&self, app: &AppName) -> impl Iterator<Item = &Known<VolumeRow>> {
+        let since = self.apps.get(app).map_or(u64::MAX, |app| app.created_at_ms);
+        let rows = self.volumes.get(app).into_iter().flat_map(|rows| rows.values());
+        rows.filter(move |row| row.created_at_ms >= since)
+    }
+
+    pub fn volume(&self, app: &AppName, volume: &VolumeId) -> Option<&Known<VolumeRow>> {
+        let since = self.apps.get(app)?.created_at_ms;
+        self.volumes.get(app)?.get(volume).filter(|row| row.created_at_ms >= since)
+    }
+
+    /// The volumes that a Machine holds.
+    pub fn volumes_held_by(&self, app: &AppName, machine: &MachineId) -> impl Iterator<Item = &Known<VolumeRow>> {
+        let rows = self.volumes.get(app).into_iter().flat_map(|rows| rows.values());
+        rows.filter(move |row| row.machine.as_ref() == Some(machine))
+    }
+
+    /// What the volume's present host says of its present epoch.
+    pub fn volume_fact(&self, row: &VolumeRow) -> Option<&Known<MachineFact>> {
+        self.facts.get(&row.host)?.get(&row.id.carrier()).filter(|fact| fact.epoch == row.epoch)
+    }
+
+    pub fn fact(&self, host: &HostId, machine: &MachineId) -> Option<&Known<MachineFact>> {
+        self.facts.get(host)?.get(machine)
+    }
+
+    /// Whose placement this is, on whichever host it stands.
+    pub fn subject_of(&self, placement: &Placement) -> Option<Subject> {
+        match &placement.volume {
+            Some(volume) => self.volumes.get(&placement.app)?.get(&volume.id).cloned().map(Subject::Volume),
+            None => self.machines.get(&placement.app)?.get(&placement.machine).cloned().map(Subject::Machine),
+        }
     }
 
     /// What the Machine's present host says of its present epoch.

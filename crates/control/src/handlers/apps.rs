@@ -4,7 +4,7 @@ use godwit_api::app::{App, AppList, CreatedApp};
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{AppsCreate, AppsDelete, AppsList, AppsShow};
 use godwit_api::error::Status;
-use godwit_api::row::AppRow;
+use godwit_api::row::{AppRow, MachineRow};
 use godwit_api::{ApiError, AppName, keys};
 use godwit_base::{clock, secret};
 use godwit_store::{Compare, Op, Txn, put_json};
@@ -12,7 +12,7 @@ use godwit_store::{Compare, Op, Txn, put_json};
 use crate::control::{COMMIT_ATTEMPTS, contended, no_app, store_error};
 use crate::http::Call;
 use crate::view;
-use crate::world::World;
+use crate::world::{Known, World};
 
 /// The one organization that there is.
 const ORGANIZATION: &str = "personal";
@@ -22,7 +22,8 @@ pub async fn list(call: Call<AppsList>) -> Result<AppList, ApiError> {
     let world = call.control.world();
     let wanted = call.query.org_slug.as_deref();
     let rows = world.apps.values().filter(|row| wanted.is_none_or(|org| org == row.organization));
-    let apps: Vec<_> = rows.map(|row| view::listed_app(row, living(&world, &row.name))).collect();
+    let apps: Vec<_> =
+        rows.map(|row| view::listed_app(row, living(&world, &row.name), volumes(&world, &row.name))).collect();
     Ok(AppList { total_apps: apps.len() as u64, apps })
 }
 
@@ -48,7 +49,7 @@ pub async fn show(call: Call<AppsShow>) -> Result<App, ApiError> {
     let app = call.app()?;
     let world = call.control.world();
     let row = world.apps.get(&app).ok_or_else(|| no_app(&app))?;
-    Ok(view::app(row, living(&world, &app)))
+    Ok(view::app(row, living(&world, &app), volumes(&world, &app)))
 }
 
 /// Without Machines, or by force with them: each becomes a tombstone, which outlives the app until its host has
@@ -57,11 +58,13 @@ pub async fn delete(call: Call<AppsDelete>) -> Result<Empty, ApiError> {
     let app = call.app()?;
     let control = &call.control;
     for _ in 0..COMMIT_ATTEMPTS {
-        let (row, used, machines) = {
+        let (row, used, machines, volumes) = {
             let world = control.world();
             let row = world.apps.get(&app).cloned().ok_or_else(|| no_app(&app))?;
             let machines: Vec<_> = alive(&world, &app).cloned().collect();
-            (row, world.app_uses.get(&app).copied().unwrap_or(0), machines)
+            let placed = |row: &Known<MachineRow>| world.placement(&row.host, &row.id).cloned();
+            let machines: Vec<_> = machines.iter().filter_map(placed).collect();
+            (row, world.app_uses.get(&app).copied().unwrap_or(0), machines, volumes(&world, &app))
         };
         if !machines.is_empty() && !call.query.force.unwrap_or(false) {
             return Err(ApiError::conflict(format!(
@@ -69,6 +72,12 @@ pub async fn delete(call: Call<AppsDelete>) -> Result<Empty, ApiError> {
                 machines.len()
             )));
         }
+        if volumes > 0 && !call.query.force.unwrap_or(false) {
+            return Err(ApiError::conflict(format!(
+                "app {app} has {volumes} volumes: delete them first, or delete with force=true"
+            )));
+        }
+        // Its volumes are marked once their Machines are gone (`reconcile::settle`).
         for machine in machines {
             control.write_tombstone(&machine, true, None).await?;
         }
@@ -84,10 +93,7 @@ pub async fn delete(call: Call<AppsDelete>) -> Result<Empty, ApiError> {
 }
 
 /// Machines of an app that are neither destroyed nor on their way there.
-fn alive<'a>(
-    world: &'a World,
-    app: &AppName,
-) -> impl Iterator<Item = &'a crate::world::Known<godwit_api::row::MachineRow>> {
+fn alive<'a>(world: &'a World, app: &AppName) -> impl Iterator<Item = &'a Known<MachineRow>> {
     world.machines_of(app).filter(|row| {
         row.destroyed_at_ms.is_none() && world.placement(&row.host, &row.id).is_some_and(|placement| !placement.destroy)
     })
@@ -95,4 +101,13 @@ fn alive<'a>(
 
 fn living(world: &World, app: &AppName) -> u64 {
     alive(world, app).count() as u64
+}
+
+/// Volumes of an app that are neither destroyed nor on their way there.
+fn volumes(world: &World, app: &AppName) -> u64 {
+    let standing = world.volumes_of(app).filter(|row| {
+        let placement = world.placement(&row.host, &row.id.carrier());
+        row.destroyed_at_ms.is_none() && placement.is_some_and(|placement| !placement.destroy)
+    });
+    standing.count() as u64
 }

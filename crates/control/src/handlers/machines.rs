@@ -14,9 +14,11 @@ use godwit_store::{Compare, Op, Txn};
 use super::lease;
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
 use crate::http::Call;
+use crate::mounts;
 use crate::names;
 use crate::place::NoHost;
-use crate::placing::{Draft, claim_ports, json, no_room, placement_of, release_ports};
+use crate::placing::{Draft, claim_ports, json, may_change, no_room, release_ports};
+use crate::subject::{Subject, machine_placement};
 use crate::validate::{self, raw_ports};
 use crate::view;
 use crate::world::Known;
@@ -70,7 +72,8 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
     if !control.world().apps.contains_key(&app) {
         return Err(no_app(&app));
     }
-    let body = call.body;
+    let mut body = call.body;
+    mounts::strip(&mut body.config);
     validate::config(&body.config)?;
     let region = body.region.filter(|region| !region.is_empty());
     if let Some(region) = &region {
@@ -131,7 +134,8 @@ pub async fn show(call: Call<MachinesShow>) -> Result<Machine, ApiError> {
 pub async fn update(call: Call<MachinesUpdate>) -> Result<Machine, ApiError> {
     let (app, id) = (call.app()?, call.machine()?);
     let control = &call.control;
-    let body = call.body;
+    let mut body = call.body;
+    mounts::strip(&mut body.config);
     control.living_row(&app, &id)?;
     validate::config(&body.config)?;
     fits_somewhere(control, &body.config)?;
@@ -139,6 +143,7 @@ pub async fn update(call: Call<MachinesUpdate>) -> Result<Machine, ApiError> {
     for _ in 0..COMMIT_ATTEMPTS {
         let row = control.living_row(&app, &id)?;
         let guard = lease::check(control, &id, &call.headers)?;
+        may_change(&Subject::Machine(row.clone()))?;
         if body.current_version.as_deref().is_some_and(|version| version != row.instance_id.as_str()) {
             return Err(ApiError::conflict(format!(
                 "current_version is stale: Machine {id} is at version {}",
@@ -174,6 +179,13 @@ fn update_rows(
     let placement = world.placement(&row.host, &row.id).ok_or_else(contended)?;
     let running = world.fact_of(row).is_some_and(|fact| fact.state == MachineState::Started);
     has_room_to_grow(&world, row, body, running && !body.skip_launch)?;
+    let claim = mounts::claim(&world, &row.app, &body.config.mounts, &row.id, None)?;
+    if let Some(host) = claim.host.as_ref().filter(|host| **host != row.host) {
+        return Err(ApiError::unprocessable(format!(
+            "config.mounts: the volumes are on host {host}, Machine {} on {}: migrate one of them first",
+            row.id, row.host
+        )));
+    }
     let mut next = (*row.value).clone();
     next.versions.insert(0, (row.instance_id.clone(), row.config.clone()));
     next.versions.truncate(VERSIONS_KEPT);
@@ -205,13 +217,15 @@ fn update_rows(
     claim_ports(&world, &row.app, &new_ports, &mut txn)?;
     let given_back: Vec<u16> = old_ports.into_iter().filter(|port| !new_ports.contains(port)).collect();
     release_ports(&world, row, &given_back, &mut txn);
+    claim.write(&row.id, &mut txn)?;
+    mounts::release(&world, row, &next.config, &mut txn)?;
     let mut nonce = None;
     if let Some(ttl) = body.lease_ttl.filter(|ttl| *ttl > 0) {
         let lease = lease::new(peer, &next, lease::ttl(Some(ttl))?, String::new());
         nonce = Some(lease.nonce.clone());
         txn.then.push(json(keys::lease(&row.id), &lease)?);
     }
-    txn.then.push(json(placement_key, &placement_of(&next, &placement.network, !body.skip_launch))?);
+    txn.then.push(json(placement_key, &machine_placement(&next, &placement.network, !body.skip_launch))?);
     txn.then.push(json(machine_key, &next)?);
     Ok((txn, nonce))
 }
@@ -229,7 +243,7 @@ fn has_room_to_grow(
         return Ok(());
     }
     let why = NoHost { hosts: 1, full: 1, ..NoHost::default() };
-    Err(no_room(&why, None, &[(row.host.clone(), format!("{} MB more do not fit", more.memory_mb))]))
+    Err(no_room("Machine", &why, None, &[(row.host.clone(), format!("{} MB more do not fit", more.memory_mb))]))
 }
 
 /// The host may refuse a new version; then the old one stands again.
@@ -241,7 +255,7 @@ async fn hand_over_update(control: &Control, old: &Known<MachineRow>, new: &Know
     let (machine_key, placement_key) = (keys::machine(&new.app, &new.id), keys::placement(&new.host, &new.id));
     let mut txn = Txn::of([
         json(machine_key.clone(), &back)?,
-        json(placement_key.clone(), &placement_of(&back, &placement.network, placement.launch))?,
+        json(placement_key.clone(), &machine_placement(&back, &placement.network, placement.launch))?,
     ])
     .when(Compare::unchanged(machine_key, new.revision))
     .when(Compare::unchanged(placement_key, placement.revision));
@@ -251,6 +265,9 @@ async fn hand_over_update(control: &Control, old: &Known<MachineRow>, new: &Know
         claim_ports(&world, &old.app, &old_ports, &mut txn)?;
         let given_back: Vec<u16> = new_ports.into_iter().filter(|port| !old_ports.contains(port)).collect();
         release_ports(&world, new, &given_back, &mut txn);
+        let claim = mounts::claim(&world, &old.app, &old.config.mounts, &old.id, None)?;
+        claim.write(&old.id, &mut txn)?;
+        mounts::release(&world, new, &old.config, &mut txn)?;
         if old.name != new.name {
             txn.then.push(Op::delete(keys::machine_name(&new.app, &new.name)));
             txn.then.push(json(keys::machine_name(&old.app, &old.name), &old.id)?);
@@ -270,7 +287,9 @@ pub async fn delete(call: Call<MachinesDelete>) -> Result<Acknowledged, ApiError
     let row = control.machine_row(&call.app()?, &call.machine()?)?;
     let guard = lease::check(control, &row.id, &call.headers)?;
     let force = call.query.force.unwrap_or(false) || call.query.kill.unwrap_or(false);
-    if let Some(tombstone) = control.write_tombstone(&row, force, Some(guard)).await? {
+    let placement = control.world().placement(&row.host, &row.id).cloned();
+    let Some(placement) = placement else { return Ok(Acknowledged { ok: true }) };
+    if let Some(tombstone) = control.write_tombstone(&placement, force, Some(guard)).await? {
         let control = control.clone();
         // The answer does not wait for the host, which may be away.
         tokio::spawn(async move { control.hint(&tombstone).await });

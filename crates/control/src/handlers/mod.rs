@@ -9,6 +9,7 @@ mod logs;
 mod machines;
 mod metadata;
 mod run;
+mod volumes;
 mod wait;
 
 use std::sync::Arc;
@@ -55,6 +56,10 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         MetadataShow => metadata::show;
         MetadataUpdate => metadata::update;
         MetadataDelete => metadata::delete;
+        VolumesList => volumes::list;
+        VolumesCreate => volumes::create;
+        VolumesShow => volumes::show;
+        VolumesDelete => volumes::delete;
         HostsList => fleet::list;
         HostsShow => fleet::show;
         HostsCordon => fleet::cordon;

@@ -16,7 +16,7 @@ use axum::routing::{MethodFilter, on};
 use bytes::Bytes;
 use godwit_api::endpoint::{Empty, Endpoint, percent_encode};
 use godwit_api::error::Status;
-use godwit_api::{ApiError, AppName, HostId, MachineId, Method, fields};
+use godwit_api::{ApiError, AppName, HostId, MachineId, Method, MigrationId, VolumeId, fields};
 use godwit_base::http::Failure;
 use godwit_base::{Peer, Verb};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -46,6 +46,12 @@ impl<E: Endpoint> Call<E> {
     }
     pub fn machine(&self) -> Result<MachineId, ApiError> {
         self.id("machine_id")
+    }
+    pub fn volume(&self) -> Result<VolumeId, ApiError> {
+        self.id("volume_id")
+    }
+    pub fn migration(&self) -> Result<MigrationId, ApiError> {
+        self.id("migration_id")
     }
     pub fn host(&self) -> Result<HostId, ApiError> {
         self.id("host_id")

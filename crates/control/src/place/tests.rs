@@ -79,7 +79,7 @@ proptest! {
         let app = app();
         let request = Request {
             app: &app, region: name.as_deref(), need: memory(need_mb), running: memory(need_mb), cpus: 1,
-            refused: &refused_id, tie,
+            only: None, refused: &refused_id, tie,
         };
         let allowed: Vec<usize> = (0..models.len())
             .filter(|number| *number != refused && takes(&models[*number], region, need_mb))
@@ -111,7 +111,7 @@ proptest! {
         let app = app();
         for (number, need_mb) in needs.iter().enumerate() {
             let request = Request {
-                app: &app, region: None, need: memory(*need_mb), running: memory(*need_mb), cpus: 1, refused: &[], tie: 7,
+                app: &app, region: None, need: memory(*need_mb), running: memory(*need_mb), cpus: 1, only: None, refused: &[], tie: 7,
             };
             if let Ok(chosen) = snapshot.place(&request) {
                 snapshot.placed(&chosen, &MachineId::from_bits(1000 + number as u64), &app, memory(*need_mb), 101 + number as u64);
@@ -148,6 +148,7 @@ fn a_reason_names_what_excluded_the_hosts() {
         need: memory(256),
         running: memory(256),
         cpus: 1,
+        only: None,
         refused: &[],
         tie: 0,
     };

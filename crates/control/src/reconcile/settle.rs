@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use godwit_api::fact::MachineFact;
 use godwit_api::machine::{Acknowledged, MachineState};
-use godwit_api::row::{MachineRow, Placement};
+use godwit_api::row::Placement;
 use godwit_api::{ApiError, HostId, Method, keys};
 use godwit_base::clock;
 use godwit_store::{Compare, Op, Txn};
 
 use crate::control::Control;
 use crate::placing::Replaced;
+use crate::subject::Subject;
 use crate::world::{Known, World};
 
 /// A host that refused a Machine is not asked again for so long.
@@ -25,6 +26,7 @@ const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub async fn settle(control: Arc<Control>) -> Result<(), ApiError> {
     destroyed(&control).await?;
+    orphans(&control).await?;
     refused(&control).await?;
     leases(&control).await?;
     prune(&control).await?;
@@ -48,26 +50,26 @@ fn is_refusal(placement: &Placement, fact: &MachineFact) -> bool {
 async fn destroyed(control: &Control) -> Result<(), ApiError> {
     let (gone, strays) = {
         let world = control.world();
-        let mut gone: Vec<Known<MachineRow>> = Vec::new();
+        let mut gone: Vec<Subject> = Vec::new();
         let mut strays = Vec::new();
         for (host, placements) in &world.placements {
             for placement in placements.values() {
                 let fact = world.facts.get(host).and_then(|facts| facts.get(&placement.machine));
-                if !is_gone(placement, fact.map(|fact| &**fact)) {
+                if !is_gone(placement, fact.map(|fact| &**fact)) || is_moving(&world, placement) {
                     continue;
                 }
-                match row_of(&world, placement) {
-                    Some(row) => gone.push(row.clone()),
-                    // A past host's tombstone, or one whose Machine row is gone.
+                match present(&world, placement) {
+                    Some(subject) => gone.push(subject),
+                    // A past host's tombstone, or one whose row is gone.
                     None => strays.push((keys::placement(host, &placement.machine), placement.revision)),
                 }
             }
         }
         (gone, strays)
     };
-    for row in gone {
-        if control.erase(&row, Some(clock::unix_ms())).await? {
-            tracing::info!(machine = %row.id, app = %row.app, "destroyed");
+    for subject in gone {
+        if control.erase(&subject, Some(clock::unix_ms())).await? {
+            tracing::info!(app = %subject.app(), "{} is destroyed", subject.words());
         }
     }
     for (key, revision) in strays {
@@ -76,10 +78,15 @@ async fn destroyed(control: &Control) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The Machine whose present placement this is.
-fn row_of<'a>(world: &'a World, placement: &Placement) -> Option<&'a Known<MachineRow>> {
-    let row = world.machines.get(&placement.app)?.get(&placement.machine)?;
-    (row.host == placement.host && row.destroyed_at_ms.is_none()).then_some(row)
+/// Machines and volumes of a live move are the move's own matter.
+fn is_moving(world: &World, placement: &Placement) -> bool {
+    world.subject_of(placement).is_some_and(|subject| subject.moving().is_some())
+}
+
+/// The Machine or volume whose present placement this is.
+fn present(world: &World, placement: &Placement) -> Option<Subject> {
+    let subject = world.subject_of(placement)?;
+    (*subject.host() == placement.host && !subject.is_destroyed()).then_some(subject)
 }
 
 async fn refused(control: &Control) -> Result<(), ApiError> {
@@ -91,7 +98,8 @@ async fn refused(control: &Control) -> Result<(), ApiError> {
             let fact = world.facts.get(&placement.host).and_then(|facts| facts.get(&placement.machine));
             !placement.destroy
                 && fact.is_some_and(|fact| is_refusal(placement, fact))
-                && row_of(&world, placement).is_some()
+                && present(&world, placement).is_some()
+                && !is_moving(&world, placement)
         });
         refused.map(|placement| (placement.clone(), recently_refused(&world, placement, now_ms))).collect()
     };
@@ -106,6 +114,24 @@ async fn refused(control: &Control) -> Result<(), ApiError> {
             Replaced::Nowhere(why) => tracing::debug!(machine = %placement.machine, %why, "refused, and no other host"),
             Replaced::Overtaken => {}
         }
+    }
+    Ok(())
+}
+
+/// Volumes of apps that were deleted go once no Machine holds them.
+async fn orphans(control: &Control) -> Result<(), ApiError> {
+    let orphans: Vec<Known<Placement>> = {
+        let world = control.world();
+        let rows = world.volumes.iter().flat_map(|(app, rows)| rows.values().map(move |row| (app, row)));
+        let orphans = rows.filter(|(app, row)| {
+            let has_app = world.apps.get(*app).is_some_and(|app| app.created_at_ms <= row.created_at_ms);
+            !has_app && row.machine.is_none() && row.moving.is_none() && row.destroyed_at_ms.is_none()
+        });
+        let placed = orphans.filter_map(|(_, row)| world.placement(&row.host, &row.id.carrier()));
+        placed.filter(|placement| !placement.destroy).cloned().collect()
+    };
+    for placement in orphans {
+        control.write_tombstone(&placement, false, None).await?;
     }
     Ok(())
 }
@@ -132,15 +158,21 @@ async fn leases(control: &Control) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Rows of destroyed Machines are kept for a while, to be shown.
+/// Rows of destroyed Machines and volumes, and of moves that have ended, are kept for a while, to be shown.
 async fn prune(control: &Control) -> Result<(), ApiError> {
     let kept_ms = u64::try_from(control.config.destroyed_kept.as_millis()).unwrap_or(u64::MAX);
     let limit_ms = clock::unix_ms().saturating_sub(kept_ms);
     let old: Vec<(String, u64)> = {
         let world = control.world();
-        let rows = world.machines.values().flat_map(|rows| rows.values());
-        let old = rows.filter(|row| row.destroyed_at_ms.is_some_and(|at_ms| at_ms <= limit_ms));
-        old.map(|row| (keys::machine(&row.app, &row.id), row.revision)).collect()
+        let old = |at_ms: Option<u64>| at_ms.is_some_and(|at_ms| at_ms <= limit_ms);
+        let machines = world.machines.values().flat_map(|rows| rows.values());
+        let machines = machines.filter(|row| old(row.destroyed_at_ms));
+        let volumes = world.volumes.values().flat_map(|rows| rows.values());
+        let volumes = volumes.filter(|row| old(row.destroyed_at_ms));
+        let moves = world.migrations.values().map(|of| &of.row).filter(|row| old(row.ended_at_ms));
+        let machines = machines.map(|row| (keys::machine(&row.app, &row.id), row.revision));
+        let volumes = volumes.map(|row| (keys::volume(&row.app, &row.id), row.revision));
+        machines.chain(volumes).chain(moves.map(|row| (keys::migration(&row.id), row.revision))).collect()
     };
     for (key, revision) in old {
         control.commit(Txn::of([Op::delete(key.clone())]).when(Compare::unchanged(key, revision))).await?;
@@ -157,11 +189,11 @@ fn hints(control: &Arc<Control>) {
             let fact = world.host_facts.get(*host);
             let applied = fact.map_or(0, |fact| fact.applied_revision);
             placements.values().any(|placement| {
-                let written_ms = world
-                    .machines
-                    .get(&placement.app)
-                    .and_then(|rows| rows.get(&placement.machine))
-                    .map_or(0, |row| row.updated_at_ms);
+                let subject = world.subject_of(placement);
+                if subject.as_ref().is_some_and(|subject| subject.moving().is_some()) {
+                    return false;
+                }
+                let written_ms = subject.map_or(0, |subject| subject.updated_at_ms());
                 placement.revision > applied && written_ms + PULL_AFTER_MS < now_ms
             })
         });

@@ -1,0 +1,116 @@
+//! Moves in the picture: their rows with the tickets read, the room that they have been promised at their targets,
+//! and how far the volumes were last told to be. Pure, as the rest of the picture.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use godwit_api::fact::{MachineFact, Resources};
+use godwit_api::row::{MigrationRow, Placement};
+use godwit_api::ticket::Ticket;
+use godwit_api::volume::HydrationFact;
+use godwit_api::{AppName, Epoch, HostId, MachineId, MigrationId};
+use godwit_machine::capacity;
+
+use super::{Known, World};
+use crate::place::RESERVED;
+
+/// A move, and what its ticket says.
+#[derive(Debug, Clone)]
+pub struct Move {
+    pub row: Known<MigrationRow>,
+    /// `None` only for a row whose ticket cannot be read: it ends as failed.
+    pub ticket: Option<Arc<Ticket>>,
+    /// By carrier, as last told by the target. A fact loses its hydration at the moment when it is whole.
+    pub hydration: BTreeMap<MachineId, HydrationFact>,
+}
+
+/// Something on its way to a host.
+#[derive(Debug, Clone)]
+pub(super) struct Arrival {
+    migration: MigrationId,
+    app: AppName,
+    need: Resources,
+    epoch: Epoch,
+}
+
+/// What a ticket takes along: its lead, and the volumes unless the lead is one itself.
+pub(crate) fn parts(ticket: &Ticket) -> impl Iterator<Item = &Placement> {
+    let carried = ticket.volumes.iter().map(|carried| &carried.placement);
+    std::iter::once(&ticket.lead).chain(carried.filter(|placement| placement.machine != ticket.lead.machine))
+}
+
+/// What each part takes of the target. A Machine that runs will run there.
+pub(crate) fn needs(ticket: &Ticket) -> impl Iterator<Item = (&Placement, Resources)> {
+    parts(ticket).map(|placement| (placement, capacity::of_placement(placement, placement.launch)))
+}
+
+impl World {
+    pub(super) fn migration_row(&mut self, key: &str, id: &str, value: Option<&[u8]>, revision: u64) {
+        let Some(id) = self.id::<MigrationId>(key, id) else { return };
+        let row: Option<Known<MigrationRow>> = self.read(key, value, revision);
+        let before = self.migrations.remove(&id);
+        self.forget_arrivals(&id);
+        let Some(row) = row else { return };
+        let ticket: Option<Arc<Ticket>> = serde_json::from_str(&row.ticket.body).ok().map(Arc::new);
+        if row.phase.is_over() {
+            self.migrations.insert(id, Move { row, ticket, hydration: BTreeMap::new() });
+            return;
+        }
+        let hydration = before.map(|before| before.hydration).unwrap_or_default();
+        self.migrations.insert(id.clone(), Move { row, ticket: ticket.clone(), hydration });
+        let Some(ticket) = ticket else { return };
+        for (placement, need) in needs(&ticket) {
+            let (app, epoch) = (placement.app.clone(), placement.epoch);
+            let arrival = Arrival { migration: id.clone(), app, need, epoch };
+            self.arriving.insert((ticket.target.clone(), placement.machine.clone()), arrival);
+            self.settle_arrival(&ticket.target, &placement.machine);
+            if let Some(fact) = self.fact(&ticket.target, &placement.machine).cloned() {
+                self.note_hydration(&fact);
+            }
+        }
+    }
+
+    fn forget_arrivals(&mut self, id: &MigrationId) {
+        let of_move = self.arriving.iter().filter(|(_, arrival)| arrival.migration == *id);
+        let left: Vec<(HostId, MachineId)> = of_move.map(|(at, _)| at.clone()).collect();
+        for (host, machine) in left {
+            if self.placement(&host, &machine).is_none() {
+                self.snapshot.unplaced(&host, &machine);
+            }
+            self.arriving.remove(&(host, machine));
+        }
+    }
+
+    /// A target that tells of the arrival counts it itself; until then it is reserved here.
+    pub(super) fn settle_arrival(&mut self, host: &HostId, machine: &MachineId) {
+        let Some(arrival) = self.arriving.get(&(host.clone(), machine.clone())) else { return };
+        if self.placement(host, machine).is_some() {
+            return;
+        }
+        let is_counted = self.fact(host, machine).is_some_and(|fact| fact.epoch >= arrival.epoch);
+        match is_counted {
+            true => self.snapshot.unplaced(host, machine),
+            false => self.snapshot.placed(host, machine, &arrival.app, arrival.need, RESERVED),
+        }
+    }
+
+    pub(super) fn settle_arrivals(&mut self) {
+        let all: Vec<(HostId, MachineId)> = self.arriving.keys().cloned().collect();
+        for (host, machine) in all {
+            self.settle_arrival(&host, &machine);
+        }
+    }
+
+    pub(super) fn note_hydration(&mut self, fact: &MachineFact) {
+        let told = fact.volume.as_ref().and_then(|volume| volume.hydration.as_ref());
+        let Some((told, id)) = told.and_then(|told| Some((told, told.migration.as_ref()?))) else { return };
+        if let Some(of) = self.migrations.get_mut(id).filter(|of| !of.row.phase.is_over()) {
+            of.hydration.insert(fact.machine.clone(), told.clone());
+        }
+    }
+
+    /// The move that something is in, if it has not ended.
+    pub fn live_move(&self, moving: Option<&MigrationId>) -> Option<&Move> {
+        self.migrations.get(moving?).filter(|of| !of.row.phase.is_over())
+    }
+}
