@@ -70,6 +70,12 @@ pub enum Command {
     /// Run and manage Machines
     #[command(subcommand, visible_aliases = ["machines", "m"])]
     Machine(cli::machine::Command),
+    /// Disks that outlive a Machine's process and move with it
+    #[command(subcommand, visible_alias = "volume")]
+    Volumes(cli::volumes::Command),
+    /// Moves of Machines and volumes to other hosts
+    #[command(subcommand, visible_alias = "migrations")]
+    Migration(cli::migration::Command),
     /// Images that Machines run
     #[command(subcommand, visible_alias = "images")]
     Image(cli::image::Command),

@@ -23,7 +23,7 @@ pub const TABLE: [(u8, &str, &str); 11] = [
     (0, "ok", "it is done"),
     (1, "failed", "it was refused or failed; the message says why"),
     (2, "usage", "the command line is wrong, or --yes is missing where nobody can be asked"),
-    (3, "not found", "the app, Machine, host or image does not exist"),
+    (3, "not found", "the app, Machine, volume, migration, host or image does not exist"),
     (4, "conflict", "it does not fit the present state: a lease is held, a name is taken, a version is stale"),
     (5, "auth", "the token is missing, wrong, or may not do this"),
     (6, "timed out", "waiting took too long; the operation itself goes on"),

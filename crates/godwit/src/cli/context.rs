@@ -17,7 +17,7 @@ use crate::error::{CliError, Result};
 use crate::exit::Exit;
 
 /// How often a state is looked at while it is waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(150);
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(150);
 /// A started Machine that is in none of these has failed to start.
 pub const ON_THE_WAY_UP: [MachineState; 5] = [
     MachineState::Created,
@@ -61,7 +61,8 @@ impl Context {
         AppName::parse(&name).map_err(|error| CliError::usage(error.to_string()))
     }
 
-    fn named_app(&self, option: &AppOption) -> Option<String> {
+    /// The app that was named, in whatever way.
+    pub fn named_app(&self, option: &AppOption) -> Option<String> {
         option.app.clone().or_else(|| self.default_app.clone())
     }
 

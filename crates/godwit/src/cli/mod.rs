@@ -9,9 +9,12 @@ pub mod host;
 pub mod image;
 pub mod logs;
 pub mod machine;
+pub mod migration;
 pub mod output;
 pub mod settings;
+pub mod size;
 pub mod status;
+pub mod volumes;
 
 use std::process::ExitCode;
 
@@ -30,6 +33,8 @@ pub fn run(command: Command, global: Global) -> Result<ExitCode> {
         let done = match command {
             Command::Apps(command) => apps::run(command, &context).await,
             Command::Machine(command) => return machine::run(command, &context).await,
+            Command::Volumes(command) => volumes::run(command, &context).await,
+            Command::Migration(command) => migration::run(command, &context).await,
             Command::Image(command) => image::run(command, &context).await,
             Command::Host(command) => host::run(command, &context).await,
             Command::Status(options) => status::run(&options, &context).await,

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// Runs `godwit` with a home of its own and nothing of ours in its environment.
-fn godwit(home: &Path, arguments: &[&str]) -> Output {
+pub fn godwit(home: &Path, arguments: &[&str]) -> Output {
     godwit_with(home, arguments, &[])
 }
 
-fn godwit_with(home: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub fn godwit_with(home: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_godwit"))
         .args(arguments)
         .env_clear()
@@ -21,15 +21,15 @@ fn godwit_with(home: &Path, arguments: &[&str], environment: &[(&str, &str)]) ->
         .expect("godwit runs")
 }
 
-fn home() -> tempfile::TempDir {
+pub fn home() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
@@ -62,7 +62,7 @@ fn every_command_has_help_that_says_what_it_does() {
         }
     }
     assert!(seen > 35, "the walk finds the commands: {seen}");
-    for group in ["apps", "machine", "image", "host", "config", "run"] {
+    for group in ["apps", "machine", "volumes", "migration", "image", "host", "config", "run"] {
         assert_eq!(godwit(home.path(), &[group]).status.code(), Some(2), "{group} alone is no command");
     }
 }
@@ -104,6 +104,22 @@ fn mistakes_are_told_plainly_and_by_their_exit_code() {
         (&["machine", "run", "img", "-a", "x", "--autostart=false"], 2, "serves no port"),
         (&["machine", "run", "img", "-a", "x", "--machine-config", "{bad"], 2, "no Machine configuration"),
         (&["machine", "run", "img", "-a", "x", "--file-local", "/f=/does/not/exist"], 2, "cannot read"),
+        (&["machine", "run", "img", "-a", "x", "--machine-config", "/does/not/exist.toml"], 2, "cannot read"),
+        (&["machine", "run", "img", "-a", "x", "--volume", "data"], 2, "VOLUME:/PATH"),
+        (&["machine", "run", "img", "-a", "x", "-v", "a:/d", "-v", "b:/d"], 2, "two volumes"),
+        (&["machine", "migrate"], 2, "required"),
+        (&["machine", "migrate", "m", "--rate", "fast"], 2, "100MiB/s"),
+        (&["machine", "migrate", "m", "--to", "w2", "--region", "fra"], 2, "cannot be used with"),
+        (&["machine", "migrate", "m", "--wait", "--detach"], 2, "cannot be used with"),
+        (&["machine", "migrate", "m", "--precopy", "--start-first"], 2, "cannot be used with"),
+        (&["machine", "migrate", "m", "--drain-timeout", "soon"], 2, "90s"),
+        (&["volumes", "create", "data", "-a", "x", "--size", "0"], 2, "whole gigabytes"),
+        (&["volumes", "create", "data", "-a", "x", "--fstype", "xfs"], 2, "ext4 or raw"),
+        (&["volumes", "list"], 2, "which app?"),
+        (&["volumes", "show", "data"], 2, "only within --app"),
+        (&["volume", "delete", "vol_00000000000001", "-a", "x"], 7, "cannot reach"),
+        (&["migration", "show", "mig_1"], 2, "14 digits"),
+        (&["migrations", "watch", "mig_00000000000001"], 7, "cannot reach"),
         (&["machine", "wait", "m", "--wait-timeout", "soon"], 2, "90s"),
         (&["machine", "exec", "00000000000000"], 2, "required"),
         (&["machine", "exec", "00000000000000", "true"], 125, "cannot reach"),

@@ -7,6 +7,7 @@ use godwit_api::machine::{CreateMachine, MachineState};
 use godwit_base::http::client::HEAD_TIMEOUT;
 use serde_json::Value;
 
+use super::mounts;
 use super::spec::ConfigFlags;
 use super::{LeaseOption, Target, WaitOption};
 use crate::cli::context::{AppOption, Context, ON_THE_WAY_UP};
@@ -71,6 +72,7 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
         config.init.cmd.clone_from(&options.command);
     }
     options.config.apply(&mut config)?;
+    mounts::resolve(context, &app, options.region.as_deref(), None, &mut config).await?;
     let launch = launch && !options.skip_launch;
     let request = CreateMachine {
         name: options.name.clone(),
@@ -113,6 +115,7 @@ pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {
         config.image.clone_from(&machine.config.image);
     }
     options.config.apply(&mut config)?;
+    mounts::resolve(context, &app, None, Some(&machine.id), &mut config).await?;
     let output = context.output;
     let changes = difference(&machine.config, &config)?;
     if changes.is_empty() && options.image.is_none() {

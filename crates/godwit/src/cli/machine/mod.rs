@@ -4,6 +4,8 @@ mod exec;
 mod lease;
 mod life;
 mod make;
+mod mounts;
+mod relocate;
 pub mod show;
 mod spec;
 
@@ -39,6 +41,8 @@ pub enum Command {
     Kill(life::KillOptions),
     /// Give a Machine a new configuration
     Update(Box<make::UpdateOptions>),
+    /// Move a Machine with its volumes to another host
+    Migrate(Box<relocate::MigrateOptions>),
     /// Destroy Machines
     #[command(visible_aliases = ["rm", "remove"])]
     Destroy(life::DestroyOptions),
@@ -131,6 +135,7 @@ pub async fn run(command: Command, context: &Context) -> Result<ExitCode> {
         Command::Restart(options) => life::restart(&options, context).await,
         Command::Kill(options) => life::kill(&options, context).await,
         Command::Destroy(options) => life::destroy(&options, context).await,
+        Command::Migrate(options) => relocate::run(&options, context).await,
         Command::Wait(options) => life::wait(&options, context).await,
         Command::Cordon(options) => life::cordon(&options, context, true).await,
         Command::Uncordon(options) => life::cordon(&options, context, false).await,

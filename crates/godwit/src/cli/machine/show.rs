@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use godwit_api::config::Mount;
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::MachinesList;
 use godwit_api::machine::{ListMachines, Machine};
@@ -95,7 +96,7 @@ pub async fn status(options: &StatusOptions, context: &Context) -> Result<()> {
     if output.json {
         return output.json(&machine);
     }
-    output.facts(&[
+    let mut facts = vec![
         ("Machine", machine.id.to_string()),
         ("Name", machine.name.clone()),
         ("App", app.to_string()),
@@ -108,7 +109,9 @@ pub async fn status(options: &StatusOptions, context: &Context) -> Result<()> {
         ("IP address", machine.private_ip.clone()),
         ("Created", machine.created_at.clone()),
         ("Updated", machine.updated_at.clone()),
-    ]);
+    ];
+    facts.extend(machine.config.mounts.iter().map(|mount| ("Volume", volume_of(mount))));
+    output.facts(&facts);
     if !machine.checks.is_empty() {
         println!();
         let rows =
@@ -153,6 +156,12 @@ fn size_of(machine: &Machine) -> String {
     let guest = &machine.config.guest;
     let kind = if guest.cpu_kind == "shared" { "shared-cpu" } else { guest.cpu_kind.as_str() };
     format!("{kind}-{}x:{}MB", guest.cpus, guest.memory_mb)
+}
+
+/// `vol_… (data, 10 GB) at /data`.
+fn volume_of(mount: &Mount) -> String {
+    let named = if mount.name.is_empty() { String::new() } else { format!(" ({}, {} GB)", mount.name, mount.size_gb) };
+    format!("{}{named} at {}", mount.volume, mount.path)
 }
 
 fn detail_of(event: &godwit_api::event::MachineEvent) -> String {

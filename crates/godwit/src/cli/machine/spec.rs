@@ -10,6 +10,7 @@ use godwit_api::config::{
     Autostop, Concurrency, File, MachineConfig, Port, Restart, RestartPolicy, Service, StopConfig,
 };
 
+use super::mounts::{self, MountSpec};
 use crate::error::{CliError, Result};
 
 /// What a Machine runs, how large it is and how it is served. Unset flags change nothing.
@@ -65,6 +66,10 @@ pub struct ConfigFlags {
     #[arg(long, value_name = "PATH=TEXT", value_parser = key_value, help_heading = "Process")]
     file_literal: Vec<(String, String)>,
 
+    /// A volume in the Machine: its id, or its name if exactly one free one has it, and where
+    #[arg(short, long = "volume", value_name = "VOLUME:/PATH", help_heading = "Volumes")]
+    volumes: Vec<MountSpec>,
+
     /// A size by name: shared-cpu-Nx or performance-Nx
     #[arg(long, value_name = "SIZE", value_parser = vm_size, help_heading = "Size")]
     vm_size: Option<(String, u32, u32)>,
@@ -81,7 +86,7 @@ pub struct ConfigFlags {
     /// Metadata
     #[arg(long, value_name = "NAME=VALUE", value_parser = key_value)]
     metadata: Vec<(String, String)>,
-    /// A whole configuration to begin with: a JSON file, or JSON itself
+    /// A whole configuration to begin with: a JSON file, a TOML file (named *.toml), or JSON itself
     #[arg(long, value_name = "FILE|JSON")]
     machine_config: Option<String>,
 }
@@ -90,14 +95,20 @@ impl ConfigFlags {
     /// The configuration that `--machine-config` gives, if it was given.
     pub fn base(&self) -> Result<Option<MachineConfig>> {
         let Some(given) = &self.machine_config else { return Ok(None) };
+        let is_toml = PathBuf::from(given).extension().is_some_and(|extension| extension == "toml");
         let text = if given.trim_start().starts_with('{') {
             given.clone()
         } else {
             std::fs::read_to_string(given).map_err(|error| CliError::usage(format!("cannot read {given}: {error}")))?
         };
-        let config = serde_json::from_str(&text)
-            .map_err(|error| CliError::usage(format!("--machine-config is no Machine configuration: {error}")))?;
-        Ok(Some(config))
+        let config = if is_toml {
+            toml::from_str(&text).map_err(|error| error.to_string())
+        } else {
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        };
+        config
+            .map(Some)
+            .map_err(|error| CliError::usage(format!("--machine-config is no Machine configuration: {error}")))
     }
 
     /// Lays the flags over a configuration.
@@ -122,6 +133,7 @@ impl ConfigFlags {
             };
         }
         config.auto_destroy |= self.auto_destroy;
+        mounts::apply(&self.volumes, config)?;
         self.apply_files(config)?;
         self.apply_services(config)
     }
