@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::hosts::HostClients;
 use crate::liveness::Liveness;
+use crate::stalls::Stalls;
 use crate::world::{Known, World};
 use crate::{StartError, mounts, view};
 
@@ -44,6 +45,7 @@ pub struct Control {
     pub(crate) liveness: Liveness,
     pub(crate) metrics: Metrics,
     pub(crate) counters: Counters,
+    pub(crate) stalls: Stalls,
     pub(crate) join_token_sha256: String,
     pub(crate) waits: Semaphore,
     pub(crate) uploads: Semaphore,
@@ -81,6 +83,7 @@ impl Control {
         let mut following = follow(store.clone(), "");
         let control = Arc::new(Self {
             counters: Counters::register(&metrics),
+            stalls: Stalls::default(),
             liveness: Liveness::new(config.lost_after),
             hosts: HostClients::default(),
             join_token_sha256: secret::sha256_hex(&join),

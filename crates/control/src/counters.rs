@@ -5,6 +5,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AnswerLabels {
@@ -15,6 +16,24 @@ pub struct AnswerLabels {
 pub struct HostLabels {
     pub state: &'static str,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MigrationLabels {
+    /// `completed`, `cancelled` or `failed`.
+    pub outcome: &'static str,
+    /// `machine`, `machine_with_volumes` or `volume`.
+    pub kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PhaseLabels {
+    pub phase: &'static str,
+}
+
+/// Seconds, from a quick phase to the filling of a large volume over a slow link.
+const PHASE_BOUNDS_S: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0];
+/// Seconds: the goal is 0.3.
+const DOWNTIME_BOUNDS_S: [f64; 11] = [0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 15.0, 60.0];
 
 pub struct Counters {
     pub answers: Family<AnswerLabels, Counter>,
@@ -28,6 +47,9 @@ pub struct Counters {
     pub route_writes: Counter,
     pub machines: Gauge,
     pub hosts: Family<HostLabels, Gauge>,
+    pub migrations: Family<MigrationLabels, Counter>,
+    pub migration_phases: Family<PhaseLabels, Histogram, fn() -> Histogram>,
+    pub migration_downtime: Histogram,
 }
 
 impl Counters {
@@ -40,6 +62,9 @@ impl Counters {
             route_writes: Counter::default(),
             machines: Gauge::default(),
             hosts: Family::default(),
+            migrations: Family::default(),
+            migration_phases: Family::new_with_constructor(|| Histogram::new(PHASE_BOUNDS_S)),
+            migration_downtime: Histogram::new(DOWNTIME_BOUNDS_S),
         };
         metrics.register(|registry| {
             registry.register("api_answers", "Answers of the API by code", counters.answers.clone());
@@ -49,6 +74,11 @@ impl Counters {
             registry.register("route_writes", "Route rows written or deleted", counters.route_writes.clone());
             registry.register("machines", "Machines that are not destroyed", counters.machines.clone());
             registry.register("hosts", "Hosts by state", counters.hosts.clone());
+            registry.register("migrations", "Moves that have ended", counters.migrations.clone());
+            let phases = counters.migration_phases.clone();
+            registry.register("migration_phase_duration_seconds", "Time that moves spent in a phase", phases);
+            let downtime = counters.migration_downtime.clone();
+            registry.register("migration_downtime_seconds", "From the closed door to the running process", downtime);
         });
         counters
     }

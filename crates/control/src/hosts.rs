@@ -5,7 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_api::host::PlaceReply;
+use godwit_api::machine::Acknowledged;
 use godwit_api::row::{HostRow, MachineRow, Placement};
+use godwit_api::ticket::{CancelAnswer, SignedTicket};
 use godwit_api::{ApiError, HostId, Method};
 use godwit_base::http::client::{CallError, Client};
 use serde::Serialize;
@@ -21,6 +23,8 @@ pub const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Added to what a call itself is told to wait (a restart's stop, a command).
 pub const CALL_MARGIN: Duration = Duration::from_secs(20);
+/// A host that is told to pull answers by then, or is left to its own pace.
+const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 /// When a caller may try again after a host was not reached.
 pub const RETRY_AFTER_S: u32 = 2;
 
@@ -69,6 +73,24 @@ impl Control {
             self.liveness.agent(&placement.host);
         }
         reply
+    }
+
+    /// Tells a host to pull now, without waiting. It would by itself, later.
+    pub(crate) fn tell_to_pull(&self, host: &HostId) {
+        let Ok(client) = self.host_client(host) else { return };
+        let host = host.clone();
+        tokio::spawn(async move {
+            let hint = client.json::<(), Acknowledged>(Method::Post, "/host/v1/pull", None, PULL_TIMEOUT);
+            if let Err(error) = hint.await {
+                tracing::debug!(%host, %error, "a host was not told to pull");
+            }
+        });
+    }
+
+    /// Asks the source of a move to call it off.
+    pub(crate) async fn ask_cancel(&self, source: &HostId, ticket: &SignedTicket) -> Result<CancelAnswer, CallError> {
+        let client = self.host_client(source).map_err(CallError::Answered)?;
+        client.json(Method::Post, "/host/v1/moves/cancel", Some(ticket), COMMAND_TIMEOUT).await
     }
 
     /// Asks the host that holds a Machine. `path` follows `/host/v1/machines/{id}`.

@@ -8,6 +8,9 @@
 //! | `control` | what handlers and reconcilers share: the picture, commits, tokens |
 //! | `subject`, `mounts` | what is placed: Machines and volumes, and which holds which (pure) |
 //! | `placing`, `volumes` | giving a Machine or a volume a host, taking it back |
+//! | `moving` | beginning a move |
+//! | `migrations` | what becomes of a move, by what its hosts tell (pure) |
+//! | `stalls` | which moves stand still, in memory |
 //! | `http`, `handlers` | the API, one file a noun |
 //! | `hosts`, `liveness` | calls to agents, and who is there |
 //! | `reconcile` | what follows from facts, without an input |
@@ -20,12 +23,15 @@ mod handlers;
 mod hosts;
 mod http;
 mod liveness;
+mod migrations;
 mod mounts;
+mod moving;
 mod names;
 pub mod place;
 mod placing;
 mod reconcile;
 mod routes;
+mod stalls;
 mod subject;
 mod validate;
 mod view;

@@ -20,6 +20,7 @@ use crate::subject::Subject;
 mod moves;
 
 pub use moves::Move;
+pub(crate) use moves::{needs, parts};
 
 /// A row's value and the revision that wrote it: what a transaction compares.
 #[derive(Debug)]

@@ -2,6 +2,8 @@
 //! an input: a hint would be a second way to the same end. None brings run state back: that is the host's own.
 
 mod collect;
+mod migrations;
+mod outrank;
 mod probe;
 mod publish;
 mod settle;
@@ -25,6 +27,7 @@ const FAILED_PAUSE: Duration = Duration::from_millis(500);
 pub fn start(control: &Arc<Control>, group: &TaskGroup) {
     looking(control, group, "routes", LOOK_INTERVAL, publish::routes);
     looking(control, group, "settle", LOOK_INTERVAL, settle::settle);
+    looking(control, group, "migrations", LOOK_INTERVAL, migrations::moves);
     group.spawn_cancellable(probe::probe(control.clone()));
     group.spawn_cancellable(collect::images(control.clone()));
 }

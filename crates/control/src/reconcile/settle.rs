@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_api::fact::MachineFact;
-use godwit_api::machine::{Acknowledged, MachineState};
+use godwit_api::machine::MachineState;
 use godwit_api::row::Placement;
-use godwit_api::{ApiError, HostId, Method, keys};
+use godwit_api::{ApiError, HostId, keys};
 use godwit_base::clock;
 use godwit_store::{Compare, Op, Txn};
 
@@ -22,7 +22,6 @@ const REFUSAL_MEMORY_MS: u64 = 30_000;
 const PULL_INTERVAL: Duration = Duration::from_secs(5);
 /// A placement is the host's to pull by itself for so long before it is told.
 const PULL_AFTER_MS: u64 = 2_000;
-const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub async fn settle(control: Arc<Control>) -> Result<(), ApiError> {
     destroyed(&control).await?;
@@ -203,12 +202,6 @@ fn hints(control: &Arc<Control>) {
         if !control.liveness.may_hint(&host, PULL_INTERVAL) {
             continue;
         }
-        let Ok(client) = control.host_client(&host) else { continue };
-        tokio::spawn(async move {
-            let hint = client.json::<(), Acknowledged>(Method::Post, "/host/v1/pull", None, PULL_TIMEOUT);
-            if let Err(error) = hint.await {
-                tracing::debug!(%host, %error, "a host was not told to pull");
-            }
-        });
+        control.tell_to_pull(&host);
     }
 }

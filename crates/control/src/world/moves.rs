@@ -12,13 +12,14 @@ use godwit_api::{AppName, Epoch, HostId, MachineId, MigrationId};
 use godwit_machine::capacity;
 
 use super::{Known, World};
+use crate::migrations::{At, Sight, VolumeSight};
 use crate::place::RESERVED;
 
 /// A move, and what its ticket says.
 #[derive(Debug, Clone)]
 pub struct Move {
     pub row: Known<MigrationRow>,
-    /// `None` only for a row whose ticket cannot be read: it ends as failed.
+    /// `None` only for a row that a later version wrote: it is shown, and left alone.
     pub ticket: Option<Arc<Ticket>>,
     /// By carrier, as last told by the target. A fact loses its hydration at the moment when it is whole.
     pub hydration: BTreeMap<MachineId, HydrationFact>,
@@ -106,6 +107,43 @@ impl World {
         let Some((told, id)) = told.and_then(|told| Some((told, told.migration.as_ref()?))) else { return };
         if let Some(of) = self.migrations.get_mut(id).filter(|of| !of.row.phase.is_over()) {
             of.hydration.insert(fact.machine.clone(), told.clone());
+        }
+    }
+
+    /// All that is known of a move now.
+    pub(crate) fn sight<'a>(&'a self, row: &'a MigrationRow, ticket: &'a Ticket, now_ms: u64) -> Sight<'a> {
+        let fact = |host, machine| self.fact(host, machine).map(|fact| &**fact);
+        let volumes = ticket.volumes.iter().map(|carried| {
+            let (placement, id) = (&carried.placement, &carried.placement.machine);
+            VolumeSight {
+                epoch: placement.epoch,
+                place: self.place_of(placement),
+                source: fact(&row.source, id),
+                target: fact(&row.target, id),
+            }
+        });
+        Sight {
+            row,
+            ticket,
+            lead: self.place_of(&ticket.lead),
+            source: fact(&row.source, &ticket.lead.machine),
+            target: fact(&row.target, &ticket.lead.machine),
+            volumes: volumes.collect(),
+            now_ms,
+        }
+    }
+
+    /// Where the row of what is placed says that it is.
+    fn place_of(&self, placement: &Placement) -> At<'_> {
+        match &placement.volume {
+            Some(volume) => {
+                let row = self.volumes.get(&placement.app)?.get(&volume.id)?;
+                row.destroyed_at_ms.is_none().then_some((&row.host, row.epoch))
+            }
+            None => {
+                let row = self.machines.get(&placement.app)?.get(&placement.machine)?;
+                row.destroyed_at_ms.is_none().then_some((&row.host, row.epoch))
+            }
         }
     }
 
