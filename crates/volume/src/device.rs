@@ -23,7 +23,7 @@ use godwit_api::ids::Epoch;
 
 use crate::backing::Backing;
 use crate::error::{Result, VolumeError};
-use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Geometry, LiveMap, Slots, Tally};
+use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Geometry, Head, LiveMap, Slots, Tally};
 use crate::map_file::MapStore;
 use crate::pace::{Limits, Pace};
 use crate::schedule::{Phase, Run, Schedule};
@@ -162,6 +162,10 @@ pub(crate) struct Inner {
     pub counters: Counters,
     pub sync_failed: AtomicBool,
     pub began: Instant,
+    /// A bit for each block whose local bytes this server has compared with the source.
+    pub checked: Vec<AtomicU64>,
+    /// No change is taken any more: the server is about to end.
+    pub finished: AtomicBool,
 }
 
 pub struct CloneDevice {
@@ -177,9 +181,12 @@ impl CloneDevice {
         if !complete && parts.source.is_none() {
             return Err(VolumeError::SourceGone);
         }
+        let holds = parts.backing.extents(0, geometry.size_bytes());
+        let prefilled = holds.map_err(VolumeError::io("listing the volume's holes"))?.iter().any(|extent| !extent.zero);
+        let was_clean = parts.slots.head().clean && !complete;
         let workers = if complete { 0 } else { config.demand_workers + config.copy_workers.max(1) };
         let work = Work {
-            schedule: Schedule::new(geometry.blocks(), complete),
+            schedule: Schedule::new(geometry.blocks(), complete, prefilled),
             pace: Pace::new(config.limits, 0),
             lost: None,
             last_error: None,
@@ -200,9 +207,17 @@ impl CloneDevice {
             stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
             counters: Counters::default(),
             sync_failed: AtomicBool::new(false),
+            checked: (0..if complete { 0 } else { geometry.blocks().div_ceil(64) })
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+            finished: AtomicBool::new(false),
             began: Instant::now(),
             config,
         });
+        if was_clean {
+            // Before anybody writes: whatever comes now may be cut short.
+            persist::save(&inner, Some(Head::default()))?;
+        }
         // Kept from the first server on.
         let began = inner.map.tally(Tally::Began);
         let _ = began.compare_exchange(0, host_clock_ms() + 1, Ordering::SeqCst, Ordering::SeqCst);
@@ -287,10 +302,27 @@ impl CloneDevice {
         persist::flush(&self.inner)
     }
 
-    /// The same, and what the copier brought: for an orderly end.
+    /// The same, and what the copier brought.
     pub fn save(&self) -> Result<()> {
         self.inner.check(0, 0)?;
         persist::save(&self.inner, None)
+    }
+
+    /// An orderly end: no change is taken any more, and the next start need not doubt what stands in the file.
+    pub fn finish(&self) -> Result<()> {
+        self.inner.check(0, 0)?;
+        self.inner.finished.store(true, Ordering::SeqCst);
+        if self.inner.map.complete() {
+            return persist::save(&self.inner, None);
+        }
+        // Changes look at the flag under the lock of their group: after this round none is under way.
+        for stripe in &self.inner.stripes {
+            drop(stripe.write());
+        }
+        persist::save(&self.inner, Some(Head { clean: true, ..Head::default() }))
+    }
+    pub fn is_finished(&self) -> bool {
+        self.inner.finished.load(Ordering::SeqCst)
     }
 
     /// Holes and data. An absent block counts as data: nobody has looked.
@@ -433,6 +465,19 @@ fn host_clock_ms() -> u64 {
 }
 
 impl Inner {
+    pub fn checked(&self, block: u64) {
+        self.checked[(block / 64) as usize].fetch_or(1 << (block % 64), Ordering::SeqCst);
+    }
+    pub fn is_checked(&self, block: u64) -> bool {
+        self.checked[(block / 64) as usize].load(Ordering::SeqCst) & (1 << (block % 64)) != 0
+    }
+    fn open_for_changes(&self) -> Result<()> {
+        match (self.map.poisoned(), self.finished.load(Ordering::SeqCst)) {
+            (true, _) => Err(VolumeError::Poisoned(self.config.epoch)),
+            (_, true) => Err(VolumeError::Finished),
+            _ => Ok(()),
+        }
+    }
     pub fn count(&self, tally: Tally, by: u64) {
         count(self.map.tally(tally), by);
     }

@@ -14,6 +14,8 @@ pub enum VolumeError {
     Map(#[from] MapError),
     #[error("the volume is poisoned at epoch {0}")]
     Poisoned(Epoch),
+    #[error("the volume's server is about to end")]
+    Finished,
     #[error("bytes {offset} to {end} are outside of a volume of {size} bytes")]
     OutOfRange { offset: u64, end: u64, size: u64 },
     #[error("the volume is read-only")]

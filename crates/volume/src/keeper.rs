@@ -98,8 +98,15 @@ struct Keeper {
 pub fn run(spec: VolumeSpec, server: impl Fn() -> Command) -> Result<()> {
     let prepared = process::prepare_to_serve();
     let _only = Lock::take(&path_of(&spec.control), LOCK_PATIENCE)?;
-    let (fuse, shared, running) = match remains::find(&spec)? {
-        Some(Found { fuse, shared, server }) => (fuse, shared, Some(Arc::new(server))),
+    let found = match remains::find(&spec)? {
+        Some(found) if found.finished => {
+            remains::end(&spec, &found)?;
+            None
+        }
+        found => found,
+    };
+    let (fuse, shared, running) = match found {
+        Some(Found { fuse, shared, server, .. }) => (fuse, shared, Some(Arc::new(server))),
         None => {
             remains::clear(&spec)?;
             std::fs::create_dir_all(&spec.mountpoint).map_err(VolumeError::io("making the mountpoint"))?;
@@ -278,7 +285,7 @@ impl Keeper {
                     Err(error) => tracing::warn!(%error, "the loop device is not let go yet"),
                 }
             }
-            if let Err(error) = remains::flush(&self.spec, FLUSH_PATIENCE) {
+            if let Err(error) = remains::finish(&self.spec, FLUSH_PATIENCE) {
                 tracing::warn!(error = %crate::error::chain(&error), "the last flush failed");
             }
         }

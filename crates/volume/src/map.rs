@@ -92,6 +92,8 @@ pub struct Head {
     pub complete: bool,
     /// And the source told the hash of every block that the guest did not write.
     pub verified: bool,
+    /// The last server ended in order: nothing stands in the file that a guest wrote and did not flush.
+    pub clean: bool,
 }
 
 /// Bits copied out of the live map, and of no use until the data is synced.
@@ -161,13 +163,15 @@ pub struct Slots {
     geometry: Geometry,
     seq: Vec<u64>,
     committed: Vec<(u64, u64)>,
+    head: Head,
 }
 
 impl Slots {
     /// A map with no bit set, and the writes that make it so on an empty file.
     pub fn create(identity: Identity, geometry: Geometry) -> (Self, Vec<SlotWrite>) {
         let pairs = geometry.pages() as usize + 1;
-        let slots = Self { identity, geometry, seq: vec![0; pairs], committed: vec![(0, 0); pairs - 1] };
+        let slots =
+            Self { identity, geometry, seq: vec![0; pairs], committed: vec![(0, 0); pairs - 1], head: Head::default() };
         let empty = vec![0u64; slot::WORDS_PER_PAGE];
         let mut writes: Vec<SlotWrite> = (0..geometry.pages())
             .map(|page| SlotWrite {
@@ -197,7 +201,7 @@ impl Slots {
             pages.push(found.value);
         }
         let committed = vec![(0, 0); pages.len()];
-        Ok((Self { identity, geometry, seq, committed }, head.value.1, pages))
+        Ok((Self { identity, geometry, seq, committed, head: head.value.1 }, head.value.1, pages))
     }
 
     /// Says: every write of `writes` is done and the map file was synced after them.
@@ -206,11 +210,16 @@ impl Slots {
             self.seq[image.page as usize + 1] += 1;
             self.committed[image.page as usize] = (image.changes, image.guest_changes);
         }
-        if writes.snapshot.head.is_some() {
+        if let Some(head) = writes.snapshot.head {
             self.seq[0] += 1;
+            self.head = head;
         }
     }
 
+    /// The durable head.
+    pub fn head(&self) -> Head {
+        self.head
+    }
     /// The change counters of a page when it was last made durable.
     pub(crate) fn committed_changes(&self, page: u64) -> (u64, u64) {
         self.committed[page as usize]

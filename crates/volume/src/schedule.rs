@@ -2,7 +2,8 @@
 //! copy, in that order. It owns the queues and the phases of hydration; it must not know threads, clocks or files.
 //!
 //! ```text
-//! Scan (holes of the source become present) ─► Copy ─► Verify (local bytes against the source's hashes) ─► Finish ─► Done
+//! Scan (holes of the source become present) ─► Check (what the local file holds already, by its hashes) ─► Copy
+//!   ─► Verify (local bytes against the source's hashes) ─► Finish ─► Done
 //! ```
 //!
 //! Demand is served in every phase. Nothing is ever queued twice: a block is queued, or in flight, or neither.
@@ -15,6 +16,8 @@ use crate::map::{GROUP_BLOCKS, LiveMap};
 const MAX_AHEAD: usize = 64;
 /// Blocks of one scan job: 1 GiB of extents in one question.
 pub const SCAN_BLOCKS: u64 = 16 * 1024;
+/// Blocks of one check job: 16 MiB, whose hashes are 8 KiB of answer.
+pub const CHECK_BLOCKS: u64 = 256;
 /// Blocks of one verify job: 4 MiB, so that a demand is never far behind one.
 pub const VERIFY_BLOCKS: u64 = 64;
 
@@ -33,6 +36,8 @@ pub enum Job {
         demand: bool,
     },
     Scan(Run),
+    /// Compare absent blocks whose bytes may stand in the local file already.
+    Check(Run),
     Verify(Run),
     /// All is fetched and verified: make that durable.
     Finish,
@@ -43,6 +48,7 @@ pub enum Job {
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Scan,
+    Check,
     Copy,
     Verify,
     Done,
@@ -61,6 +67,8 @@ pub enum Duty {
 pub struct Schedule {
     blocks: u64,
     phase: Phase,
+    /// Whether the local file holds anything yet.
+    prefilled: bool,
     demand: VecDeque<u64>,
     queued: HashSet<u64>,
     flying: HashSet<u64>,
@@ -74,9 +82,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(blocks: u64, complete: bool) -> Self {
+    /// `prefilled`: absent blocks may stand in the local file all the same.
+    pub fn new(blocks: u64, complete: bool, prefilled: bool) -> Self {
         Self {
             blocks,
+            prefilled,
             phase: if complete { Phase::Done } else { Phase::Scan },
             demand: VecDeque::new(),
             queued: HashSet::new(),
@@ -147,6 +157,7 @@ impl Schedule {
     fn next_background(&mut self, map: &LiveMap) -> Option<Job> {
         match self.phase {
             Phase::Scan => self.next_chunk(SCAN_BLOCKS).map(Job::Scan),
+            Phase::Check => self.next_chunk(CHECK_BLOCKS).map(Job::Check),
             Phase::Copy => self.next_copy(map),
             Phase::Verify => match self.next_chunk(VERIFY_BLOCKS) {
                 Some(run) => Some(Job::Verify(run)),
@@ -229,14 +240,15 @@ impl Schedule {
                     }
                 }
             }
-            Job::Scan(run) | Job::Verify(run) => {
+            Job::Scan(run) | Job::Check(run) | Job::Verify(run) => {
                 self.out -= 1;
                 if !ok {
                     self.again.push(run);
                 }
                 let through = self.out == 0 && self.again.is_empty() && self.cursor >= self.blocks;
-                if self.phase == Phase::Scan && through {
-                    self.phase = Phase::Copy;
+                if through && matches!(self.phase, Phase::Scan | Phase::Check) {
+                    let next = if self.phase == Phase::Scan && self.prefilled { Phase::Check } else { Phase::Copy };
+                    self.phase = next;
                     self.cursor = 0;
                 }
             }

@@ -111,10 +111,11 @@ impl Worker<'_> {
                 self.save_now_and_then(run)
             }
             Job::Scan(run) => self.scan(run),
+            Job::Check(run) => self.check(run),
             Job::Verify(run) => self.verify(run),
             Job::Finish => {
                 let verified = !self.inner.counters.unchecked.load(Ordering::SeqCst);
-                persist::save(self.inner, Some(Head { complete: true, verified }))?;
+                persist::save(self.inner, Some(Head { complete: true, verified, clean: false }))?;
                 self.inner.map.set_complete(verified);
                 Ok(())
             }
@@ -305,10 +306,53 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Absent blocks whose bytes stand in the local file already, from before the move or before a crash, become present
+    /// if the source's hashes say so.
+    fn check(&mut self, run: Run) -> Result<(), JobError> {
+        let inner = self.inner;
+        let (start, end) = inner.geometry.span(run.first, run.count);
+        let holes = holes(&inner.geometry, run.first, run.count, &inner.backing.extents(start, end - start)?);
+        let candidates: Vec<u64> = (run.first..)
+            .zip(holes)
+            .filter_map(|(block, hole)| (!hole && !inner.map.present(block)).then_some(block))
+            .collect();
+        let (Some(first), Some(last)) = (candidates.first().copied(), candidates.last().copied()) else {
+            return Ok(());
+        };
+        // Without a manifest nothing is known of them: the copier fetches them.
+        let Some(expected) = self.session()?.hashes(first, last - first + 1)? else { return Ok(()) };
+        if expected.len() as u64 != last - first + 1 {
+            return Err(SourceError::new("sent too few hashes").into());
+        }
+        let mut local = vec![0; BLOCK_BYTES as usize];
+        let mut found = 0;
+        for block in candidates {
+            let (start, end) = inner.geometry.span(block, 1);
+            let local = &mut local[..(end - start) as usize];
+            inner.backing.read(start, local)?;
+            if hash(local) != expected[(block - first) as usize] {
+                continue;
+            }
+            let _alone = inner.stripe(block).write().unwrap_or_else(|poison| poison.into_inner());
+            if inner.map.poisoned() {
+                return Err(JobError::Poisoned);
+            }
+            // Whatever changes an absent block's bytes makes it present, under this lock: these are still the ones.
+            if !inner.map.present(block) {
+                inner.map.fetched(block);
+                inner.checked(block);
+                found += end - start;
+            }
+        }
+        inner.count(Tally::FoundBytes, found);
+        Ok(())
+    }
+
     /// Compares what stands in the local file with the source, block by block, but for what the guest wrote.
     fn verify(&mut self, run: Run) -> Result<(), JobError> {
         let inner = self.inner;
-        if (run.first..run.first + run.count).all(|block| inner.map.written(block)) {
+        if (run.first..run.first + run.count).all(|block| inner.map.written(block) || inner.is_checked(block)) {
+            count(&inner.counters.verified_blocks, run.count);
             return Ok(());
         }
         let Some(expected) = self.session()?.hashes(run.first, run.count)? else {
@@ -331,7 +375,8 @@ impl Worker<'_> {
             }
             let (start, end) = inner.geometry.span(block, 1);
             let local = &mut local[..(end - start) as usize];
-            if inner.map.written(block) {
+            if inner.map.written(block) || inner.is_checked(block) {
+                count(&inner.counters.verified_blocks, 1);
                 continue;
             }
             inner.backing.read(start, local)?;

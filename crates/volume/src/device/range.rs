@@ -16,6 +16,7 @@ impl Inner {
     pub(super) fn change(&self, offset: u64, len: u64, act: &Act) -> Result<()> {
         let (mut at, end) = (offset, offset + len);
         if len > 0 && self.map.complete() {
+            self.open_for_changes()?;
             return act(self, offset, len).map_err(VolumeError::io("writing the volume's file"));
         }
         while at < end {
@@ -34,13 +35,11 @@ impl Inner {
             for (at, len) in self.partial_edges(offset, len).into_iter().flatten() {
                 self.wait_present(at, len)?;
             }
-            if self.map.poisoned() {
-                return Err(VolumeError::Poisoned(self.config.epoch));
-            }
             let failed = VolumeError::io("writing the volume's file");
             if blocks.clone().all(|block| self.map.present(block)) {
                 let _shared = self.stripe(blocks.start).read().unwrap_or_else(|poison| poison.into_inner());
                 // Under the lock nobody can take a block back that is present.
+                self.open_for_changes()?;
                 if blocks.clone().all(|block| self.map.present(block)) {
                     blocks.for_each(|block| self.map.will_write(block));
                     return act(self, offset, len).map_err(failed);
@@ -48,6 +47,7 @@ impl Inner {
                 continue;
             }
             let _alone = self.stripe(blocks.start).write().unwrap_or_else(|poison| poison.into_inner());
+            self.open_for_changes()?;
             let ready = |block| self.map.present(block) || self.geometry.covers(block, offset, end);
             if !blocks.clone().all(ready) {
                 continue;

@@ -27,6 +27,8 @@ pub(super) struct Found {
     pub fuse: File,
     pub shared: File,
     pub server: Watched,
+    /// A stop had begun, and serves nobody.
+    pub finished: bool,
 }
 
 /// The server of this volume that an earlier keeper started, if it lives.
@@ -59,7 +61,7 @@ fn adopt(spec: &VolumeSpec) -> Result<Found> {
         .map_err(|_| VolumeError::Process { what: "the server did not hand over its descriptors".to_owned() })?;
     let [fuse, shared, process] = fds;
     let server = Watched::received(adoption.pid, process);
-    Ok(Found { fuse: fuse.into(), shared: shared.into(), server })
+    Ok(Found { fuse: fuse.into(), shared: shared.into(), server, finished: adoption.finished })
 }
 
 /// The loop device over the file that is mounted there, alive or dead.
@@ -86,9 +88,9 @@ pub(super) fn clear(spec: &VolumeSpec) -> Result<()> {
     Err(VolumeError::Front { what: format!("{} cannot be unmounted", spec.mountpoint.display()) })
 }
 
-/// Everything that was acknowledged, and every bit of the map, made durable by the server.
-pub(super) fn flush(spec: &VolumeSpec, patience: Duration) -> Result<CloneStatus> {
-    control::ask_within(&spec.server_control(), &ServerAsk::Flush, patience)
+/// Everything that was acknowledged, and every bit of the map, made durable by the server, and nothing more is taken.
+pub(super) fn finish(spec: &VolumeSpec, patience: Duration) -> Result<CloneStatus> {
+    control::ask_within(&spec.server_control(), &ServerAsk::Finish, patience)
 }
 
 /// Stops a volume whose keeper is gone, or ends within `patience`, as the keeper would have. `Taken`: it lives on.
@@ -100,13 +102,19 @@ pub fn stop_without_keeper(spec: &VolumeSpec, patience: Duration) -> Result<()> 
                 let gone = device.detach(DETACH_PATIENCE);
                 tracing::info!(?gone, "the loop device of a volume without keeper");
             }
-            if let Err(error) = flush(spec, FLUSH_PATIENCE) {
+            if let Err(error) = finish(spec, FLUSH_PATIENCE) {
                 tracing::warn!(error = %crate::error::chain(&error), "the last flush failed");
             }
         }
-        fuse::abort(&spec.mountpoint);
-        found.server.kill();
-        found.server.ended(Some(DETACH_PATIENCE)).map_err(VolumeError::io("waiting for the server"))?;
+        end(spec, &found)?;
     }
     clear(spec)
+}
+
+/// Ends a server that nobody is to use any more.
+pub(super) fn end(spec: &VolumeSpec, found: &Found) -> Result<()> {
+    fuse::abort(&spec.mountpoint);
+    found.server.kill();
+    found.server.ended(Some(DETACH_PATIENCE)).map_err(VolumeError::io("waiting for the server"))?;
+    Ok(())
 }

@@ -28,6 +28,8 @@ pub enum ServerAsk {
     Status,
     /// Everything that was acknowledged, and every bit of the map.
     Flush,
+    /// The same, and no change is taken from now on: the end is near.
+    Finish,
     Limits {
         limits: Limits,
     },
@@ -44,6 +46,8 @@ pub(super) struct Adoption {
     pub volume: String,
     pub epoch: Epoch,
     pub size_bytes: u64,
+    /// It serves no more: an earlier keeper died while it stopped.
+    pub finished: bool,
 }
 
 struct Server {
@@ -81,6 +85,7 @@ impl Server {
                 volume: self.spec.volume.clone(),
                 epoch: self.spec.epoch,
                 size_bytes: self.spec.size_bytes,
+                finished: self.device.is_finished(),
             };
             return Answer { value: json(&adoption), descriptors: self.shared.clone() };
         }
@@ -92,6 +97,7 @@ impl Server {
         match ask {
             ServerAsk::Status | ServerAsk::Adopt => {}
             ServerAsk::Flush => self.device.save()?,
+            ServerAsk::Finish => self.device.finish()?,
             ServerAsk::Limits { limits } => self.device.set_limits(*limits),
             ServerAsk::Poison => {
                 self.device.poison(self.spec.epoch);

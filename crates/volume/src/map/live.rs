@@ -23,8 +23,8 @@ const AT_POISONED: usize = 4;
 const AT_COMPLETE: usize = 5;
 const AT_VERIFIED: usize = 6;
 const AT_TALLIES: usize = 16;
-/// Counters of a page: all changes, and those that a flush must make durable.
-const COUNTERS: usize = 2;
+/// Counters of a page: all changes, those that a flush must make durable, and writers that have not counted yet.
+const COUNTERS: usize = 3;
 
 /// Counters on the board, which outlive the server as the map does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,10 @@ impl LiveMap {
     }
 
     /// A map on a zeroed board, filled from what is durable.
+    ///
+    /// After a crash (`head` is neither clean nor complete) a block that is here, and not durably the guest's, may hold
+    /// what a guest wrote without a flush. Either content is legal, but only one of them, for good: so such a block
+    /// counts as absent until it was compared with the source, before anybody reads it.
     pub fn fresh(board: Box<dyn Board>, geometry: Geometry, epoch: Epoch, head: Head, pages: &[Page]) -> Option<Self> {
         if board.words().len() < Self::board_words(&geometry) {
             return None;
@@ -79,7 +83,8 @@ impl LiveMap {
         let map = Self { board, geometry };
         for (page, durable) in pages.iter().enumerate() {
             for (i, (present, written)) in durable.present.iter().zip(&durable.written).enumerate() {
-                map.word(map.present_at(page, i)).store(*present, Ordering::Relaxed);
+                let present = if head.complete || head.clean { *present } else { *present & *written };
+                map.word(map.present_at(page, i)).store(present, Ordering::Relaxed);
                 map.word(map.written_at(page, i)).store(*written, Ordering::Relaxed);
             }
         }
@@ -100,7 +105,16 @@ impl LiveMap {
         }
         let map = Self { board, geometry };
         let found = [AT_MAGIC, AT_SIZE, AT_GENERATION, AT_N].map(|at| map.word(at).load(Ordering::Acquire));
-        if found == [MAGIC, geometry.size_bytes(), epoch.generation, epoch.n] { Ok(map) } else { Err(map.board) }
+        if found != [MAGIC, geometry.size_bytes(), epoch.generation, epoch.n] {
+            return Err(map.board);
+        }
+        for page in 0..geometry.pages() as usize {
+            // Its writers died: what they wrote was not acknowledged, and one that left a bit uncounted is counted now.
+            if map.word(map.counter_at(page, 2)).swap(0, Ordering::SeqCst) != 0 {
+                map.guest_changed(page);
+            }
+        }
+        Ok(map)
     }
 
     pub fn geometry(&self) -> &Geometry {
@@ -123,9 +137,15 @@ impl LiveMap {
     /// The guest is about to write to a present block.
     pub fn will_write(&self, block: u64) {
         let (page, word, bit) = place(block);
+        if self.word(self.written_at(page, word)).load(Ordering::SeqCst) & bit != 0 {
+            return;
+        }
+        // Another writer may see the bit before it is counted, end, and be flushed: meanwhile the page counts as changed.
+        self.word(self.counter_at(page, 2)).fetch_add(1, Ordering::SeqCst);
         if self.word(self.written_at(page, word)).fetch_or(bit, Ordering::SeqCst) & bit == 0 {
             self.guest_changed(page);
         }
+        self.word(self.counter_at(page, 2)).fetch_sub(1, Ordering::SeqCst);
     }
     /// The guest's data or discard for a whole block, absent until now, is in the file.
     pub fn overwritten(&self, block: u64) {
@@ -189,11 +209,13 @@ impl LiveMap {
         let mut pages = Vec::new();
         for page in 0..self.geometry.pages() {
             let at = page as usize;
-            // The counters first: a change that comes after is seen again by the next commit.
-            let changes = self.word(self.counter_at(at, 0)).load(Ordering::Acquire);
-            let guest_changes = self.word(self.counter_at(at, 1)).load(Ordering::Acquire);
+            // Before the counters: a writer counts first and leaves then. The counters before the bits: a change that
+            // comes after is seen again by the next commit.
+            let is_counting = self.word(self.counter_at(at, 2)).load(Ordering::SeqCst) != 0;
+            let changes = self.word(self.counter_at(at, 0)).load(Ordering::SeqCst);
+            let guest_changes = self.word(self.counter_at(at, 1)).load(Ordering::SeqCst);
             let (committed, guest_committed) = slots.committed_changes(page);
-            if !(guest_changes != guest_committed || (all && changes != committed)) {
+            if !(is_counting || guest_changes != guest_committed || (all && changes != committed)) {
                 continue;
             }
             let read = |at| self.word(at).load(Ordering::SeqCst);
@@ -206,8 +228,8 @@ impl LiveMap {
     }
 
     fn guest_changed(&self, page: usize) {
-        self.word(self.counter_at(page, 0)).fetch_add(1, Ordering::AcqRel);
-        self.word(self.counter_at(page, 1)).fetch_add(1, Ordering::AcqRel);
+        self.word(self.counter_at(page, 0)).fetch_add(1, Ordering::SeqCst);
+        self.word(self.counter_at(page, 1)).fetch_add(1, Ordering::SeqCst);
     }
     fn word(&self, at: usize) -> &AtomicU64 {
         &self.board.words()[at]

@@ -66,6 +66,7 @@ pub(super) fn encode_head(identity: &Identity, seq: u64, size_bytes: u64, head: 
     bytes[64..72].copy_from_slice(&size_bytes.to_le_bytes());
     bytes[72] = u8::from(head.complete);
     bytes[73] = u8::from(head.verified);
+    bytes[74] = u8::from(head.clean);
     seal(bytes)
 }
 
@@ -80,7 +81,8 @@ pub(super) fn encode_page(identity: &Identity, page: u64, seq: u64, present: &[u
 
 pub(super) fn decode_head(identity: &Identity, bytes: &[u8]) -> Result<Found<(u64, Head)>, SlotFault> {
     let seq = open(identity, KIND_HEAD, 0, bytes)?;
-    Ok(Found { seq, value: (word(bytes, 64), Head { complete: bytes[72] == 1, verified: bytes[73] == 1 }) })
+    let [complete, verified, clean] = [bytes[72] == 1, bytes[73] == 1, bytes[74] == 1];
+    Ok(Found { seq, value: (word(bytes, 64), Head { complete, verified, clean }) })
 }
 
 pub(super) fn decode_page(identity: &Identity, page: u64, bytes: &[u8]) -> Result<Found<Page>, SlotFault> {

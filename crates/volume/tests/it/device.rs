@@ -269,14 +269,81 @@ fn hydration_resumes_from_the_durable_map() {
     device.flush().expect("a flush");
     drop(device);
     let device = scene.reopen();
-    let status = device.status();
-    assert!(status.present_blocks >= 64, "{} blocks are remembered", status.present_blocks);
     assert_eq!(read(&device, 31 * MIB, 65536), pattern(77, 65536), "a flushed write is there");
     eventually("complete", || device.is_complete());
-    assert!(device.status().hydrated_bytes < 32 * MIB);
+    let status = device.status();
+    assert!(status.found_bytes >= 4 * MIB, "{} bytes were found again", status.found_bytes);
+    assert!(status.hydrated_bytes < 32 * MIB && status.mismatches == 0 && status.verified, "{status:?}");
     for block in 0..496 {
         assert_eq!(read(&device, block * BLOCK_BYTES, 65536), pattern(block + 1, 65536), "block {block}");
     }
+}
+
+/// An orderly end leaves nothing to doubt: what is here is here at once, even without the source.
+#[test]
+fn after_an_orderly_end_nothing_is_compared_anew() {
+    let mut scene = Scene::new(8 * MIB, |_| true);
+    let device = scene.open(demand_only);
+    assert_eq!(read(&device, 0, 65536), pattern(1, 65536));
+    device.write(10, b"mine").expect("a write");
+    device.finish().expect("the end");
+    let error = device.write(0, b"late").expect_err("too late");
+    assert!(matches!(error, VolumeError::Finished), "{error}");
+    drop(device);
+    std::fs::rename(scene.folder.path().join("source.raw"), scene.folder.path().join("away")).expect("away");
+    let device = scene.reopen();
+    assert_eq!(read(&device, 10, 4), b"mine");
+    assert_eq!(device.status().present_blocks, 1);
+}
+
+/// A crash may leave a write in the file that was never flushed. Whatever the first read after it says, stays so.
+#[test]
+fn a_write_that_a_crash_cut_off_does_not_change_its_mind() {
+    let mut scene = Scene::new(8 * MIB, |_| true);
+    let device = scene.open(demand_only);
+    assert_eq!(read(&device, 0, 2 * MIB as usize)[..65536], pattern(1, 65536));
+    device.save().expect("durable");
+    device.write(3 * BLOCK_BYTES, b"flushed").expect("a write");
+    device.flush().expect("a flush");
+    device.write(5 * BLOCK_BYTES, b"unflushed").expect("a write");
+    drop(device);
+    let device = scene.reopen();
+    let first = read(&device, 5 * BLOCK_BYTES, 65536);
+    assert_eq!(read(&device, 3 * BLOCK_BYTES, 7), b"flushed");
+    eventually("complete", || device.is_complete());
+    assert!(read(&device, 5 * BLOCK_BYTES, 65536) == first, "it was seen, and must not change");
+    assert_eq!(read(&device, 3 * BLOCK_BYTES, 7), b"flushed");
+    assert!(device.status().verified && device.status().mismatches == 0, "{:?}", device.status());
+}
+
+/// Copied while the source still ran: only what changed since is fetched, and stale bytes are never seen.
+#[test]
+fn a_file_that_was_filled_before_the_handoff_is_compared_and_not_fetched() {
+    let mut scene = Scene::new(64 * MIB, |block| block % 4 != 3);
+    let stale = image(&scene.local(), 64 * MIB, |block| block % 4 != 3);
+    // Since then: 20 blocks changed, one became a hole and one came to be.
+    for block in (0..20).map(|n| 4 * n + 1) {
+        stale.write_all_at(b"stale", block * BLOCK_BYTES + 999).expect("a write");
+    }
+    stale.write_all_at(&pattern(1, 65536), 503 * BLOCK_BYTES).expect("a block");
+    let punched = backing_of(&stale);
+    punched.punch(600 * BLOCK_BYTES, BLOCK_BYTES).expect("a hole");
+    let device = scene.open(|config| config.limits.cap_bytes_per_s = 64 << 20);
+    // A guest reads at once, whatever has been compared by then.
+    for block in [1, 5, 503, 600, 602] {
+        let expected = if block == 503 { vec![0; 65536] } else { pattern(block + 1, 65536) };
+        assert!(read(&device, block * BLOCK_BYTES, 65536) == expected, "block {block}");
+    }
+    eventually("complete", || device.is_complete());
+    let status = device.status();
+    assert!(status.verified && status.mismatches == 0, "{status:?}");
+    assert!(status.hydrated_bytes <= 30 * BLOCK_BYTES, "{} bytes were fetched", status.hydrated_bytes);
+    assert!(status.found_bytes >= 700 * BLOCK_BYTES, "{} bytes were found", status.found_bytes);
+    assert_same_file(&scene.folder.path().join("source.raw"), &scene.local());
+}
+
+fn backing_of(file: &File) -> &dyn godwit_volume::backing::Backing {
+    file
 }
 
 /// Space is taken before anybody relies on it, so that a full disk is a refusal and not a stall half way.
