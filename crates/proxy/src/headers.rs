@@ -131,19 +131,6 @@ pub fn stamp_answer(headers: &mut HeaderMap, stamp: &Stamp, request_id: &HeaderV
     headers.append(VIA, stamp.via.clone());
 }
 
-/// Does the client ask to speak another protocol on its connection? `h2c` is not one that we pass on: behind it a
-/// client could speak to the Machine past every check.
-pub fn wants_upgrade(headers: &HeaderMap) -> bool {
-    let Some(protocol) = headers.get(UPGRADE).and_then(|value| value.to_str().ok()) else { return false };
-    let named = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-        .any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
-    named && !protocol.split(',').any(|name| name.trim().eq_ignore_ascii_case("h2c"))
-}
-
 /// Methods that a second time does no harm (RFC 9110 section 9.2.2).
 pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
@@ -216,13 +203,6 @@ mod tests {
         assert_eq!(headers["fly-region"], "fra");
         assert_eq!(headers["x-forwarded-port"], "80");
         assert!(!headers.contains_key("x-forwarded-ssl"));
-    }
-
-    #[test]
-    fn a_websocket_is_an_upgrade_and_h2c_is_none() {
-        assert!(wants_upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])));
-        assert!(!wants_upgrade(&map(&[("upgrade", "websocket")])));
-        assert!(!wants_upgrade(&map(&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")])));
     }
 
     #[test]

@@ -201,8 +201,8 @@ async fn exchange(
         // The edge gave up: so does the connection to the Machine, by being dropped.
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
     };
-    let (response, connection) = match exchanged {
-        Ok(exchanged) => exchanged,
+    let (response, settling) = match exchanged {
+        Ok(begun) => begun.split(),
         Err(failed @ Failed::Dial(_)) => return unreachable_machine(door, &admitted, &failed, respond),
         Err(Failed::Exchange(error)) => {
             tracing::debug!(machine = %entry.id, %error, "a Machine broke off");
@@ -215,10 +215,8 @@ async fn exchange(
     let (head, body) = to_edge(response, admitted.load);
     let end = http_body::Body::is_end_stream(&body);
     let mut stream = respond.send_response(head, end)?;
-    let whole = end || send_body(&mut stream, body).await.is_ok();
-    drop(admitted);
-    if whole {
-        connection.settle(&entry).await;
+    if end || send_body(&mut stream, body).await.is_ok() {
+        settling.settle(&entry);
     }
     Ok(())
 }

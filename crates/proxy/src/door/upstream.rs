@@ -1,7 +1,6 @@
 //! The Machines' side: connections to their ports, kept alive within bounds, and one HTTP/1.1 exchange on each.
 //!
-//! hyper frames the messages; this file is the seam where framing of our own comes in. It must not know limits or
-//! edges.
+//! `h1` frames the messages. This file must not know limits of Machines, or edges.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,12 +12,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use super::machines::Entry;
+use crate::h1;
+use crate::h1::io::Answer;
 use crate::headers::is_idempotent;
 use crate::link::body::StreamBody;
 
@@ -32,8 +31,11 @@ const IDLE_TIMEOUT_UNSAFE: Duration = Duration::from_secs(1);
 const MAX_IDLE: usize = 128;
 /// A connection opened to see whether the port accepts is kept for the first request.
 const SPARE_TIMEOUT: Duration = Duration::from_secs(2);
-/// After an exchange, for its connection to come free.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection to a port, between two exchanges.
+type Free = h1::io::Connection<TcpStream>;
+/// The body of an answer; the connection is inside it until it was read.
+pub type AnswerBody = Answer<TcpStream, RequestBody>;
 
 /// What goes to the Machine.
 pub enum RequestBody {
@@ -69,7 +71,7 @@ impl Body for RequestBody {
 
 struct Idle {
     port: u16,
-    sender: http1::SendRequest<RequestBody>,
+    connection: Free,
     since: Instant,
 }
 
@@ -103,28 +105,27 @@ impl Pools {
     /// Closes what was idle for too long.
     pub fn sweep(&self) {
         let mut inner = self.lock();
-        inner.idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.sender.is_closed());
+        inner.idle.retain_mut(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.is_usable());
         if inner.spare.as_ref().is_some_and(|(_, _, since)| since.elapsed() >= SPARE_TIMEOUT) {
             inner.spare = None;
         }
     }
 
-    fn take(&self, port: u16, max_age: Duration) -> (u64, Option<http1::SendRequest<RequestBody>>) {
+    fn take(&self, port: u16, max_age: Duration) -> (u64, Option<Free>) {
         let mut inner = self.lock();
         while let Some(index) = inner.idle.iter().rposition(|idle| idle.port == port) {
-            let idle = inner.idle.swap_remove(index);
-            // The youngest stands last, so behind one that is too old there is no better one.
-            if idle.since.elapsed() < max_age && idle.sender.is_ready() && !idle.sender.is_closed() {
-                return (inner.life, Some(idle.sender));
+            let mut idle = inner.idle.swap_remove(index);
+            if idle.since.elapsed() < max_age && idle.connection.is_usable() {
+                return (inner.life, Some(idle.connection));
             }
         }
         (inner.life, None)
     }
 
-    fn put(&self, life: u64, port: u16, sender: http1::SendRequest<RequestBody>) {
+    fn put(&self, life: u64, port: u16, connection: Free) {
         let mut inner = self.lock();
         if inner.life == life && inner.idle.len() < MAX_IDLE {
-            inner.idle.push(Idle { port, sender, since: Instant::now() });
+            inner.idle.push(Idle { port, connection, since: Instant::now() });
         }
     }
 
@@ -164,10 +165,23 @@ pub async fn try_dial(entry: &Entry, port: u16, deadline: tokio::time::Instant) 
 
 /// A connection that is about to carry one exchange.
 pub struct Connection {
-    sender: http1::SendRequest<RequestBody>,
+    free: Free,
+    place: Place,
+    reused: bool,
+}
+
+/// Where a connection belongs when it is idle.
+#[derive(Clone, Copy)]
+pub struct Place {
     life: u64,
     port: u16,
-    reused: bool,
+}
+
+/// An answer that has begun.
+pub struct Begun {
+    pub answer: Response<AnswerBody>,
+    place: Place,
+    freed: oneshot::Receiver<Free>,
 }
 
 /// Why there is no answer.
@@ -175,8 +189,8 @@ pub struct Connection {
 pub enum Failed {
     #[error("no connection to the port")]
     Dial(#[source] io::Error),
-    #[error("the Machine broke off, or spoke no HTTP/1.1")]
-    Exchange(#[source] hyper::Error),
+    #[error("no answer to the request")]
+    Exchange(#[source] h1::io::Failed),
 }
 
 impl Connection {
@@ -184,55 +198,61 @@ impl Connection {
     pub async fn open(entry: &Entry, addr: SocketAddr, port: u16, method: &Method) -> Result<Self, Failed> {
         let max_age = if is_idempotent(method) { IDLE_TIMEOUT } else { IDLE_TIMEOUT_UNSAFE };
         match entry.pools.take(port, max_age) {
-            (life, Some(sender)) => Ok(Self { sender, life, port, reused: true }),
-            (life, None) => Self::fresh(entry, addr, port, life).await,
+            (life, Some(free)) => Ok(Self { free, place: Place { life, port }, reused: true }),
+            (life, None) => Self::fresh(entry, addr, Place { life, port }).await,
         }
     }
 
-    async fn fresh(entry: &Entry, addr: SocketAddr, port: u16, life: u64) -> Result<Self, Failed> {
-        let stream = dial(entry, addr, port).await.map_err(Failed::Dial)?;
-        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = handshake.map_err(Failed::Exchange)?;
-        tokio::spawn(async move {
-            // Its errors reach whoever waits for the answer.
-            let _ = connection.await;
-        });
-        Ok(Self { sender, life, port, reused: false })
+    async fn fresh(entry: &Entry, addr: SocketAddr, place: Place) -> Result<Self, Failed> {
+        let stream = dial(entry, addr, place.port).await.map_err(Failed::Dial)?;
+        Ok(Self { free: Free::new(stream, h1::Limits::default()), place, reused: false })
     }
 
     /// Sends the request and waits for the answer's head. A connection from the pool that turns out to be closed is
     /// replaced once, if nothing of the request can have been acted on.
     pub async fn exchange(
-        mut self,
+        self,
         entry: &Entry,
         addr: SocketAddr,
         request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Self), Failed> {
+    ) -> Result<Begun, Failed> {
         let again = if self.reused { repeatable(&request) } else { None };
-        let error = match self.sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, self)),
-            Err(error) => error,
-        };
-        let mut error = error;
-        let request = match error.take_message() {
-            Some(request) if self.reused => request,
-            Some(_) => return Err(Failed::Exchange(error.into_error())),
-            None => match again {
-                Some(request) => request,
-                None => return Err(Failed::Exchange(error.into_error())),
-            },
-        };
-        let mut fresh = Self::fresh(entry, addr, self.port, self.life).await?;
-        match fresh.sender.send_request(request).await {
-            Ok(response) => Ok((response, fresh)),
-            Err(error) => Err(Failed::Exchange(error)),
+        match (self.send(request).await, again) {
+            (Err((h1::io::Failed::Closed | h1::io::Failed::Io(_), place)), Some(again)) => {
+                let fresh = Self::fresh(entry, addr, place).await?;
+                fresh.send(again).await.map_err(|(failed, _)| Failed::Exchange(failed))
+            }
+            (sent, _) => sent.map_err(|(failed, _)| Failed::Exchange(failed)),
         }
     }
 
+    async fn send(self, request: Request<RequestBody>) -> Result<Begun, (h1::io::Failed, Place)> {
+        let place = self.place;
+        match self.free.send(request).await {
+            Ok((answer, freed)) => Ok(Begun { answer, place, freed }),
+            Err(failed) => Err((failed, place)),
+        }
+    }
+}
+
+/// Takes a connection back once its answer was read.
+pub struct Settling {
+    place: Place,
+    freed: oneshot::Receiver<Free>,
+}
+
+impl Begun {
+    pub fn split(self) -> (Response<AnswerBody>, Settling) {
+        (self.answer, Settling { place: self.place, freed: self.freed })
+    }
+}
+
+impl Settling {
     /// The exchange is over: the connection goes back, if it is worth anything.
-    pub async fn settle(mut self, entry: &Entry) {
-        if let Ok(Ok(())) = tokio::time::timeout(SETTLE_TIMEOUT, self.sender.ready()).await {
-            entry.pools.put(self.life, self.port, self.sender);
+    pub fn settle(mut self, entry: &Entry) {
+        // It came with the end of the answer, or never comes.
+        if let Ok(free) = self.freed.try_recv() {
+            entry.pools.put(self.place.life, self.place.port, free);
         }
     }
 }

@@ -6,11 +6,13 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body_util::Empty;
 
 use super::app::App;
 use super::tally::Tally;
+use crate::h1::io::{Answer, Failed};
 use crate::link::body::StreamBody;
+use crate::link::tunnel::Tunnel;
 
 /// A request or connection in flight through this edge; dropping it counts it out.
 pub struct InFlight {
@@ -40,15 +42,18 @@ pub enum AnswerBody {
     /// A Machine's answer.
     Stream(StreamBody, InFlight),
     /// The answer of a Machine that did not want to upgrade.
-    Declined(Incoming, InFlight),
+    Declined(Box<Declined>, InFlight),
 }
+
+/// What comes back through a tunnel that was opened for an upgrade.
+pub type Declined = Answer<Tunnel, Empty<Bytes>>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     #[error("the door broke off")]
     Door(#[source] h2::Error),
     #[error("the Machine broke off")]
-    Machine(#[source] hyper::Error),
+    Machine(#[source] Failed),
 }
 
 impl Body for AnswerBody {
@@ -61,7 +66,7 @@ impl Body for AnswerBody {
             Self::Text(text) if text.is_empty() => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
             Self::Stream(body, _) => Pin::new(body).poll_frame(cx).map_err(AnswerError::Door),
-            Self::Declined(body, _) => Pin::new(body).poll_frame(cx).map_err(AnswerError::Machine),
+            Self::Declined(body, _) => Pin::new(body.as_mut()).poll_frame(cx).map_err(AnswerError::Machine),
         }
     }
 

@@ -57,6 +57,7 @@ pub struct EdgeMetrics {
     refusals: Family<Reason, Counter>,
     turned_away: Family<Reason, Counter>,
     pub wakes: Counter,
+    client_refusals: Family<Reason, Counter>,
     pub wakes_failed: Counter,
     pub idle_stops: Counter,
     pub autostop_passes: Counter,
@@ -76,6 +77,7 @@ impl EdgeMetrics {
             in_flight: Gauge::default(),
             refusals: Family::default(),
             turned_away: Family::default(),
+            client_refusals: Family::default(),
             wakes: Counter::default(),
             wakes_failed: Counter::default(),
             idle_stops: Counter::default(),
@@ -93,6 +95,8 @@ impl EdgeMetrics {
             registry.register("edge_in_flight", "Requests and connections in flight", made.in_flight.clone());
             registry.register("edge_refusals", "Refusals of doors, by reason", made.refusals.clone());
             registry.register("edge_turned_away", "Requests that no Machine got, by reason", made.turned_away.clone());
+            let refused = made.client_refusals.clone();
+            registry.register("edge_client_refusals", "Connections of clients that broke HTTP, by reason", refused);
             registry.register("edge_wakes", "Start calls to doors", made.wakes.clone());
             registry.register("edge_wakes_failed", "Start calls that failed", made.wakes_failed.clone());
             registry.register("edge_idle_stops", "Machines stopped because idle", made.idle_stops.clone());
@@ -121,6 +125,11 @@ impl EdgeMetrics {
 
     pub fn refused(&self, reason: &'static str) {
         self.refusals.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A client sent what is no HTTP, or can be read in two ways.
+    pub fn client_refused(&self, reason: &'static str) {
+        self.client_refusals.get_or_create(&Reason { reason }).inc();
     }
 
     pub fn turned_away(&self, reason: &'static str) {

@@ -62,6 +62,8 @@ pub struct Edge {
     region: String,
     http_port: u16,
     gate_deadline: Duration,
+    /// Bounds of a client's connection.
+    http1: crate::h1::io::Options,
     group: TaskGroup,
     /// Draws from here need no call into the kernel.
     seed: u64,
@@ -152,6 +154,7 @@ impl BoundEdge {
             region: config.region.clone(),
             http_port: config.public_http_port,
             gate_deadline: config.gate_deadline,
+            http1: crate::h1::io::Options::default(),
             group: group.clone(),
             seed: godwit_base::secret::random_u64(),
             drawn: AtomicU64::new(0),

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use godwit_api::ids::AppName;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, UPGRADE};
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, UPGRADE};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use http_body_util::Empty;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Edge;
 use super::app::App;
@@ -22,7 +22,9 @@ use super::find::{Turned, find};
 use super::routes::NoApp;
 use super::upload::Upload;
 use super::view::Entrance;
-use crate::headers::{host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, wants_upgrade, without_port};
+use crate::h1;
+use crate::h1::io::{Connection, Failed, OnSwitch};
+use crate::headers::{host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, without_port};
 use crate::link::tunnel::copy;
 
 /// An answer of the edge itself.
@@ -77,15 +79,16 @@ struct Destination {
 }
 
 impl Edge {
-    /// Serves one request. `upgrade` is there when the connection can be taken over.
-    pub async fn serve<B>(
+    /// Serves one request. `upgrade` is there when the client asks for another protocol, which stands in Upgrade.
+    pub async fn serve<B, IO>(
         self: &Arc<Self>,
         request: Request<B>,
         client: IpAddr,
-        upgrade: Option<OnUpgrade>,
+        upgrade: Option<OnSwitch<IO>>,
     ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let request_id = self.request_id();
         let (mut response, app) = match self.destination(&request).await {
@@ -128,21 +131,21 @@ impl Edge {
         }
     }
 
-    async fn pass<B>(
+    async fn pass<B, IO>(
         self: &Arc<Self>,
         request: Request<B>,
         destination: Destination,
         client: IpAddr,
         request_id: &HeaderValue,
-        upgrade: Option<OnUpgrade>,
+        upgrade: Option<OnSwitch<IO>>,
     ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let Destination { app, host } = destination;
         let (mut parts, body) = request.into_parts();
         let upload = Upload::new(body);
-        let upgrade = upgrade.filter(|_| upload.is_empty() && wants_upgrade(&parts.headers));
         let protocol = parts.headers.get(UPGRADE).cloned();
         strip_hop_by_hop(&mut parts.headers);
         strip_ours(&mut parts.headers);
@@ -201,49 +204,43 @@ struct UpgradeHead {
 
 impl Edge {
     /// Speaks HTTP/1.1 with the Machine through the tunnel; if it switches protocols, so does the client.
-    async fn upgraded(
+    async fn upgraded<IO>(
         self: &Arc<Self>,
         head: UpgradeHead,
         tunnel: crate::link::tunnel::Tunnel,
         in_flight: super::body::InFlight,
-        client: OnUpgrade,
-    ) -> Response<AnswerBody> {
-        let broken = |error: hyper::Error| {
+        client: OnSwitch<IO>,
+    ) -> Response<AnswerBody>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let broken = |error: Failed| {
             tracing::debug!(%error, "a Machine broke off an upgrade");
             Own::new(StatusCode::BAD_GATEWAY, "lost", "the Machine broke off").into_response()
         };
-        let mut request = Request::new(http_body_util::Empty::<Bytes>::new());
+        let mut request = Request::new(Empty::<Bytes>::new());
         *request.method_mut() = head.method;
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         *request.uri_mut() = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
         *request.headers_mut() = head.headers;
-        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(UPGRADE, head.protocol);
-        let (mut sender, connection) = match hyper::client::conn::http1::handshake(TokioIo::new(tunnel)).await {
-            Ok(made) => made,
-            Err(error) => return broken(error),
-        };
-        tokio::spawn(async move {
-            // Its errors reach whoever waits for the answer.
-            let _ = connection.with_upgrades().await;
-        });
-        let mut response = match sender.send_request(request).await {
-            Ok(response) => response,
+        let connection = Connection::new(tunnel, h1::Limits::default());
+        let mut response = match connection.send(request).await {
+            Ok((response, _)) => response,
             Err(error) => return broken(error),
         };
         strip_ours(response.headers_mut());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            strip_hop_by_hop(response.headers_mut());
-            return response.map(|body| AnswerBody::Declined(body, in_flight));
+            return response.map(|body| AnswerBody::Declined(Box::new(body), in_flight));
         }
-        let machine = hyper::upgrade::on(&mut response);
+        let (head, body) = response.into_parts();
         self.group.spawn(async move {
             let _in_flight = in_flight;
-            if let (Ok(machine), Ok(client)) = tokio::join!(machine, client) {
+            if let (Some(mut machine), Some(mut client)) = (body.into_switched(), client.await) {
                 // However it ends, both sides end.
-                let _ = copy(&mut TokioIo::new(client), &mut TokioIo::new(machine)).await;
+                let _ = copy(&mut client, &mut machine).await;
             }
         });
-        response.map(|_| AnswerBody::Empty)
+        Response::from_parts(head, AnswerBody::Empty)
     }
 }

@@ -165,7 +165,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, U: Body<Data = Bytes> + Unpin> Exchange
             }
             let was_full = !self.outbox.has_room();
             match self.outbox.poll_flush(cx, &mut self.connection.io, &mut moved) {
-                Poll::Ready(Ok(())) if self.upload.is_none() => {
+                // All that the head promised is out, though the body may be late to say that it is over.
+                Poll::Ready(Ok(())) if self.upload.is_none() || self.encoder.framing() == Framing::Length(0) => {
                     self.connection.client.sent();
                     return Ok(());
                 }

@@ -26,7 +26,8 @@ use crate::h1::{map, write};
 
 /// After the last answer on a connection whose client may still be sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
-const MAX_LINGER_BYTES: usize = 1 << 20;
+/// A fast sender must get the time to see its answer before it sees a reset.
+const MAX_LINGER_BYTES: usize = 256 << 20;
 /// What most answers' heads take.
 const USUAL_HEAD_BYTES: usize = 640;
 
@@ -419,6 +420,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     /// Says why, if no answer has begun, and closes.
     async fn turn_away(mut self, ended: Ended) -> Ended {
         let status = match &ended {
+            // It has its answer, and was still sending a body that nobody wants.
+            Ended::Closed | Ended::Refused(_) if self.server.is_discarding() => {
+                self.close(true).await;
+                return ended;
+            }
             Ended::Refused(refusal) => refusal.status(),
             // Nobody is told that nothing came.
             Ended::Timeout if !self.server.is_idle() => 408,
