@@ -96,6 +96,12 @@ pub enum Command {
     Run(roles::Command),
     /// A whole fleet on this machine, for development and proofs (needs root)
     Dev(dev::Options),
+    /// A process that serves a volume; started by an agent
+    #[command(hide = true)]
+    VolumeProcess {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
     /// One host of a dev fleet; started by `godwit dev`
     #[command(hide = true)]
     DevHost(dev::HostOptions),

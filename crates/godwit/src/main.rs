@@ -16,9 +16,12 @@ use args::{Arguments, Command};
 use error::Result;
 
 fn main() -> ExitCode {
-    // A reader that has seen enough (`| head`) ends us quietly, as it does any filter.
-    default_sigpipe();
     let arguments = Arguments::parse();
+    if !matches!(arguments.command, Command::Run(_) | Command::VolumeProcess { .. } | Command::DevHost(_)) {
+        // A reader that has seen enough (`| head`) ends a command quietly, as it does any filter. A role's clients come
+        // and go, and must not.
+        default_sigpipe();
+    }
     let style = cli::output::Style::for_stderr(arguments.global.color);
     match dispatch(arguments) {
         Ok(code) => code,
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Run(command) => roles::run(command).map(|()| ExitCode::SUCCESS),
+        Command::VolumeProcess { arguments } => Ok(roles::volume_process(&arguments)),
         Command::Dev(options) => dev::run(options, &arguments.global).map(|()| ExitCode::SUCCESS),
         Command::DevHost(options) => dev::run_host(&options).map(|()| ExitCode::SUCCESS),
         Command::Help { topic } => cli::help::print(&topic).map(|()| ExitCode::SUCCESS),

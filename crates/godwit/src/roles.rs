@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -68,6 +69,23 @@ pub fn run(command: Command) -> Result<()> {
             serve("edge", async { run(config, stop_token()).await })
         }
     }
+}
+
+/// A keeper, a server or an exporter of a volume. Its log goes where its agent has sent standard error.
+pub fn volume_process(arguments: &[std::ffi::OsString]) -> ExitCode {
+    telemetry::init("volume", false);
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => {
+            eprintln!("cannot find this program: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    godwit_volume::roles::run(arguments, move || {
+        let mut command = std::process::Command::new(&program);
+        command.arg("volume-process");
+        command
+    })
 }
 
 /// Raw, then checked; both kinds of mistakes name the file.

@@ -1,6 +1,7 @@
 //! `godwit dev --clean DIR`: every trace of a fleet removed, whatever ended it. Everything is named exactly: processes
 //! by pid and start time, cgroups, links and tables by the fleet's id, mounts by the folder that they lie in.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, umount2};
@@ -38,6 +39,7 @@ pub async fn run(dir: &Path, global: &Global) -> Result<()> {
     let lock = Lock::take(&dir)?;
     remove_traces(&record, &dir).await?;
     unmount_below(&dir)?;
+    detach_loops(&dir)?;
     std::fs::remove_dir_all(&dir)
         .map_err(|error| CliError::failed(format!("cannot remove {}: {error}", dir.display())))?;
     drop(lock);
@@ -56,6 +58,33 @@ async fn remove_traces(record: &Record, dir: &Path) -> Result<()> {
         .await
         .map_err(|error| CliError::failed(godwit_base::telemetry::chain(&error)))
 }
+
+/// Loop devices over files of the folder outlive every process. One that is still mounted somewhere goes with its mount.
+pub(super) fn detach_loops(dir: &Path) -> Result<()> {
+    let Ok(devices) = std::fs::read_dir("/sys/block") else { return Ok(()) };
+    for device in devices.flatten() {
+        let name = device.file_name();
+        let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+        // The kernel marks the path of a file that is gone.
+        let backing = backing.trim_end_matches('\n').trim_end_matches(" (deleted)");
+        // By whole path components: a neighbour whose name begins with ours is not below us.
+        if !Path::new(backing).starts_with(dir) {
+            continue;
+        }
+        let file = std::fs::File::open(Path::new("/dev").join(&name))?;
+        // SAFETY: the ioctl takes a descriptor and no memory; this one is a loop device's, and open.
+        if unsafe { libc::ioctl(file.as_raw_fd(), LOOP_CLR_FD) } != 0 {
+            let error = std::io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::ENXIO) {
+                return Err(CliError::failed(format!("cannot detach {}: {error}", name.display())));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// linux/loop.h
+const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
 
 /// Unmounts whatever is mounted in the folder, as this mount namespace sees it.
 fn unmount_below(dir: &Path) -> Result<()> {

@@ -106,6 +106,7 @@ pub async fn run(options: &Options, global: &Global) -> Result<()> {
         _ = parts.drain(STOP_TIMEOUT + Duration::from_secs(5)) => {}
         () = async { while events.recv().await.is_some() {} std::future::pending().await } => {}
     }
+    super::clean::detach_loops(&fleet.dir)?;
     fleet.record.processes.clear();
     fleet.record.write(&fleet.dir)
 }

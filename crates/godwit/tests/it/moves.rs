@@ -312,7 +312,7 @@ fn ctrl_c_ends_the_looking_and_not_the_move() {
     // It listens for the signal before it looks a second time.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while api.sent(LOOK).len() < 2 && std::time::Instant::now() < deadline {
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
     kill(Pid::from_raw(watching.0.id() as i32), Signal::SIGINT).expect("it runs");
     let mut told = String::new();
