@@ -6,6 +6,7 @@ mod laws;
 mod machines;
 mod peers;
 mod pipe;
+mod raw;
 mod smuggling;
 mod splits;
 mod table;

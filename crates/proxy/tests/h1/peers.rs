@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use godwit_proxy::h1::io::{Answer, Connection, Ended, Failed, OnSwitch, Options, RequestBody, serve};
@@ -14,14 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-/// A test that waits longer waits for nothing.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub use crate::raw::{Raw, is_whole, patient};
 
 pub type Body = UnsyncBoxBody<Bytes, Failed>;
-
-pub async fn patient<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("nothing happened for too long")
-}
 
 pub async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -134,56 +128,6 @@ impl Recorder {
 
     pub fn take(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.received.lock().unwrap())
-    }
-}
-
-/// A reading as naive as can be; the proxy's writing must be plain enough for it.
-pub fn is_whole(bytes: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(bytes);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-    if head.contains("transfer-encoding: chunked") {
-        return body.starts_with("0\r\n") && body.ends_with("\r\n\r\n")
-            || body.contains("\r\n0\r\n") && body.ends_with("\r\n\r\n");
-    }
-    let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));
-    body.len() >= length.map_or(0, |length| length.parse().unwrap())
-}
-
-/// A client that sends raw bytes.
-pub struct Raw {
-    pub socket: TcpStream,
-    read: Vec<u8>,
-}
-
-impl Raw {
-    pub async fn connect(addr: SocketAddr) -> Self {
-        Self { socket: TcpStream::connect(addr).await.unwrap(), read: Vec::new() }
-    }
-
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        patient(self.socket.write_all(bytes.as_ref())).await.unwrap();
-    }
-
-    /// Everything up to and with `end`.
-    pub async fn until(&mut self, end: &str) -> String {
-        loop {
-            if let Some(at) = self.read.windows(end.len()).position(|part| part == end.as_bytes()) {
-                let rest = self.read.split_off(at + end.len());
-                return String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap();
-            }
-            let read = tokio::time::timeout(PATIENCE, self.socket.read_buf(&mut self.read)).await;
-            let read = read
-                .unwrap_or_else(|_| panic!("{end:?} does not come after {:?}", String::from_utf8_lossy(&self.read)));
-            let read = read.unwrap();
-            assert!(read > 0, "ended without {end:?} after {:?}", String::from_utf8_lossy(&self.read));
-        }
-    }
-
-    /// Everything up to the connection's end.
-    pub async fn rest(&mut self) -> String {
-        // A reset after the answer is an end too.
-        while patient(self.socket.read_buf(&mut self.read)).await.unwrap_or(0) > 0 {}
-        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
     }
 }
 

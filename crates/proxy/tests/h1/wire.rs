@@ -9,34 +9,12 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
 use crate::peers::{Raw, Recorder, is_whole, listener, proxy, refusal_of};
+use crate::raw::over_map;
 use crate::smuggling::{SECOND, SECOND_FORWARDED};
 use crate::table::{Expect, cases};
 
 /// What arrives together with its head is judged with it.
 const ONE_READ_BYTES: usize = 4000;
-
-/// As the `http` crate writes it: names in lower case, and a length for a POST without a body.
-fn over_map(forwarded: &[u8]) -> String {
-    let text = String::from_utf8(forwarded.to_vec()).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    let mut lines = head.split("\r\n");
-    let mut out = lines.next().unwrap().replace('"', "%22");
-    let has_framing = head.contains("content-length: ") || head.contains("transfer-encoding: ");
-    // What frames or switches is written last, behind the fields.
-    let mut fields: Vec<_> = lines
-        .map(|line| {
-            line.split_once(':').map(|(name, value)| format!("{}: {}", name.to_lowercase(), value.trim())).unwrap()
-        })
-        .collect();
-    if head.starts_with("POST ") && !has_framing {
-        fields.push("content-length: 0".to_owned());
-    }
-    for field in fields {
-        out.push_str("\r\n");
-        out.push_str(&field);
-    }
-    format!("{out}\r\n\r\n{}", body.replace("X-Sum", "x-sum"))
-}
 
 #[tokio::test]
 async fn the_machine_receives_exactly_these_bytes_and_the_client_is_told_why_not() {

@@ -139,7 +139,7 @@ pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
         join_token_file: None,
         snapshot_dir: folder.join("routes"),
         suffixes: vec!["localhost".into()],
-        names: [("www.example.com".to_owned(), "web".to_owned())].into(),
+        names: ["www.example.com", "a", "[::1]"].map(|name| (name.to_owned(), "web".to_owned())).into(),
         gate_deadline_ms: setup.gate_deadline_ms,
         autostop_interval_ms: setup.autostop_interval_ms,
         autostop_idle_ms: Some(0),

@@ -5,7 +5,11 @@ mod agent;
 mod backend;
 mod client;
 mod fleet;
+#[path = "../h1/raw.rs"]
+mod raw;
 mod relay;
+#[path = "../h1/table.rs"]
+mod table;
 
 mod bodies;
 mod failures;
@@ -14,5 +18,6 @@ mod join;
 mod limits;
 mod moves;
 mod sleep;
+mod smuggling;
 mod tunnels;
 mod wake;
