@@ -21,6 +21,7 @@ use crate::keeper::{self, KeeperAsk, KeeperStatus, ServerAsk, control};
 use crate::lock::{Lock, path_of};
 use crate::map::{Geometry, Identity, Slots};
 use crate::pace::Limits;
+use crate::precopy::{PrecopyAsk, PrecopySpec, PrecopyStatus};
 use crate::process::{Watched, within};
 use crate::spec::VolumeSpec;
 
@@ -271,5 +272,21 @@ pub fn export_stop(spec: &ExportSpec) -> Result<()> {
     within("stopping an exporter", ASK_BOUND + END_BOUND, move || {
         let _ = control::ask_within::<_, ExporterStatus>(&control, &ExporterAsk::Stop, ASK_BOUND);
         Lock::take(&path_of(&control), END_BOUND).map(drop)
+    })
+}
+
+/// `None`: no pre-copy runs.
+pub fn precopy_status(spec: &PrecopySpec) -> Option<PrecopyStatus> {
+    let control = spec.control.clone();
+    within("asking a pre-copy", ASK_BOUND, move || control::ask_within(&control, &PrecopyAsk::Status, ASK_BOUND)).ok()
+}
+
+/// Ends a pre-copy and returns when nothing of it writes any more. One that is over is fine.
+pub fn precopy_stop(spec: &PrecopySpec) -> Result<()> {
+    let control = spec.control.clone();
+    within("stopping a pre-copy", ASK_BOUND + SYNC_BOUND, move || {
+        let _ = control::ask_within::<_, PrecopyStatus>(&control, &PrecopyAsk::Stop, ASK_BOUND);
+        // It still syncs what it copied.
+        Lock::take(&path_of(&control), SYNC_BOUND).map(drop)
     })
 }

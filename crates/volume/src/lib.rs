@@ -13,6 +13,7 @@ pub mod map;
 pub mod map_file;
 pub mod nbd;
 pub mod pace;
+pub mod precopy;
 pub mod process;
 pub mod roles;
 pub mod schedule;

@@ -1,5 +1,5 @@
 //! The processes of this crate, by the arguments that start them: `keeper SPEC`, `serve SPEC KEEPER_PID`,
-//! `export SPEC`, `export-serve SPEC KEEPER_PID`. A binary hands its arguments in and says how it is started again;
+//! `export SPEC`, `export-serve SPEC KEEPER_PID`, `precopy SPEC` (which prints what it did, as JSON). A binary hands its arguments in and says how it is started again;
 //! each role reads its own spec. It must not know what the binary is called.
 
 use std::ffi::OsString;
@@ -9,13 +9,15 @@ use std::process::{Command, ExitCode};
 use crate::error::{Result, VolumeError, chain};
 use crate::exporter::{self, ExportSpec};
 use crate::keeper;
+use crate::precopy::{self, PrecopySpec};
 use crate::spec::VolumeSpec;
 
 /// Another keeper of the same volume or migration lives.
 pub const EXIT_TAKEN: u8 = 3;
 const EXIT_USAGE: u8 = 2;
 
-const USAGE: &str = "usage: keeper SPEC | serve SPEC KEEPER_PID | export SPEC | export-serve SPEC KEEPER_PID";
+const USAGE: &str =
+    "usage: keeper SPEC | serve SPEC KEEPER_PID | export SPEC | export-serve SPEC KEEPER_PID | precopy SPEC";
 
 /// Runs a role to its end. `again` makes a command of this program that takes a role's arguments.
 pub fn run(arguments: &[OsString], again: impl Fn() -> Command) -> ExitCode {
@@ -23,6 +25,7 @@ pub fn run(arguments: &[OsString], again: impl Fn() -> Command) -> ExitCode {
     let done = match words[..] {
         ["keeper", spec] => keep(spec, &again),
         ["export", spec] => export(spec, &again),
+        ["precopy", spec] => precopy(spec),
         ["serve", spec, keeper_pid] => {
             pid(keeper_pid).and_then(|pid| VolumeSpec::read(Path::new(spec)).and_then(|spec| keeper::serve(&spec, pid)))
         }
@@ -53,6 +56,14 @@ fn keep(spec: &str, again: &impl Fn() -> Command) -> Result<()> {
 fn export(spec: &str, again: &impl Fn() -> Command) -> Result<()> {
     let server = child(again, "export-serve", spec);
     exporter::run(ExportSpec::read(Path::new(spec))?, server)
+}
+
+fn precopy(spec: &str) -> Result<()> {
+    let status = precopy::run(&PrecopySpec::read(Path::new(spec))?)?;
+    let text =
+        serde_json::to_string(&status).map_err(|error| VolumeError::io("telling what was done")(error.into()))?;
+    println!("{text}");
+    Ok(())
 }
 
 fn child(again: &impl Fn() -> Command, role: &'static str, spec: &str) -> impl Fn() -> Command {

@@ -110,7 +110,7 @@ impl VolumeSpec {
 }
 
 impl SourceSpec {
-    fn open(&self) -> Result<Arc<dyn Source>> {
+    pub(crate) fn open(&self) -> Result<Arc<dyn Source>> {
         match self {
             Self::File(path) => Ok(Arc::new(FileSource::new(path))),
             Self::Nbd { address, export, tls } => {

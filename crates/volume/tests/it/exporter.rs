@@ -1,15 +1,19 @@
 //! An export after a handoff, as the target of a move sees it: the address stays while servers die, the keeper's
 //! successor takes the port, and nobody else gets in.
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use godwit_volume::exporter::{ExportEntry, ExportSpec, ExportTls, ExporterAsk, ExporterStatus};
+use godwit_volume::host;
 use godwit_volume::keeper::control;
 use godwit_volume::nbd::client::{Address, ClientTls, NbdClient, Target};
 use godwit_volume::nbd::tls::Identity;
+use godwit_volume::precopy::{PrecopySpec, PrecopyStatus};
 use godwit_volume::source::remote::NbdSource;
+use godwit_volume::spec::{AddressSpec, SourceSpec, TlsSpec};
 
 use crate::support::{EPOCH, assert_same_file, eventually, image, kill_hard, open_clone};
 
@@ -73,6 +77,18 @@ impl Scene {
             found.is_some()
         });
         found.expect("just seen")
+    }
+    fn client_files(&self) -> TlsSpec {
+        let write = |name: &str, text: &str| {
+            std::fs::write(self.path(name), text).expect("written");
+            self.path(name)
+        };
+        TlsSpec {
+            certificates: write("client-cert.pem", &self.client.certificates_pem),
+            key: write("client-key.pem", &self.client.key_pem),
+            trusted: write("client-trusted.pem", &self.client.trusted_pem),
+            server_name: "source.migration".to_owned(),
+        }
     }
     fn target(&self, token: &str) -> Target {
         let mut target = Target::new(Address::Tcp(self.status().addr), format!("vol_1@{EPOCH}+{token}"));
@@ -159,4 +175,44 @@ fn a_second_exporter_of_one_migration_does_not_start() {
     let status = second.wait().expect("ends");
     assert_eq!(status.code(), Some(i32::from(godwit_volume::roles::EXIT_TAKEN)));
     scene.status();
+}
+
+/// The source still runs and writes: what was copied by then is not fetched again after the handoff.
+#[test]
+fn a_precopy_spares_the_move_most_of_its_bytes() {
+    let scene = Scene::new(64 * MIB);
+    let source = std::fs::File::options().write(true).open(scene.path("source.raw")).expect("the live file");
+    let spec = PrecopySpec {
+        source: SourceSpec::Nbd {
+            address: AddressSpec::Tcp(scene.status().addr),
+            export: format!("vol_1@{EPOCH}+s3cret"),
+            tls: Some(scene.client_files()),
+        },
+        local: scene.path("volume.raw"),
+        size_bytes: 64 * MIB,
+        limits: Default::default(),
+        passes: 2,
+        control: scene.path("precopy.sock"),
+    };
+    std::fs::write(scene.path("precopy.json"), serde_json::to_vec(&spec).expect("json")).expect("written");
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_godwit-volume-process"));
+        let output = crate::support::run(command.arg("precopy").arg(scene.path("precopy.json")));
+        serde_json::from_slice::<PrecopyStatus>(&output.stdout).expect("what it did")
+    };
+    let first = run();
+    assert!(first.done && first.copied_bytes == 48 * MIB && first.pass == 2, "{first:?}");
+    source.write_all_at(b"written since", 17 * MIB).expect("a write");
+    let second = run();
+    assert!(second.copied_bytes == 65536 && second.wire_bytes < MIB, "only the difference: {second:?}");
+    source.write_all_at(b"at the last moment", 33 * MIB).expect("a write");
+    assert!(host::precopy_status(&spec).is_none());
+    host::precopy_stop(&spec).expect("over already");
+    // Handed off.
+    let clone = NbdSource::new(scene.target("s3cret"));
+    let device = open_clone(scene.folder.path(), 64 * MIB, Some(Arc::new(clone)), |_| {});
+    eventually("complete", || device.is_complete());
+    let status = device.status();
+    assert!(status.verified && status.hydrated_bytes == 65536 && status.wire_bytes < MIB, "{status:?}");
+    assert_same_file(&scene.path("source.raw"), &scene.path("volume.raw"));
 }
