@@ -39,6 +39,7 @@ pub async fn adopt(effects: Effects, inputs: Inputs, machines: Vec<MachineId>, r
 /// Asks until there is an answer: what a Machine is about cannot be guessed.
 async fn find(effects: &Effects, machine: &MachineId) -> Adopted {
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    // A volume has no process: nothing of a driver's lies under its number, and so it is answered.
     loop {
         match effects.find(machine).await {
             Ok(Found::Nothing) => return Adopted::Nothing,

@@ -3,11 +3,12 @@
 
 mod inside;
 mod logs;
+mod moves;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
@@ -50,6 +51,14 @@ pub struct HostApi {
 }
 
 pub fn router(api: HostApi) -> Router {
+    // These name their callers by the ticket.
+    let moves = Router::new()
+        .route("/host/v1/moves/handoff", post(moves::handoff))
+        .route("/host/v1/moves/take-back", post(moves::take_back))
+        .route("/host/v1/moves/cancel", post(moves::cancel))
+        .route("/host/v1/moves/release", post(moves::release))
+        .layer(DefaultBodyLimit::max(godwit_base::ticket::BODY_MAX_BYTES * 2))
+        .with_state(api.clone());
     Router::new()
         .route("/host/v1/placements/{machine}", put(place))
         .route("/host/v1/machines/{machine}", get(show))
@@ -63,6 +72,7 @@ pub fn router(api: HostApi) -> Router {
         .route("/host/v1/pull", post(pull))
         .layer(from_fn_with_state(api.clone(), admit))
         .with_state(api)
+        .merge(moves)
 }
 
 /// Names the caller by its key, and lets only those through that may command this host.

@@ -42,6 +42,8 @@ pub struct Raw {
     #[serde(default)]
     pub images: RawImages,
     #[serde(default)]
+    pub volumes: RawVolumes,
+    #[serde(default)]
     pub timing: RawTiming,
     /// What changes when the host is started anew.
     #[serde(default = "default_boot_id_file")]
@@ -95,6 +97,15 @@ pub struct RawImages {
     pub collect_interval: Option<Span>,
     /// What was touched within it is kept; ten minutes if absent.
     pub collect_grace: Option<Span>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawVolumes {
+    /// The program, and its first arguments, that runs a volume's processes; this one and `volume-process` if absent.
+    pub program: Vec<String>,
+    /// Bound on the background copies of all moves to this host together, in bytes a second; 0 or absent: none.
+    pub rate_bytes_per_s: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -163,12 +174,25 @@ pub struct Config {
     pub pull_interval: Duration,
     pub host_fact_interval: Duration,
     pub drain_timeout: Duration,
+    /// Never empty.
+    pub volume_program: Vec<String>,
+    pub rate_bytes_per_s: u64,
     pub boot_id_file: PathBuf,
     pub resolv_conf: PathBuf,
     pub lab: bool,
 }
 
 impl Config {
+    pub fn volume_dir(&self, volume: &str) -> PathBuf {
+        self.data_dir.join("volumes").join(volume)
+    }
+
+    /// Where this host serves the volumes that it has handed off: beside its door, at any port.
+    pub fn export_listen(&self) -> SocketAddr {
+        let beside = self.door_addr.parse::<SocketAddr>().unwrap_or(self.listen);
+        SocketAddr::new(beside.ip(), 0)
+    }
+
     pub fn machine_dir(&self, machine: &str) -> PathBuf {
         self.data_dir.join("machines").join(machine)
     }
@@ -217,6 +241,8 @@ impl TryFrom<Raw> for Config {
             pull_interval: or(raw.timing.pull_interval, 30),
             host_fact_interval: or(raw.timing.host_fact_interval, 5),
             drain_timeout: or(raw.timing.drain_timeout, 5),
+            volume_program: volume_program(raw.volumes.program)?,
+            rate_bytes_per_s: raw.volumes.rate_bytes_per_s,
             boot_id_file: raw.boot_id_file,
             resolv_conf: raw.resolv_conf,
             lab: raw.lab,
@@ -242,6 +268,15 @@ fn driver(raw: &Raw) -> Result<DriverChoice, Error> {
 fn beside_this_program(name: &str) -> Result<PathBuf, Error> {
     let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
     Ok(program.with_file_name(name))
+}
+
+fn volume_program(given: Vec<String>) -> Result<Vec<String>, Error> {
+    if !given.is_empty() {
+        return Ok(given);
+    }
+    let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+    let program = program.to_str().ok_or_else(|| Error::Config("this program's path is not UTF-8".into()))?;
+    Ok(vec![program.to_owned(), "volume-process".to_owned()])
 }
 
 fn network(raw: &Raw) -> Result<NetworkChoice, Error> {

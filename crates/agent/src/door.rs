@@ -72,21 +72,14 @@ impl Hub {
                 if state.machines.remove(&fact.machine).is_none() {
                     return;
                 }
-                DoorUpdate::Gone {
-                    machine: fact.machine.clone(),
-                    moved_to: None,
-                    door_addr: None,
-                    epoch: fact.epoch,
-                }
+                DoorUpdate::Gone { machine: fact.machine.clone(), moved_to: None, door_addr: None, epoch: fact.epoch }
             }
             Seen::Gone { machine } => match state.machines.remove(machine) {
                 None => return,
-                Some(door) => DoorUpdate::Gone {
-                    machine: door.machine,
-                    moved_to: None,
-                    door_addr: None,
-                    epoch: door.epoch,
-                },
+                Some(door) => {
+                    let (moved_to, door_addr) = door.moving.map(|moving| (moving.host, moving.door_addr)).unzip();
+                    DoorUpdate::Gone { machine: door.machine, moved_to, door_addr, epoch: door.epoch }
+                }
             },
         };
         // Sent under the lock, so that a snapshot and the changes after it fit together. Without doors nobody hears.

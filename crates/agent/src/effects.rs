@@ -2,6 +2,7 @@
 //! one of the outcomes that `machine` knows. It must not decide what comes next.
 
 mod steps;
+mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -26,6 +27,7 @@ use crate::config::Config;
 use crate::crash::{CrashPoints, Instant};
 use crate::door::Hub;
 use crate::engine::{Command, Input, Work};
+use crate::exports::Exports;
 use crate::organs::Organs;
 use crate::owner::Inputs;
 
@@ -52,6 +54,7 @@ struct Shared {
     /// The step under way, by Machine.
     steps: Mutex<HashMap<MachineId, CancellationToken>>,
     checks: Mutex<HashMap<MachineId, CancellationToken>>,
+    exports: Exports,
     /// Handles of running Machines, so that they need not be looked for; a wrong or absent one is looked for.
     handles: Mutex<HashMap<MachineId, Handle>>,
 }
@@ -83,6 +86,7 @@ impl Effects {
             group,
             steps: Mutex::default(),
             checks: Mutex::default(),
+            exports: Exports::default(),
             handles: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -94,6 +98,10 @@ impl Effects {
 
     pub fn organs(&self) -> &Arc<Organs> {
         &self.shared.organs
+    }
+
+    pub fn exports(&self) -> &Exports {
+        &self.shared.exports
     }
 
     pub fn machine_dir(&self, machine: &MachineId) -> PathBuf {
@@ -169,7 +177,7 @@ impl Effects {
         let outcome = outcome.unwrap_or_else(|_| Outcome::Retry { reason: "the step's program panicked".into() });
         self.shared.crash.pass(kind, step, Instant::After);
         match &outcome {
-            Outcome::Done { .. } => {}
+            Outcome::Done { .. } | Outcome::Granted { .. } => {}
             Outcome::Retry { reason } | Outcome::Abort { reason, .. } => {
                 tracing::warn!(%machine, kind = kind.as_str(), step = step.as_str(), reason, "step failed");
             }

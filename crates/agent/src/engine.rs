@@ -6,6 +6,7 @@
 //! facts) is decided here. It must not know organs, sockets or the disk.
 
 mod load;
+mod moves;
 mod publish;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,8 @@ use godwit_api::fact::{MachineFact, Resources};
 use godwit_api::ids::{InstanceId, MachineId};
 use godwit_api::machine::CheckStatus;
 use godwit_api::row::Placement;
+use godwit_api::ticket::{SignedTicket, Ticket};
+use godwit_api::volume::HydrationFact;
 use godwit_machine::record::Record;
 use godwit_machine::{
     Answer, Ask, AskId, Context, Event, JobKind, Life, Outcome, Refusal, Source, Step, Sync, Until, What, capacity,
@@ -51,11 +54,19 @@ pub enum Input {
         machine: MachineId,
         event: Event,
     },
-    /// All rows for this host, at one revision of one generation of the store.
+    /// All rows for this host, at one revision of one generation of the store, and the moves that it is to lead.
     Pulled {
         generation: String,
         revision: u64,
         rows: BTreeMap<MachineId, Placement>,
+        /// Verified.
+        tickets: Vec<(SignedTicket, Ticket)>,
+    },
+    /// How far a volume has been filled.
+    Hydration {
+        volume: MachineId,
+        fact: HydrationFact,
+        allocated_bytes: u64,
     },
     /// Facts that have arrived.
     Published(Vec<(String, u64)>),
@@ -136,6 +147,8 @@ pub struct Work {
     pub machine: MachineId,
     pub job: godwit_machine::Job,
     pub record: Record,
+    /// Of the volumes that it mounts, in the order of its mounts, as far as they are here.
+    pub volumes: Vec<Record>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -151,11 +164,21 @@ struct Slot {
     checks: BTreeMap<String, CheckStatus>,
     /// The run that is being checked, and by what.
     checked: Option<(String, Vec<NamedCheck>)>,
+    /// Of a volume: what was last told of its filling, and of the disk that it takes.
+    hydration: Option<HydrationFact>,
+    allocated_bytes: u64,
 }
 
 impl Slot {
     fn new(life: Life) -> Self {
-        Self { life, events: VecDeque::new(), checks: BTreeMap::new(), checked: None }
+        Self {
+            life,
+            events: VecDeque::new(),
+            checks: BTreeMap::new(),
+            checked: None,
+            hydration: None,
+            allocated_bytes: 0,
+        }
     }
 }
 
@@ -189,7 +212,12 @@ impl Engine {
         match input {
             Input::Ask { machine, ask } => self.ask(machine, ask, now_ms, &mut out),
             Input::Machine { machine, event } => self.machine(machine, event, now_ms, &mut out),
-            Input::Pulled { generation, revision, rows } => self.pulled(generation, revision, rows, now_ms, &mut out),
+            Input::Pulled { generation, revision, rows, tickets } => {
+                self.pulled(generation, revision, rows, tickets, now_ms, &mut out)
+            }
+            Input::Hydration { volume, fact, allocated_bytes } => {
+                self.hydration_told(&volume, fact, allocated_bytes, &mut out)
+            }
             Input::Published(facts) => {
                 for (key, seq) in facts {
                     out.batch.push(Write::Published { key, seq });
@@ -215,13 +243,15 @@ impl Engine {
 
     fn ask(&mut self, machine: MachineId, ask: Ask, now_ms: u64, out: &mut Output) {
         if !self.slots.contains_key(&machine) {
-            let What::Place(placement) = &ask.what else {
-                return out.answers.push((ask.id, Answer::Refused(Refusal::Gone)));
+            let placement = match &ask.what {
+                What::Place(placement) => (**placement).clone(),
+                What::MoveIn { ticket, .. } => ticket.lead.clone(),
+                _ => return out.answers.push((ask.id, Answer::Refused(Refusal::Gone))),
             };
             if self.slots.len() >= MAX_MACHINES {
                 return out.answers.push((ask.id, Answer::Refused(Refusal::Busy)));
             }
-            let life = Life::unknown((**placement).clone(), now_ms);
+            let life = Life::unknown(placement, now_ms);
             self.slots.insert(machine.clone(), Slot::new(life));
         }
         self.machine(machine, Event::Ask(ask), now_ms, out);
@@ -236,8 +266,9 @@ impl Engine {
             out.batch.push(write);
         }
         let free = self.free_beside(&machine);
+        let missing = self.missing(&machine, &event);
         let Some(slot) = self.slots.get_mut(&machine) else { return };
-        let mut cx = Context { now_ms, free, draw: &mut self.draw };
+        let mut cx = Context { now_ms, free, missing, draw: &mut self.draw };
         let effects = slot.life.apply(event, &mut cx);
         self.follow(&machine, effects, now_ms, out);
         if adopted {
@@ -251,7 +282,7 @@ impl Engine {
         let Event::Outcome { job: id, step, outcome } = event else { return None };
         let job = self.slots.get(machine)?.life.job.as_ref().filter(|job| job.id == *id && job.step == *step)?;
         let outcome = match outcome {
-            Outcome::Done { .. } => "done".to_owned(),
+            Outcome::Done { .. } | Outcome::Granted { .. } => "done".to_owned(),
             Outcome::Retry { reason } => format!("retry: {reason}"),
             Outcome::Abort { reason, .. } => format!("abort: {reason}"),
         };
@@ -292,11 +323,17 @@ impl Engine {
         if effects.interrupt {
             out.commands.push(Command::Interrupt { machine: machine.clone() });
         }
-        if let (true, Some(job)) = (effects.perform, &slot.life.job) {
-            let work = Work { machine: machine.clone(), job: job.clone(), record: slot.life.record.clone() };
+        let run = slot.life.record.run.clone();
+        // What is carried out next must find the volumes as they are after this.
+        for (volume, passage) in effects.passages {
+            self.pass(volume, passage, now_ms, out);
+        }
+        if effects.perform
+            && let Some(work) = self.work(machine)
+        {
             out.commands.push(Command::Perform(Box::new(work)));
         }
-        if let (true, Some(run)) = (effects.watch, slot.life.record.run.clone()) {
+        if let (true, Some(run)) = (effects.watch, run) {
             out.commands.push(Command::Watch { machine: machine.clone(), run });
         }
         out.answers.extend(effects.answers);
@@ -324,6 +361,7 @@ impl Engine {
         generation: String,
         revision: u64,
         rows: BTreeMap<MachineId, Placement>,
+        tickets: Vec<(SignedTicket, Ticket)>,
         now_ms: u64,
         out: &mut Output,
     ) {
@@ -344,6 +382,7 @@ impl Engine {
             let what = What::Place(Box::new(placement));
             self.ask(machine, Ask { id: NOBODY, what, source: Source::User, until: Until::Accepted }, now_ms, out);
         }
+        self.arrivals(tickets, now_ms, out);
         for machine in plan.forget {
             self.forget(machine, out);
         }

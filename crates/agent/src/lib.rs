@@ -22,6 +22,7 @@ mod door;
 mod effects;
 mod engine;
 mod error;
+mod exports;
 mod facts;
 mod join;
 mod metrics;
@@ -145,6 +146,7 @@ impl Parts {
         let puller = pull::Puller {
             store: store.clone(),
             host: host.clone(),
+            control_key: identity.control_key.clone(),
             inputs: inputs.clone(),
             soon: soon.clone(),
             interval: config.pull_interval,

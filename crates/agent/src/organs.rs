@@ -1,6 +1,8 @@
 //! The organs that a host's agent uses, set up from its configuration: driver, network, images. It must not decide
 //! anything about a Machine.
 
+pub mod volumes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -18,12 +20,14 @@ use godwit_oci::{ContentStore, Digest, Limits, Puller, Unpacked, no_progress};
 use crate::config::{Config, DriverChoice, NetworkChoice};
 use crate::error::Error;
 use crate::join::Identity;
+use volumes::Volumes;
 
 /// What carries out the steps.
 pub struct Organs {
     pub driver: Arc<dyn Driver>,
     pub network: Network,
     pub images: Images,
+    pub volumes: Volumes,
 }
 
 impl Organs {
@@ -43,7 +47,8 @@ impl Organs {
 
     /// With a driver of one's own: for tests that count what it is asked.
     pub async fn with_driver(config: &Config, identity: &Identity, driver: Arc<dyn Driver>) -> Result<Self, Error> {
-        Ok(Self { driver, network: Network::new(config).await?, images: Images::new(config, identity)? })
+        let (network, images) = (Network::new(config).await?, Images::new(config, identity)?);
+        Ok(Self { driver, network, images, volumes: Volumes::new(config) })
     }
 }
 

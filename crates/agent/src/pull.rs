@@ -12,8 +12,10 @@ use godwit_api::door::DoorEdge;
 use godwit_api::ids::{HostId, MachineId};
 use godwit_api::keys;
 use godwit_api::row::{EdgeRow, Placement};
+use godwit_api::ticket::{SignedTicket, Ticket};
 use godwit_base::backoff::Backoff;
 use godwit_base::telemetry::chain;
+use godwit_base::ticket;
 use godwit_store::{Error, Mirror, Row, Store, StoreExt, Update, follow};
 
 use crate::engine::Input;
@@ -37,6 +39,8 @@ impl PullSoon {
 pub struct Puller {
     pub store: Arc<dyn Store>,
     pub host: HostId,
+    /// By which control has signed tickets for this host.
+    pub control_key: String,
     pub inputs: Inputs,
     pub soon: PullSoon,
     pub interval: Duration,
@@ -69,13 +73,33 @@ impl Puller {
         let prefix = keys::placements_of(&self.host);
         // Asked before and after: rows and generation must be of one store.
         let before = self.store.identity().await?.generation;
+        let tickets = self.store.list(&keys::tickets_of(&self.host)).await?;
         let listing = self.store.list(&prefix).await?;
         let generation = self.store.identity().await?.generation;
         if before != generation {
             return Err(Error::Closed);
         }
         let rows = listing.rows.iter().filter_map(|row| placement(row, &self.host)).collect();
-        Ok(Input::Pulled { generation, revision: listing.revision, rows })
+        let tickets = tickets.rows.iter().filter_map(|row| self.ticket(row)).collect();
+        Ok(Input::Pulled { generation, revision: listing.revision, rows, tickets })
+    }
+
+    /// One that is not for us, or that control did not sign, begins nothing.
+    fn ticket(&self, row: &Row) -> Option<(SignedTicket, Ticket)> {
+        let signed = match row.json::<SignedTicket>() {
+            Ok(signed) => signed.value,
+            Err(error) => {
+                tracing::error!(key = row.key, error = chain(&error), "a ticket cannot be read and is ignored");
+                return None;
+            }
+        };
+        match ticket::open_as_target(&signed, &self.host, &self.control_key) {
+            Ok(ticket) => Some((signed, ticket)),
+            Err(error) => {
+                tracing::error!(key = row.key, error = chain(&error), "a ticket is ignored");
+                None
+            }
+        }
     }
 }
 
@@ -99,9 +123,15 @@ fn placement(row: &Row, host: &HostId) -> Option<(MachineId, Placement)> {
     }
 }
 
-/// Turns every stir of the watch into an occasion. Runs for ever.
+/// Turns every stir of the watches into an occasion. Runs for ever.
 pub async fn watch_placements(store: Arc<dyn Store>, host: HostId, soon: PullSoon) {
-    let mut following = follow(store, keys::placements_of(&host));
+    let placements = watch(store.clone(), keys::placements_of(&host), soon.clone());
+    let tickets = watch(store, keys::tickets_of(&host), soon);
+    tokio::join!(placements, tickets);
+}
+
+async fn watch(store: Arc<dyn Store>, prefix: String, soon: PullSoon) {
+    let mut following = follow(store, prefix);
     loop {
         match following.next().await {
             Ok(Update::Snapshot { .. }) => soon.hint(),

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use godwit_api::config::{DnsConfig, InitConfig, MachineConfig};
 use godwit_api::ids::{Epoch, HostId};
 use godwit_api::row::Placement;
-use godwit_driver::{GuestFile, Limits, LogLimits, Process, RootPolicy, Spec};
+use godwit_driver::{GuestFile, Limits, LogLimits, Process, RootPolicy, Spec, VolumeMount};
 use godwit_oci::ImageConfig;
 
 /// Processes and threads of one Machine.
@@ -35,6 +35,7 @@ pub struct Surroundings<'a> {
     pub image: &'a ImageConfig,
     /// The host's own `resolv.conf`.
     pub resolv_conf: &'a str,
+    pub volumes: Vec<VolumeMount>,
 }
 
 /// `Err`: the configuration cannot be carried out; its owner must change it.
@@ -61,7 +62,7 @@ pub fn build(placement: &Placement, around: Surroundings<'_>) -> Result<Spec, St
         resolv_conf: resolv_conf(&config.dns, around.resolv_conf),
         hosts: hosts(placement, &hostname),
         binds: Vec::new(),
-        volumes: Vec::new(),
+        volumes: around.volumes,
         log: LogLimits::default(),
         machine,
         hostname,
@@ -216,6 +217,7 @@ mod tests {
             lowers_base: "/l".into(),
             lowers: vec!["a".into()],
             image: &image,
+            volumes: Vec::new(),
             resolv_conf: "nameserver 127.0.0.53\nnameserver 10.0.0.2\nsearch corp\n",
         };
         build(placement, around)

@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use godwit_api::fact::MachineFact;
 use godwit_api::ids::MachineId;
@@ -13,6 +16,7 @@ use crate::engine::Seen;
 #[derive(Clone, Default)]
 pub struct View {
     facts: Arc<RwLock<BTreeMap<MachineId, MachineFact>>>,
+    stirred: Arc<Notify>,
 }
 
 impl View {
@@ -26,6 +30,30 @@ impl View {
                 facts.remove(&machine);
             }
         }
+        drop(facts);
+        self.stirred.notify_waiters();
+    }
+
+    /// Until `seen` finds what it looks for in the Machine's fact, or the bound is over.
+    pub async fn until<T>(
+        &self,
+        machine: &MachineId,
+        bound: Duration,
+        mut seen: impl FnMut(Option<&MachineFact>) -> Option<T>,
+    ) -> Option<T> {
+        let look = async {
+            loop {
+                let stirred = self.stirred.notified();
+                tokio::pin!(stirred);
+                // Enabled before the look, so that nothing falls between the two.
+                stirred.as_mut().enable();
+                if let Some(found) = seen(self.get(machine).as_ref()) {
+                    return found;
+                }
+                stirred.await;
+            }
+        };
+        tokio::time::timeout(bound, look).await.ok()
     }
 
     pub fn get(&self, machine: &MachineId) -> Option<MachineFact> {

@@ -174,7 +174,11 @@ pub struct MigrationFact {
     pub step: Option<String>,
     #[serde(default)]
     pub reason: Option<String>,
-    /// Unix milliseconds of the entry into each part so far.
+    /// Source: it ran, or was about to be started again.
+    #[serde(default)]
+    pub was_running: bool,
+    /// Unix milliseconds of the entry into each part so far, of the door's closing (`closing`) and of the process's
+    /// start (`running`).
     #[serde(default)]
     pub at_ms: std::collections::BTreeMap<String, u64>,
 }

@@ -67,6 +67,8 @@ pub struct Volume {
     pub fstype: VolumeFs,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attached_machine_id: Option<String>,
+    /// The same, under the name that older clients read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached_alloc_id: Option<String>,
     /// RFC 3339.
     pub created_at: String,
@@ -91,6 +93,9 @@ pub struct VolumeFact {
     /// While it is being filled from another host.
     #[serde(default)]
     pub hydration: Option<HydrationFact>,
+    /// How the last filling ended; lost with the agent.
+    #[serde(default)]
+    pub hydrated: Option<HydrationFact>,
     /// Handed off, and read by this host until it has all of it.
     #[serde(default)]
     pub lent_to: Option<HostId>,

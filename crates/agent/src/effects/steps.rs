@@ -36,8 +36,20 @@ impl Effects {
                 Err(error) => Outcome::Retry { reason: chain(&error) },
             },
             Step::RemoveDriverState => self.remove_driver_state(work).await,
+            Step::MakeVolume => self.make_volume(work).await,
+            Step::RemoveVolume => self.remove_volume(&work.machine).await,
+            Step::AttachVolumes => self.attach_volumes(work).await,
+            Step::DetachVolumes => self.detach_volumes(work).await,
+            Step::MakeReplicas => self.make_replicas(work).await,
+            Step::RemoveReplicas => self.remove_replicas(work).await,
+            Step::AskHandoff => self.ask_handoff(work).await,
+            Step::HandBack => self.hand_back(work).await,
+            Step::ServeExport => self.serve_export(work).await,
+            Step::EndExport => self.end_export(work).await,
+            Step::AwaitWhole => self.await_whole(work).await,
+            Step::ReleaseSource => self.release_source(work).await,
             // The journal's row is the whole effect.
-            Step::SwapSpec | Step::AcknowledgeTombstone => Outcome::done(),
+            Step::SwapSpec | Step::AcknowledgeTombstone | Step::HandOff => Outcome::done(),
         }
     }
 
@@ -75,6 +87,10 @@ impl Effects {
             Ok(unpacked) => unpacked,
             Err(error) => return image_outcome(&error),
         };
+        let volumes = match self.mounts(work, placement).await {
+            Ok(volumes) => volumes,
+            Err(outcome) => return outcome,
+        };
         let resolv_conf = read_resolv_conf(&self.shared.config.resolv_conf);
         let around = Surroundings {
             host: &self.shared.host,
@@ -85,6 +101,7 @@ impl Effects {
             lowers: unpacked.lowers.clone(),
             image: &unpacked.config,
             resolv_conf: &resolv_conf,
+            volumes,
         };
         let spec = match build(placement, around) {
             Ok(spec) => spec,
@@ -105,7 +122,9 @@ impl Effects {
     /// Until the door says that nothing is in flight, or its time is over, or there is no door that could have let
     /// anything in.
     async fn close_door(&self, work: &Work) -> Outcome {
-        let bound = self.shared.config.drain_timeout + DRAIN_MARGIN;
+        let leaving = work.record.moving.as_ref().filter(|_| work.job.kind.is_departure());
+        let drain = leaving.map_or(self.shared.config.drain_timeout, |m| Duration::from_millis(m.drain_timeout_ms));
+        let bound = drain + DRAIN_MARGIN;
         if within(bound, self.shared.hub.drained(work.job.id)).await.is_none() {
             tracing::warn!(machine = %work.machine, "the door did not report its drain in time");
         }
@@ -159,7 +178,7 @@ impl Effects {
             Ok(Found::Running(handle)) => handle,
             other => return self.ended(work, other),
         };
-        match self.shared.organs.driver.kill(&handle).await {
+        match self.kill_stalled(work, self.shared.organs.driver.kill(&handle)).await {
             Ok(_) | Err(DriverError::NotRunning) => {
                 let found = self.find(&work.machine).await;
                 self.ended(work, found)

@@ -2,11 +2,13 @@
 //! not decide what happens to a Machine.
 
 use godwit_api::config::MachineConfig;
-use godwit_api::door::{Closing, DoorMachine};
+use godwit_api::door::{Closing, DoorMachine, MovingTo};
 use godwit_api::fact::{FactStamp, HostFact, MachineFact};
 use godwit_api::ids::MachineId;
 use godwit_api::keys;
 use godwit_api::machine::CheckStatus;
+use godwit_api::migration::MigrationFact;
+use godwit_api::volume::{HydrationFact, PlacedVolume, VolumeFact};
 use godwit_store::journal::Write;
 
 use super::load::json;
@@ -27,8 +29,8 @@ impl Engine {
         }
         out.facts.push(Fact { key, seq, value });
         let record = &slot.life.record;
-        let past = record.is_destroyed() || (!record.held && slot.life.job.is_none());
-        out.seen.push(match past {
+        let past = record.is_destroyed() || (!record.held && slot.life.job.is_none() && !record.is_handed_off());
+        out.seen.push(match past || record.is_volume() {
             true => Seen::Past { fact: Box::new(fact) },
             false => Seen::Machine { door: Box::new(self.door_machine(slot)), fact: Box::new(fact) },
         });
@@ -59,8 +61,33 @@ impl Engine {
             checks: slot.checks.values().cloned().collect(),
             refused: record.refused.clone(),
             held: record.held,
-            migration: None,
-            volume: None,
+            migration: record.moving.as_ref().map(|moving| MigrationFact {
+                id: moving.migration.clone(),
+                role: moving.role,
+                part: moving.part,
+                step: slot.life.job.as_ref().map(|job| job.step.as_str().to_owned()),
+                reason: moving.reason.clone(),
+                was_running: moving.was_running,
+                at_ms: moving.at_ms.clone(),
+            }),
+            volume: record.placement.volume.as_ref().map(|volume| self.volume_fact(slot, volume)),
+        }
+    }
+
+    fn volume_fact(&self, slot: &Slot, volume: &PlacedVolume) -> VolumeFact {
+        let record = &slot.life.record;
+        let hydration = record.hydration.as_ref().map(|hydration| HydrationFact {
+            migration: Some(hydration.migration.clone()),
+            source: Some(hydration.source.clone()),
+            ..slot.hydration.clone().unwrap_or_default()
+        });
+        VolumeFact {
+            id: volume.id.clone(),
+            size_bytes: volume.size_bytes,
+            allocated_bytes: slot.allocated_bytes,
+            hydration,
+            hydrated: slot.hydration.clone().filter(|fact| fact.verified),
+            lent_to: record.lent.as_ref().map(|lent| lent.to.clone()),
         }
     }
 
@@ -71,6 +98,9 @@ impl Engine {
     fn door_machine(&self, slot: &Slot) -> DoorMachine {
         let placement = &slot.life.record.placement;
         let closing = slot.life.closing();
+        let departs = slot.life.job.as_ref().is_some_and(|job| job.kind.is_departure() && job.is_forward());
+        let leaves = departs || slot.life.record.is_handed_off();
+        let leaving = slot.life.record.moving.as_ref().filter(|_| leaves);
         DoorMachine {
             machine: placement.machine.clone(),
             app: placement.app.clone(),
@@ -78,8 +108,15 @@ impl Engine {
             state: slot.life.record.state,
             private_ip: placement.private_ip,
             services: placement.config.services.clone(),
-            closing: closing.map(|token| Closing { drain_timeout_ms: self.settings.drain_timeout_ms, token }),
-            moving: None,
+            closing: closing.map(|token| Closing {
+                drain_timeout_ms: leaving.map_or(self.settings.drain_timeout_ms, |moving| moving.drain_timeout_ms),
+                token,
+            }),
+            moving: leaving.map(|moving| MovingTo {
+                host: moving.target.clone(),
+                door_addr: moving.target_door.clone(),
+                epoch: moving.epoch,
+            }),
         }
     }
 
@@ -93,7 +130,8 @@ impl Engine {
             capacity: self.settings.capacity,
             used: self.used(),
             applied_revision: self.applied_revision,
-            machines: self.slots.values().filter(|slot| slot.life.record.held).count() as u64,
+            machines: self.slots.values().map(|slot| &slot.life.record).filter(|r| r.held && !r.is_volume()).count()
+                as u64,
             drivers: self.settings.drivers.clone(),
             published_at_ms: now_ms,
         };

@@ -57,7 +57,7 @@ fn rows(rows: impl IntoIterator<Item = Placement>) -> BTreeMap<MachineId, Placem
 }
 
 fn pulled(revision: u64, all: impl IntoIterator<Item = Placement>) -> Input {
-    Input::Pulled { generation: "g".into(), revision, rows: rows(all) }
+    Input::Pulled { generation: "g".into(), revision, rows: rows(all), tickets: Vec::new() }
 }
 
 /// Applies, and carries out every step as done, until nothing is left.
@@ -165,7 +165,8 @@ fn a_tombstone_for_a_machine_that_was_never_here_is_acknowledged_too() {
 fn another_store_is_told_everything() {
     let mut engine = engine_of(Loaded::default()).engine;
     settle(&mut engine, pulled(9, [placement(1, 256)]));
-    let restored = Input::Pulled { generation: "h".into(), revision: 2, rows: rows([placement(1, 256)]) };
+    let restored =
+        Input::Pulled { generation: "h".into(), revision: 2, rows: rows([placement(1, 256)]), tickets: Vec::new() };
     let outputs = settle(&mut engine, restored);
     assert_eq!(facts_of(&outputs).len(), 1);
     assert_eq!(engine.applied_revision, 2, "revisions of another store do not compare");

@@ -1,0 +1,121 @@
+//! What the other host of a move asks, and control when it calls one off. The bearer is the ticket: control has signed
+//! it for this host.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use godwit_api::ApiError;
+use godwit_api::machine::Acknowledged;
+use godwit_api::migration::{MigrationFact, MovePart};
+use godwit_api::ticket::{
+    CancelAnswer, Grant, HandoffAnswer, HandoffAsk, Release, SignedTicket, TakeBackAnswer, Ticket,
+};
+use godwit_base::http::Failure;
+use godwit_base::ticket;
+use godwit_machine::{Answer, Refusal, Source, Until, What};
+
+use super::HostApi;
+use crate::owner::words;
+
+/// A question is held open for so long; then the answer is `pending`.
+const HELD_OPEN: Duration = Duration::from_secs(20);
+const ACCEPT_WAIT: Duration = Duration::from_secs(25);
+
+impl HostApi {
+    fn ticket(&self, signed: &SignedTicket) -> Result<Ticket, ApiError> {
+        ticket::open_as_source(signed, &self.identity.host, &self.identity.control_key)
+            .map_err(|fault| ApiError::forbidden(fault.to_string()))
+    }
+
+    async fn ask_move(&self, unit: &godwit_api::MachineId, what: What) -> Option<Answer> {
+        self.inputs.ask(unit.clone(), what, Source::User, Until::Accepted, ACCEPT_WAIT).await
+    }
+}
+
+pub async fn handoff(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) -> Result<Json<HandoffAnswer>, Failure> {
+    let ticket = api.ticket(&ask.ticket)?;
+    let unit = ticket.lead.machine.clone();
+    let what = What::MoveOut {
+        signed: ask.ticket,
+        ticket: Box::new(ticket.clone()),
+        client_certificate: ask.client_certificate,
+    };
+    match api.ask_move(&unit, what).await {
+        Some(Answer::Accepted { .. } | Answer::Ended { .. }) => {}
+        Some(Answer::Refused(Refusal::Failed(reason))) => return Ok(Json(HandoffAnswer::Refused { reason })),
+        // Never held here, or no more: nothing can be handed off.
+        Some(Answer::Refused(refusal @ Refusal::Gone)) => {
+            return Ok(Json(HandoffAnswer::Refused { reason: words(&refusal) }));
+        }
+        Some(Answer::Refused(refusal)) => return Ok(Json(HandoffAnswer::Pending { step: words(&refusal) })),
+        None => return Ok(Json(HandoffAnswer::Pending { step: "another job".into() })),
+    }
+    let part = |migration: Option<&MigrationFact>| migration.filter(|m| m.id == ticket.migration).cloned();
+    let decided = api.view.until(&unit, HELD_OPEN, |fact| {
+        let told = part(fact.and_then(|fact| fact.migration.as_ref()))?;
+        matches!(told.part, MovePart::HandedOff | MovePart::Refused | MovePart::TakenBack).then_some(told)
+    });
+    let Some(told) = decided.await else {
+        let step = api.view.get(&unit).and_then(|fact| fact.migration).and_then(|told| told.step);
+        return Ok(Json(HandoffAnswer::Pending { step: step.unwrap_or_default() }));
+    };
+    if told.part != MovePart::HandedOff {
+        let reason = told.reason.unwrap_or_else(|| "it stays".into());
+        return Ok(Json(HandoffAnswer::Refused { reason }));
+    }
+    let numbers: Vec<_> = ticket.volumes.iter().map(|carried| carried.placement.machine.clone()).collect();
+    let Some(exports) = api.effects.exports().all(&numbers, &ticket.migration, HELD_OPEN).await else {
+        return Ok(Json(HandoffAnswer::Pending { step: "serve_export".into() }));
+    };
+    let at = |name: &str| told.at_ms.get(name).copied().unwrap_or_default();
+    let grant =
+        Grant { running: told.was_running, exports, handed_off_at_ms: at("handed_off"), closed_at_ms: at("closing") };
+    Ok(Json(HandoffAnswer::HandedOff { grant: Box::new(grant) }))
+}
+
+pub async fn take_back(
+    State(api): State<HostApi>,
+    Json(signed): Json<SignedTicket>,
+) -> Result<Json<TakeBackAnswer>, Failure> {
+    let ticket = api.ticket(&signed)?;
+    let unit = ticket.lead.machine.clone();
+    match api.ask_move(&unit, What::TakeBack { ticket: Box::new(ticket) }).await {
+        Some(Answer::Accepted { .. } | Answer::Ended { .. }) => Ok(Json(TakeBackAnswer::TakenBack)),
+        Some(Answer::Refused(Refusal::Gone)) => Ok(Json(TakeBackAnswer::Never)),
+        Some(Answer::Refused(refusal)) => Err(ApiError::unavailable(words(&refusal), 1).into()),
+        None => Err(ApiError::unavailable("another job is still running", 1).into()),
+    }
+}
+
+pub async fn cancel(
+    State(api): State<HostApi>,
+    Json(signed): Json<SignedTicket>,
+) -> Result<Json<CancelAnswer>, Failure> {
+    let ticket = api.ticket(&signed)?;
+    let unit = ticket.lead.machine.clone();
+    match api.ask_move(&unit, What::CancelMove { ticket: Box::new(ticket) }).await {
+        // One that is not here was never handed off from here, nor will be.
+        Some(Answer::Accepted { .. } | Answer::Ended { .. } | Answer::Refused(Refusal::Gone)) => {
+            Ok(Json(CancelAnswer::Cancelled))
+        }
+        Some(Answer::Refused(Refusal::Failed(_))) => Ok(Json(CancelAnswer::TooLate)),
+        Some(Answer::Refused(refusal)) => Err(ApiError::unavailable(words(&refusal), 1).into()),
+        None => Err(ApiError::unavailable("no answer yet", 1).into()),
+    }
+}
+
+pub async fn release(State(api): State<HostApi>, Json(release): Json<Release>) -> Result<Json<Acknowledged>, Failure> {
+    let ticket = api.ticket(&release.ticket)?;
+    let ours = ticket.volumes.iter().any(|carried| carried.placement.machine == release.volume.carrier());
+    if !ours {
+        return Err(ApiError::bad_request(format!("volume {} is not part of the move", release.volume)).into());
+    }
+    match api.ask_move(&release.volume.carrier(), What::Release { ticket: Box::new(ticket) }).await {
+        Some(Answer::Accepted { .. } | Answer::Ended { .. } | Answer::Refused(Refusal::Gone)) => {
+            Ok(Json(Acknowledged { ok: true }))
+        }
+        Some(Answer::Refused(refusal)) => Err(ApiError::unavailable(words(&refusal), 1).into()),
+        None => Err(ApiError::unavailable("no answer yet", 1).into()),
+    }
+}

@@ -1,0 +1,509 @@
+//! The host's volumes on disk: where each lies, the processes that serve it, and one lock a volume, because a Machine's
+//! job and its volume's own may come to it at the same time. It must not decide anything about a Machine.
+//!
+//! ```text
+//! DATA/volumes/<number>/ volume.raw   the blocks            keeper.json  what its keeper is told
+//!                        map          which are here        client.*     this host's certificate for the move
+//!                        mnt/         the FUSE file         export/      what another host reads
+//! ```
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use godwit_api::ids::{Epoch, MachineId};
+use godwit_api::ticket::ExportGrant;
+use godwit_api::volume::{PlacedVolume, VolumeFs};
+use godwit_machine::Hydration;
+use godwit_volume::exporter::{ExportEntry, ExportSpec, ExportTls, ExporterStatus};
+use godwit_volume::host::{self, FileSystem, VolumeStatus};
+use godwit_volume::pace::Limits;
+use godwit_volume::spec::{AddressSpec, SourceSpec, TlsSpec, VolumeSpec};
+
+use crate::config::Config;
+
+/// What the certificates of a move are made out to: they are known by their keys, and each only to the other host.
+const CERTIFICATE_NAME: &str = "godwit-move";
+/// For a process that was started to answer.
+const PROCESS_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(2);
+
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeFault {
+    #[error("cannot {action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Volume(#[from] godwit_volume::VolumeError),
+    #[error("the volume's {what} did not answer within {after_s} s: {log}")]
+    Silent { what: &'static str, after_s: u64, log: String },
+    #[error("cannot make a certificate")]
+    Certificate(#[from] rcgen::Error),
+    #[error("the work was cut off")]
+    CutOff,
+}
+
+type Result<T> = std::result::Result<T, VolumeFault>;
+
+fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> VolumeFault {
+    let path = path.into();
+    move |source| VolumeFault::Io { action, path, source }
+}
+
+/// The organ. Cheap to clone.
+#[derive(Clone)]
+pub struct Volumes {
+    config: Arc<VolumesConfig>,
+    locks: Arc<Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+struct VolumesConfig {
+    dir: PathBuf,
+    program: Vec<String>,
+    listen: SocketAddr,
+    rate_bytes_per_s: u64,
+}
+
+impl Volumes {
+    pub fn new(config: &Config) -> Self {
+        let config = VolumesConfig {
+            dir: config.data_dir.join("volumes"),
+            program: config.volume_program.clone(),
+            listen: config.export_listen(),
+            rate_bytes_per_s: config.rate_bytes_per_s,
+        };
+        Self { config: Arc::new(config), locks: Arc::default() }
+    }
+
+    pub async fn lock(&self, volume: &MachineId) -> tokio::sync::OwnedMutexGuard<()> {
+        // One entry a volume of this host, and each is a whole one: a panic cannot leave it half-made.
+        let lock = self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(volume.clone()).or_default().clone();
+        lock.lock_owned().await
+    }
+
+    fn dir(&self, volume: &MachineId) -> PathBuf {
+        self.config.dir.join(volume.as_str())
+    }
+
+    fn raw(&self, volume: &MachineId) -> PathBuf {
+        self.dir(volume).join("volume.raw")
+    }
+
+    pub async fn create(&self, volume: &MachineId, placed: &PlacedVolume) -> Result<()> {
+        let (dir, raw, placed) = (self.dir(volume), self.raw(volume), placed.clone());
+        blocking(move || {
+            std::fs::create_dir_all(&dir).map_err(io("make", &dir))?;
+            Ok(host::create(&raw, placed.size_bytes, file_system(placed.fstype))?)
+        })
+        .await
+    }
+
+    /// An empty file for the blocks of a volume that comes from another host, and the certificate by which this host
+    /// will read them: `certificate` is of the whole move.
+    pub async fn make_replica(&self, volume: &MachineId, placed: &PlacedVolume, pair: &Pair) -> Result<()> {
+        let (dir, raw, placed, pair) = (self.dir(volume), self.raw(volume), placed.clone(), pair.clone());
+        blocking(move || {
+            std::fs::create_dir_all(dir.join("mnt")).map_err(io("make", &dir))?;
+            host::create(&raw, placed.size_bytes, FileSystem::Raw)?;
+            write(&dir.join("client.pem"), &pair.certificate)?;
+            write(&dir.join("client.key"), &pair.key)
+        })
+        .await
+    }
+
+    /// The certificate of a move's first volume, or a new one.
+    pub async fn pair_of(&self, volume: &MachineId) -> Result<Pair> {
+        let dir = self.dir(volume);
+        blocking(move || Pair::read_or_draw(&dir.join("client.pem"), &dir.join("client.key"))).await
+    }
+
+    /// Nothing of it stays here.
+    pub async fn remove(&self, volume: &MachineId) -> Result<()> {
+        let dir = self.dir(volume);
+        blocking(move || match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &dir)(error)),
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    /// A device with the volume's blocks. Whole ones are shown by the kernel alone, others by a keeper.
+    pub async fn attach(
+        &self,
+        volume: &MachineId,
+        placed: &PlacedVolume,
+        epoch: Epoch,
+        hydration: Option<&Hydration>,
+    ) -> Result<PathBuf> {
+        let Some(hydration) = hydration else {
+            self.stop_keeper(volume).await?;
+            let raw = self.raw(volume);
+            return blocking(move || Ok(host::attach(&raw)?)).await;
+        };
+        let spec = self.keeper_spec(volume, placed, epoch, hydration).await?;
+        let ready = |status: &VolumeStatus| status.keeper.loop_device.clone();
+        if let Some(device) = self.keeper(&spec).await?.as_ref().and_then(ready) {
+            return Ok(device);
+        }
+        self.start_keeper(volume).await?;
+        self.await_keeper(volume, &spec, ready).await
+    }
+
+    /// Makes sure that the volume is being filled; what its keeper says.
+    pub async fn fill(
+        &self,
+        volume: &MachineId,
+        placed: &PlacedVolume,
+        epoch: Epoch,
+        hydration: &Hydration,
+    ) -> Result<VolumeStatus> {
+        let spec = self.keeper_spec(volume, placed, epoch, hydration).await?;
+        if let Some(report) = self.keeper(&spec).await? {
+            return Ok(report);
+        }
+        self.start_keeper(volume).await?;
+        self.await_keeper(volume, &spec, |report| Some(report.clone())).await
+    }
+
+    /// No device of it is left, and what was written is on disk.
+    pub async fn detach(&self, volume: &MachineId) -> Result<()> {
+        self.stop_keeper(volume).await?;
+        let raw = self.raw(volume);
+        blocking(move || {
+            if !raw.exists() {
+                return Ok(());
+            }
+            host::detach(&raw)?;
+            Ok(host::sync(&raw)?)
+        })
+        .await
+    }
+
+    /// The device that shows it now, if one does.
+    pub async fn device(&self, volume: &MachineId) -> Result<Option<PathBuf>> {
+        if let Some(spec) = self.written_spec(volume).await?
+            && let Some(report) = self.keeper(&spec).await?
+        {
+            return Ok(report.keeper.loop_device);
+        }
+        let raw = self.raw(volume);
+        blocking(move || match raw.exists() {
+            true => Ok(host::find(&raw)?),
+            false => Ok(None),
+        })
+        .await
+    }
+
+    /// All IO of it fails for good, so that nothing hangs on a source that is away. The next keeper begins anew.
+    pub async fn poison(&self, volume: &MachineId) -> Result<()> {
+        let Some(spec) = self.written_spec(volume).await? else { return Ok(()) };
+        blocking(move || Ok(host::poison(&spec)?)).await
+    }
+
+    async fn stop_keeper(&self, volume: &MachineId) -> Result<()> {
+        let Some(spec) = self.written_spec(volume).await? else { return Ok(()) };
+        let path = self.dir(volume).join("keeper.json");
+        blocking(move || {
+            host::stop(&spec)?;
+            // Without its spec there is nothing to stop again.
+            std::fs::remove_file(&path).map_err(io("remove", &path))
+        })
+        .await
+    }
+
+    async fn keeper(&self, spec: &VolumeSpec) -> Result<Option<VolumeStatus>> {
+        let spec = spec.clone();
+        blocking(move || Ok(host::keeper_status(&spec))).await
+    }
+
+    async fn keeper_spec(
+        &self,
+        volume: &MachineId,
+        placed: &PlacedVolume,
+        epoch: Epoch,
+        hydration: &Hydration,
+    ) -> Result<VolumeSpec> {
+        let dir = self.dir(volume);
+        let (server, certificate) = (dir.join("server.pem"), hydration.export.server_certificate.clone());
+        let addr = hydration.export.addr.clone();
+        let address = addr.parse().map_err(|_| {
+            io("understand", &addr)(std::io::Error::new(std::io::ErrorKind::InvalidData, "no address and port"))
+        })?;
+        let caps = [hydration.rate_bytes_per_s, self.config.rate_bytes_per_s];
+        let mut limits = Limits::default();
+        limits.cap_bytes_per_s = caps.into_iter().filter(|cap| *cap > 0).fold(limits.cap_bytes_per_s, u64::min);
+        let spec = VolumeSpec {
+            volume: placed.id.as_str().to_owned(),
+            epoch,
+            size_bytes: placed.size_bytes,
+            local: self.raw(volume),
+            map: dir.join("map"),
+            source: Some(SourceSpec::Nbd {
+                address: AddressSpec::Tcp(address),
+                export: hydration.export.export.clone(),
+                tls: Some(TlsSpec {
+                    certificates: dir.join("client.pem"),
+                    key: dir.join("client.key"),
+                    trusted: server.clone(),
+                    server_name: CERTIFICATE_NAME.to_owned(),
+                }),
+            }),
+            limits,
+            mountpoint: dir.join("mnt"),
+            control: dir.join("keeper.sock"),
+        };
+        let (path, text) = (dir.join("keeper.json"), to_json(&spec));
+        blocking(move || {
+            std::fs::create_dir_all(dir.join("mnt")).map_err(io("make", &dir))?;
+            write(&server, &certificate)?;
+            write(&path, &text)
+        })
+        .await?;
+        Ok(spec)
+    }
+
+    /// As it was last told its keeper.
+    async fn written_spec(&self, volume: &MachineId) -> Result<Option<VolumeSpec>> {
+        let path = self.dir(volume).join("keeper.json");
+        blocking(move || match path.exists() {
+            true => Ok(Some(VolumeSpec::read(&path)?)),
+            false => Ok(None),
+        })
+        .await
+    }
+
+    async fn start_keeper(&self, volume: &MachineId) -> Result<()> {
+        let dir = self.dir(volume);
+        self.spawn(&dir, "keeper", &dir.join("keeper.json"))
+    }
+
+    /// The process outlives this agent; its words go to a file beside its spec.
+    fn spawn(&self, dir: &Path, role: &'static str, spec: &Path) -> Result<()> {
+        let log = dir.join("process.log");
+        let stderr = std::fs::File::options().create(true).append(true).open(&log).map_err(io("write", &log))?;
+        let program = self.config.program.first().map(String::as_str).unwrap_or_default();
+        let mut command = tokio::process::Command::new(program);
+        command.args(&self.config.program[1..]).arg(role).arg(spec);
+        // A group of its own: a terminal's signals to the agent are not for it.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).process_group(0);
+        // Dropped without a kill: the runtime reaps it whenever it ends.
+        command.spawn().map(drop).map_err(io("start", program))
+    }
+
+    async fn await_keeper<T>(
+        &self,
+        volume: &MachineId,
+        spec: &VolumeSpec,
+        ready: impl Fn(&VolumeStatus) -> Option<T>,
+    ) -> Result<T> {
+        let looking = async {
+            loop {
+                if let Some(found) = self.keeper(spec).await?.as_ref().and_then(&ready) {
+                    return Ok(found);
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        match tokio::time::timeout(PROCESS_ANSWERS_WITHIN, looking).await {
+            Ok(found) => found,
+            Err(_) => Err(self.silent("keeper", &self.dir(volume))),
+        }
+    }
+
+    fn silent(&self, what: &'static str, dir: &Path) -> VolumeFault {
+        let text = std::fs::read_to_string(dir.join("process.log")).unwrap_or_default();
+        let log = text.lines().last().unwrap_or("it said nothing").to_owned();
+        VolumeFault::Silent { what, after_s: PROCESS_ANSWERS_WITHIN.as_secs(), log }
+    }
+
+    /// Serves the volume's blocks to the holder of the client's certificate, until `end_export`. Found again if it is
+    /// served already, and at the same address even if everything of it died.
+    pub async fn export(
+        &self,
+        volume: &MachineId,
+        placed: &PlacedVolume,
+        epoch: Epoch,
+        migration: &str,
+        client_certificate: &str,
+    ) -> Result<ExportGrant> {
+        let dir = self.dir(volume).join("export");
+        let path = dir.join("export.json");
+        let (raw, listen) = (self.raw(volume), self.config.listen);
+        let (placed_id, size_bytes) = (placed.id.clone(), placed.size_bytes);
+        let (migration, client) = (migration.to_owned(), client_certificate.to_owned());
+        let prepared = {
+            let (dir, path) = (dir.clone(), path.clone());
+            blocking(move || {
+                std::fs::create_dir_all(&dir).map_err(io("make", &dir))?;
+                let pair = Pair::read_or_draw(&dir.join("server.pem"), &dir.join("server.key"))?;
+                write(&dir.join("client.pem"), &client)?;
+                let known = if path.exists() { Some(ExportSpec::read(&path)?) } else { None };
+                let spec = match known.filter(|spec| spec.migration == migration) {
+                    Some(spec) => spec,
+                    None => {
+                        let token = godwit_base::secret::new_key("gwx");
+                        let volume = placed_id.as_str().to_owned();
+                        let export = ExportEntry { volume, epoch, token, local: raw, size_bytes };
+                        let spec = ExportSpec {
+                            migration,
+                            listen,
+                            exports: vec![export],
+                            tls: Some(ExportTls {
+                                certificates: dir.join("server.pem"),
+                                key: dir.join("server.key"),
+                                trusted: dir.join("client.pem"),
+                            }),
+                            control: dir.join("export.sock"),
+                        };
+                        write(&path, &to_json(&spec))?;
+                        spec
+                    }
+                };
+                Ok((spec, pair))
+            })
+            .await?
+        };
+        let (mut spec, pair) = prepared;
+        let status = match self.exporter(&spec).await? {
+            Some(status) => status,
+            None => {
+                self.spawn(&dir, "export", &path)?;
+                self.await_exporter(&dir, &spec).await?
+            }
+        };
+        if spec.listen != status.addr {
+            // Whatever dies from here on, it comes back at this address.
+            spec.listen = status.addr;
+            let text = to_json(&spec);
+            blocking(move || write(&path, &text)).await?;
+        }
+        let token = spec.exports.first().map(|export| export.token.clone()).unwrap_or_default();
+        Ok(ExportGrant {
+            volume: placed.id.clone(),
+            addr: status.addr.to_string(),
+            export: format!("{}@{epoch}+{token}", placed.id),
+            server_certificate: pair.certificate,
+        })
+    }
+
+    async fn exporter(&self, spec: &ExportSpec) -> Result<Option<ExporterStatus>> {
+        let spec = spec.clone();
+        blocking(move || Ok(host::export_status(&spec))).await
+    }
+
+    async fn await_exporter(&self, dir: &Path, spec: &ExportSpec) -> Result<ExporterStatus> {
+        let looking = async {
+            loop {
+                if let Some(status) = self.exporter(spec).await?.filter(|status| status.server_pid != 0) {
+                    return Ok(status);
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::time::timeout(PROCESS_ANSWERS_WITHIN, looking)
+            .await
+            .unwrap_or_else(|_| Err(self.silent("exporter", dir)))
+    }
+
+    pub async fn end_export(&self, volume: &MachineId) -> Result<()> {
+        let dir = self.dir(volume).join("export");
+        blocking(move || {
+            let path = dir.join("export.json");
+            if path.exists() {
+                host::export_stop(&ExportSpec::read(&path)?)?;
+            }
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &dir)(error)),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// What only a filling needed.
+    pub async fn settle(&self, volume: &MachineId) -> Result<()> {
+        let dir = self.dir(volume);
+        blocking(move || {
+            for name in ["client.pem", "client.key"] {
+                let path = dir.join(name);
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(io("remove", path)(error));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn allocated_bytes(&self, volume: &MachineId) -> u64 {
+        let raw = self.raw(volume);
+        blocking(move || Ok(host::allocated_bytes(&raw)?)).await.unwrap_or_default()
+    }
+}
+
+/// A certificate and its key, PEM both.
+#[derive(Debug, Clone, Default)]
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Pair {
+    fn read_or_draw(certificate: &Path, key: &Path) -> Result<Self> {
+        if certificate.exists() && key.exists() {
+            let read = |path: &Path| std::fs::read_to_string(path).map_err(io("read", path));
+            return Ok(Self { certificate: read(certificate)?, key: read(key)? });
+        }
+        let drawn = rcgen::generate_simple_self_signed(vec![CERTIFICATE_NAME.to_owned()])?;
+        let pair = Self { certificate: drawn.cert.pem(), key: drawn.signing_key.serialize_pem() };
+        if let Some(dir) = certificate.parent() {
+            std::fs::create_dir_all(dir).map_err(io("make", dir))?;
+        }
+        // The key first: a certificate without one is drawn anew.
+        write(key, &pair.key)?;
+        write(certificate, &pair.certificate)?;
+        Ok(pair)
+    }
+}
+
+fn file_system(fstype: VolumeFs) -> FileSystem {
+    match fstype {
+        VolumeFs::Ext4 => FileSystem::Ext4,
+        VolumeFs::Raw => FileSystem::Raw,
+    }
+}
+
+/// Our own specs always become JSON: no map of theirs has keys that are not text.
+fn to_json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// Whole or not at all, and for nobody else's eyes; left alone when it says so already. Not synced: the journal has
+/// what a power cut takes, and a key without its certificate is drawn anew.
+fn write(path: &Path, text: &str) -> Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|stands| stands == text) {
+        return Ok(());
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let written = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(io("write", path))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(VolumeFault::CutOff))
+}
