@@ -1,17 +1,16 @@
-//! Hydration against its peers, interleaved in one run: `bench MIB ROUNDS FOLDER`. Prints for each round and at the
-//! end the median of: a clone that hydrates over TCP (verified against the source's hashes and synced), the same over
-//! TLS, nbdcopy from the same server plain and over TLS (synced, not verified), and cp. Half of the image is holes.
+//! Until a copy is whole and synced: a clone that hydrates over TCP (each block checked against the source's hash, on
+//! arrival and once more in the file), plain and over TLS and after a pre-copy, against nbdcopy from our server and from
+//! nbdkit, plain and over GnuTLS (none of them checks anything), against sendfile and splice, and cp.
 
 use std::fs::File;
-use std::net::TcpListener;
-use std::os::unix::fs::FileExt;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_api::ids::Epoch;
-use godwit_volume::map::{Geometry, Identity, LiveMap};
+use godwit_volume::map::{BLOCK_BYTES, Geometry, Identity, LiveMap};
 use godwit_volume::nbd::client::{Address, ClientTls, Target};
 use godwit_volume::nbd::export::{FileExport, Named};
 use godwit_volume::nbd::server::{Listener, NbdServer, Security};
@@ -20,32 +19,39 @@ use godwit_volume::shm::SharedBoard;
 use godwit_volume::source::remote::NbdSource;
 use godwit_volume::{CloneConfig, CloneDevice, CloneParts, map_file};
 
-const EPOCH: Epoch = Epoch { generation: 1, n: 1 };
+use crate::{EPOCH, Plan, Table};
 
-fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [mib, rounds, folder] = &arguments[..] else { panic!("usage: bench MIB ROUNDS FOLDER") };
-    let (mib, rounds): (u64, usize) = (mib.parse().expect("MIB"), rounds.parse().expect("ROUNDS"));
-    let scene = Scene::new(PathBuf::from(folder), mib);
-    let names = ["clone", "clone-tls", "nbdcopy", "nbdcopy-tls", "cp"];
-    let mut all: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
-    for _ in 0..rounds {
-        for (name, rates) in names.iter().zip(&mut all) {
-            let rate = (mib / 2) as f64 / scene.one(name).as_secs_f64();
-            print!("{name} {rate:.0} MiB/s  ");
-            rates.push(rate);
+const NAMES: [&str; 9] = [
+    "clone",
+    "nbdcopy",
+    "nbdcopy nbdkit",
+    "sendfile+splice",
+    "clone tls",
+    "nbdcopy tls",
+    "nbdcopy nbdkit tls",
+    "clone precopied",
+    "cp",
+];
+/// Blocks of 64 KiB that differ when a pre-copied clone is handed off: one in so many.
+const CHANGED: u64 = 50;
+
+pub fn run(plan: &Plan) {
+    println!("== copy: {} MiB of data in {} MiB, whole and synced", plan.mib / 2, plan.mib);
+    let scene = Scene::new(plan.folder.clone(), plan.mib);
+    let mut table = Table::new("MiB/s");
+    for _ in 0..plan.rounds {
+        for name in NAMES {
+            table.add(name, (plan.mib / 2) as f64 / scene.one(name).as_secs_f64());
         }
-        println!();
+        table.end_of_round();
     }
-    let medians: Vec<f64> = all
-        .iter_mut()
-        .map(|rates| {
-            rates.sort_by(f64::total_cmp);
-            rates[rates.len() / 2]
-        })
-        .collect();
-    println!("median: {}", names.iter().zip(&medians).map(|(n, m)| format!("{n} {m:.0}  ")).collect::<String>());
-    println!("clone/nbdcopy {:.2}x  clone-tls/nbdcopy-tls {:.2}x", medians[0] / medians[2], medians[1] / medians[3]);
+    table.medians();
+    table.ratio("clone", "nbdcopy", 1.0);
+    table.ratio("clone", "nbdcopy nbdkit", 1.0);
+    table.ratio("clone", "sendfile+splice", 0.95);
+    table.ratio("clone tls", "nbdcopy tls", 3.0);
+    table.ratio("clone tls", "nbdcopy nbdkit tls", 3.0);
+    table.ratio("clone precopied", "clone", 1.0);
 }
 
 struct Scene {
@@ -54,6 +60,33 @@ struct Scene {
     plain: NbdServer,
     secure: NbdServer,
     client: tls::Identity,
+    /// nbdkit, plain and with a shared key.
+    kits: [Kit; 2],
+}
+
+/// Ended when dropped.
+struct Kit {
+    port: u16,
+    child: Child,
+}
+
+impl Kit {
+    fn start(source: &Path, options: &[String]) -> Self {
+        // Free now; nobody else here takes ports of this kind.
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+        let mut command = Command::new("nbdkit");
+        command.args(["-f", "-r", "-i", "127.0.0.1", "-p"]).arg(port.to_string()).args(options).arg("file").arg(source);
+        let child = command.spawn().expect("nbdkit starts");
+        crate::keeper::until("nbdkit listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Self { port, child }
+    }
+}
+
+impl Drop for Kit {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Scene {
@@ -77,32 +110,57 @@ impl Scene {
         };
         let plain = start(Security::Plain);
         let secure = start(Security::Tls(server.server().expect("tls")));
-        Self { folder, size: mib << 20, plain, secure, client }
+        let psk = folder.join("psk");
+        let key: String = blake3::hash(b"bench").as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        std::fs::write(&psk, format!("m:{key}\n")).expect("written");
+        std::fs::set_permissions(&psk, std::fs::Permissions::from_mode(0o600)).expect("private");
+        let secure_options = ["--tls=require".to_owned(), format!("--tls-psk={}", psk.display())];
+        let kits = [Kit::start(&source, &[]), Kit::start(&source, &secure_options)];
+        Self { folder, size: mib << 20, plain, secure, client, kits }
     }
 
     fn one(&self, name: &str) -> Duration {
         let target = self.folder.join("target.raw");
         let _ = std::fs::remove_file(&target);
+        if name == "clone precopied" {
+            self.precopied(&target);
+        }
         let began = Instant::now();
         match name {
-            "clone" => self.hydrate(&target, false),
-            "clone-tls" => self.hydrate(&target, true),
+            "clone" | "clone precopied" => self.hydrate(&target, false),
+            "clone tls" => self.hydrate(&target, true),
+            "sendfile+splice" => crate::floor::copy(&self.source(), &target, self.size),
             "cp" => {
                 self.command(Command::new("cp").args(["--sparse=auto", "--reflink=never"]).arg(self.source()), &target)
             }
             name => {
-                let uri = if name == "nbdcopy-tls" {
-                    let port = self.secure.tcp_addr().expect("tcp").port();
-                    format!("nbds://localhost:{port}/v?tls-certificates={}", self.folder.join("pki").display())
-                } else {
-                    format!("nbd://localhost:{}/v", self.plain.tcp_addr().expect("tcp").port())
-                };
                 File::create(&target).and_then(|file| file.set_len(self.size)).expect("a target");
-                self.command(Command::new("nbdcopy").arg("--destination-is-zero").arg(uri), &target);
+                self.command(Command::new("nbdcopy").arg("--destination-is-zero").arg(self.uri(name)), &target);
             }
         }
         File::open(&target).and_then(|file| file.sync_all()).expect("synced");
         began.elapsed()
+    }
+    fn uri(&self, name: &str) -> String {
+        let folder = self.folder.display();
+        match name {
+            "nbdcopy tls" => {
+                let port = self.secure.tcp_addr().expect("tcp").port();
+                format!("nbds://localhost:{port}/v?tls-certificates={folder}/pki")
+            }
+            "nbdcopy nbdkit" => format!("nbd://localhost:{}/", self.kits[0].port),
+            "nbdcopy nbdkit tls" => format!("nbds://m@localhost:{}/?tls-psk-file={folder}/psk", self.kits[1].port),
+            _ => format!("nbd://localhost:{}/v", self.plain.tcp_addr().expect("tcp").port()),
+        }
+    }
+    /// As a pre-copy leaves it, with what the source wrote since.
+    fn precopied(&self, target: &Path) {
+        self.command(Command::new("cp").args(["--sparse=auto", "--reflink=never"]).arg(self.source()), target);
+        let file = File::options().write(true).open(target).expect("the copy");
+        for block in (0..self.size / BLOCK_BYTES).step_by(CHANGED as usize) {
+            file.write_all_at(b"stale", block * BLOCK_BYTES).expect("written");
+        }
+        file.sync_all().expect("synced");
     }
     fn source(&self) -> PathBuf {
         self.folder.join("source.raw")
@@ -115,7 +173,7 @@ impl Scene {
     fn hydrate(&self, target: &Path, secure: bool) {
         let map = self.folder.join("target.map");
         let _ = std::fs::remove_file(&map);
-        let file = File::options().read(true).write(true).create_new(true).open(target).expect("a file");
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(target).expect("a file");
         file.set_len(self.size).expect("sized");
         let geometry = Geometry::new(self.size).expect("a size");
         let (store, slots, head, pages) = map_file::open(&map, Identity::new("bench", EPOCH), geometry).expect("a map");
