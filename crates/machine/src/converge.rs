@@ -104,6 +104,8 @@ pub fn plan(
         match (nothing_left, busy.contains(id)) {
             (true, false) => plan.forget.push(id.clone()),
             (true, true) => {}
+            // Its row comes with the handoff.
+            (false, _) if record.is_arriving() || record.lent.is_some() => {}
             (false, _) => plan.unplaced.push(id.clone()),
         }
     }
