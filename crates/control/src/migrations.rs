@@ -118,8 +118,10 @@ fn at_source(sight: &Sight) -> Step {
     if source_part == Some(MovePart::HandedOff) {
         return Step::Follow;
     }
+    // The source may be out of control's reach, and not out of the target's.
     let gave_up = matches!(target_part, Some(MovePart::Refused | MovePart::TakenBack));
-    if is_held_at(sight.target, row.epoch) && !gave_up {
+    let was_told_so = target_part.is_some_and(|part| part >= MovePart::HandedOff);
+    if (is_held_at(sight.target, row.epoch) || was_told_so) && !gave_up {
         return Step::Follow;
     }
     // A target that took back has asked the source, whose word is the one that counts.
@@ -217,6 +219,12 @@ fn is_whole(volume: &VolumeSight) -> bool {
         fact.state == MachineState::Destroyed || (!fact.held && !lends)
     });
     filled && released
+}
+
+/// Did it run when the source let go of it? As that says, if it says anything.
+pub fn ran_at_source(sight: &Sight) -> Option<bool> {
+    let source = part(sight.source, sight.row).filter(|told| told.part == MovePart::HandedOff);
+    source.map(|told| told.was_running)
 }
 
 /// Appends to the journal of a move; the oldest go first, but for the one that began it.

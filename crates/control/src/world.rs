@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use godwit_api::fact::{HostFact, MachineFact};
+use godwit_api::fact::{HostFact, MachineFact, Resources};
 use godwit_api::route::{AppRegions, RouteRow};
 use godwit_api::row::{
     AppRow, EdgeRow, GenerationRow, HostRow, LeaseRow, MachineRow, Placement, PortRow, TokenRow, VolumeRow,
@@ -223,7 +223,8 @@ impl World {
         let row: Option<Known<Placement>> = self.read(key, value, revision);
         match row.as_ref().filter(|row| !row.destroy) {
             Some(row) => {
-                let need = capacity::of_placement(row, row.launch);
+                let is_counted = self.is_counted(&host, &machine);
+                let need = if is_counted { Resources::default() } else { capacity::of_placement(row, row.launch) };
                 self.snapshot.placed(&host, &machine, &row.app, need, revision);
             }
             None => self.snapshot.unplaced(&host, &machine),
@@ -293,7 +294,7 @@ impl World {
         };
         let (old, new) = (told(of_host.get(&machine)), told(row.as_ref()));
         set(of_host, machine.clone(), row);
-        self.settle_arrival(&host, &machine);
+        self.settle_arrivals_with(&host, &machine);
         // Events and check outputs come often and change no route.
         if old != new {
             self.stale_routes.extend(old.or(new).map(|(app, ..)| app));

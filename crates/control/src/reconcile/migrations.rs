@@ -198,12 +198,15 @@ fn put(world: &World, placement: &Placement, txn: &mut Txn) -> Result<(), ApiErr
 fn following(control: &Control, row: &Known<MigrationRow>, ticket: &Ticket) -> Result<Writing, ApiError> {
     let world = control.world();
     let detail = format!("handed off: {} has it", row.target);
+    let ran = migrations::ran_at_source(&world.sight(row, ticket, clock::unix_ms()));
     let mut writing = begin(&world, row, ticket, MigrationPhase::Starting, row.source.as_str(), &detail);
     for (subject, part) in marked(&world, row, ticket) {
         let place = Place { host: part.host.clone(), region: part.region.clone(), epoch: part.epoch };
         let moved = Change { place: Some(place), now_ms: clock::unix_ms(), ..Change::default() };
         change(&subject, &moved, &mut writing.txn)?;
-        put(&world, part, &mut writing.txn)?;
+        // No part of what is held; edges learn by it whether it is about to run there.
+        let launch = part.volume.is_none() && ran.unwrap_or(part.launch);
+        put(&world, &Placement { launch, ..part.clone() }, &mut writing.txn)?;
     }
     Ok(writing)
 }

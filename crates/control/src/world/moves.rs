@@ -31,7 +31,8 @@ pub(super) struct Arrival {
     migration: MigrationId,
     app: AppName,
     need: Resources,
-    epoch: Epoch,
+    /// What leads the move, and its epoch: once the target tells of that, it counts all parts itself.
+    lead: (MachineId, Epoch),
 }
 
 /// What a ticket takes along: its lead, and the volumes unless the lead is one itself.
@@ -61,8 +62,8 @@ impl World {
         self.migrations.insert(id.clone(), Move { row, ticket: ticket.clone(), hydration });
         let Some(ticket) = ticket else { return };
         for (placement, need) in needs(&ticket) {
-            let (app, epoch) = (placement.app.clone(), placement.epoch);
-            let arrival = Arrival { migration: id.clone(), app, need, epoch };
+            let lead = (ticket.lead.machine.clone(), ticket.lead.epoch);
+            let arrival = Arrival { migration: id.clone(), app: placement.app.clone(), need, lead };
             self.arriving.insert((ticket.target.clone(), placement.machine.clone()), arrival);
             self.settle_arrival(&ticket.target, &placement.machine);
             if let Some(fact) = self.fact(&ticket.target, &placement.machine).cloned() {
@@ -88,10 +89,27 @@ impl World {
         if self.placement(host, machine).is_some() {
             return;
         }
-        let is_counted = self.fact(host, machine).is_some_and(|fact| fact.epoch >= arrival.epoch);
-        match is_counted {
+        match self.is_counted(host, machine) {
             true => self.snapshot.unplaced(host, machine),
             false => self.snapshot.placed(host, machine, &arrival.app, arrival.need, RESERVED),
+        }
+    }
+
+    /// Is it on its way to a host that counts it already?
+    pub(super) fn is_counted(&self, host: &HostId, machine: &MachineId) -> bool {
+        let arrival = self.arriving.get(&(host.clone(), machine.clone()));
+        arrival.is_some_and(|arrival| {
+            let (lead, epoch) = &arrival.lead;
+            self.fact(host, lead).is_some_and(|fact| fact.epoch >= *epoch)
+        })
+    }
+
+    /// The same for all that comes with `lead`.
+    pub(super) fn settle_arrivals_with(&mut self, host: &HostId, lead: &MachineId) {
+        let with = self.arriving.iter().filter(|((to, _), arrival)| to == host && arrival.lead.0 == *lead);
+        let with: Vec<MachineId> = with.map(|((_, machine), _)| machine.clone()).collect();
+        for machine in with {
+            self.settle_arrival(host, &machine);
         }
     }
 
@@ -103,7 +121,8 @@ impl World {
     }
 
     pub(super) fn note_hydration(&mut self, fact: &MachineFact) {
-        let told = fact.volume.as_ref().and_then(|volume| volume.hydration.as_ref());
+        let volume = fact.volume.as_ref();
+        let told = volume.and_then(|volume| volume.hydration.as_ref().or(volume.hydrated.as_ref()));
         let Some((told, id)) = told.and_then(|told| Some((told, told.migration.as_ref()?))) else { return };
         if let Some(of) = self.migrations.get_mut(id).filter(|of| !of.row.phase.is_over()) {
             of.hydration.insert(fact.machine.clone(), told.clone());

@@ -17,7 +17,10 @@ use godwit_api::host::{LogLine, PlaceReply, RunRestart, RunStart, RunStop};
 use godwit_api::machine::{
     Acknowledged, CheckStatus, ExecAnswer, ExecMachine, MachineState, ProcessStat, SignalMachine, StartAnswer,
 };
+use godwit_api::migration::{MigrationFact, MovePart, MoveRole};
 use godwit_api::row::Placement;
+use godwit_api::ticket::{CancelAnswer, SignedTicket, Ticket};
+use godwit_api::volume::{HydrationFact, VolumeFact};
 use godwit_api::{ApiError, Epoch, HostId, MachineId, keys};
 use godwit_base::TaskGroup;
 use godwit_base::clock;
@@ -36,6 +39,8 @@ pub struct Knobs {
     pub away: bool,
     /// Never answers a placement that was put, and does nothing with it.
     pub hang: bool,
+    /// What a source answers to a cancel; nothing: it breaks the connection.
+    pub cancel: Option<CancelAnswer>,
 }
 
 #[derive(Debug, Clone)]
@@ -45,6 +50,49 @@ pub struct Held {
     pub refused: Option<String>,
     pub checks: Vec<CheckStatus>,
     pub updated_at_ms: u64,
+    /// Told of it in place of the placement's, once a move has changed it.
+    pub epoch: Epoch,
+    pub held: bool,
+    pub migration: Option<MigrationFact>,
+    pub hydration: Option<HydrationFact>,
+    pub hydrated: Option<HydrationFact>,
+    pub lent_to: Option<HostId>,
+}
+
+impl Held {
+    fn new(placement: &Placement, state: MachineState, refused: Option<String>) -> Self {
+        Self {
+            placement: placement.clone(),
+            state,
+            held: refused.is_none() && state != MachineState::Destroyed,
+            refused,
+            checks: Vec::new(),
+            updated_at_ms: clock::unix_ms(),
+            epoch: placement.epoch,
+            migration: None,
+            hydration: None,
+            hydrated: None,
+            lent_to: None,
+        }
+    }
+
+    /// Tells of its part in a move.
+    pub fn plays(&mut self, ticket: &Ticket, role: MoveRole, part: MovePart, at_ms: &[(&str, u64)]) {
+        let mut told = self.migration.take().filter(|told| told.id == ticket.migration);
+        let told = told.get_or_insert_with(|| MigrationFact {
+            id: ticket.migration.clone(),
+            role,
+            part,
+            step: None,
+            reason: None,
+            was_running: false,
+            at_ms: BTreeMap::new(),
+        });
+        told.part = part;
+        told.at_ms.extend(at_ms.iter().map(|(key, ms)| ((*key).to_owned(), *ms)));
+        self.migration = Some(told.clone());
+        self.updated_at_ms = clock::unix_ms();
+    }
 }
 
 #[derive(Default)]
@@ -136,9 +184,34 @@ impl Agent {
 
     /// Changes what it holds of a Machine, and publishes that.
     pub fn becomes(&self, machine: &str, edit: impl FnOnce(&mut Held)) {
+        // A volume is held under its number.
+        let machine = machine.strip_prefix("vol_").unwrap_or(machine);
         let machine: MachineId = machine.parse().unwrap();
         edit(self.journal().held.get_mut(&machine).expect("the agent holds it"));
         self.shared.publish.notify_one();
+    }
+
+    /// What it holds comes to it by a move, not by a placement.
+    pub fn receives(&self, placement: &Placement, edit: impl FnOnce(&mut Held)) {
+        let mut journal = self.journal();
+        journal.hold(placement, MachineState::Created, None);
+        let held = journal.held.get_mut(&placement.machine).unwrap();
+        held.held = false;
+        edit(held);
+        drop(journal);
+        self.shared.publish.notify_one();
+    }
+
+    /// The tickets for it that stand in the store.
+    pub async fn tickets(&self) -> Vec<SignedTicket> {
+        use godwit_store::StoreExt;
+        let rows = self.shared.store.list(&keys::tickets_of(&self.shared.id)).await.unwrap().rows;
+        rows.iter().map(|row| row.json().unwrap().value).collect()
+    }
+
+    /// The key by which control names itself here, and by which it signs tickets.
+    pub fn control_key(&self) -> &str {
+        &self.shared.control_key
     }
 }
 
@@ -152,6 +225,10 @@ impl Shared {
         let refuse = self.knobs().refuse;
         let mut journal = self.journal.lock().unwrap();
         let known = journal.held.get(&placement.machine).cloned();
+        // A higher epoch is held, or came and went here: an older row says nothing.
+        if known.as_ref().is_some_and(|held| held.epoch > placement.epoch) {
+            return PlaceReply::Accepted;
+        }
         let known = known.filter(|held| held.placement.epoch >= placement.epoch);
         if placement.destroy {
             let state = MachineState::Destroyed;
@@ -190,7 +267,7 @@ impl Shared {
             app: held.placement.app.clone(),
             host: self.id.clone(),
             stamp: FactStamp { incarnation: self.incarnation.clone(), seq },
-            epoch: held.placement.epoch,
+            epoch: held.epoch,
             instance_id: held.placement.instance_id.clone(),
             state: held.state,
             updated_at_ms: held.updated_at_ms,
@@ -207,17 +284,23 @@ impl Shared {
             }],
             checks: held.checks.clone(),
             refused: held.refused.clone(),
-            held: held.refused.is_none(),
-            migration: None,
-            volume: None,
+            held: held.held,
+            migration: held.migration.clone(),
+            volume: held.placement.volume.as_ref().map(|volume| VolumeFact {
+                id: volume.id.clone(),
+                size_bytes: volume.size_bytes,
+                allocated_bytes: 8192,
+                hydration: held.hydration.clone(),
+                hydrated: held.hydrated.clone(),
+                lent_to: held.lent_to.clone(),
+            }),
         }
     }
 }
 
 impl Journal {
     fn hold(&mut self, placement: &Placement, state: MachineState, refused: Option<String>) {
-        let held =
-            Held { placement: placement.clone(), state, refused, checks: Vec::new(), updated_at_ms: clock::unix_ms() };
+        let held = Held::new(placement, state, refused);
         self.held.insert(placement.machine.clone(), held);
     }
 }
@@ -270,14 +353,19 @@ async fn publish(shared: Arc<Shared>) {
             journal.seq += 1;
             let seq = journal.seq;
             let running = journal.held.values().filter(|held| held.state == MachineState::Started);
-            let used = running.map(|held| u64::from(held.placement.config.guest.memory_mb)).sum();
+            let memory_mb = running.map(|held| u64::from(held.placement.config.guest.memory_mb)).sum();
+            let standing = journal.held.values().filter(|held| {
+                held.refused.is_none() && held.state != MachineState::Destroyed && (held.held || held.lent_to.is_some())
+            });
+            let volumes = standing.filter_map(|held| held.placement.volume.as_ref());
+            let disk_mb = volumes.map(|volume| volume.size_bytes >> 20).sum();
             let host = HostFact {
                 host: shared.id.clone(),
                 stamp: FactStamp { incarnation: shared.incarnation.clone(), seq },
                 boot_id: "boot".into(),
                 agent_version: "test".into(),
                 capacity: shared.capacity,
-                used: Resources { memory_mb: used, ..Resources::default() },
+                used: Resources { memory_mb, disk_mb, ..Resources::default() },
                 applied_revision: journal.applied_revision,
                 machines: journal.held.len() as u64,
                 drivers: vec!["none".into()],
@@ -313,6 +401,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/host/v1/machines/{machine}/ps", get(ps))
         .route("/host/v1/machines/{machine}/logs", get(logs))
         .route("/host/v1/pull", post(hint))
+        .route("/host/v1/moves/cancel", post(cancel))
         .with_state(shared)
 }
 
@@ -339,6 +428,23 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> &'static str {
 async fn hint(State(shared): State<Arc<Shared>>, headers: axum::http::HeaderMap) -> Json<Acknowledged> {
     entry(&shared, &headers, "pull");
     Json(Acknowledged { ok: true })
+}
+
+async fn cancel(
+    State(shared): State<Arc<Shared>>,
+    headers: axum::http::HeaderMap,
+    Json(signed): Json<SignedTicket>,
+) -> Json<CancelAnswer> {
+    entry(&shared, &headers, "cancel");
+    let ticket = godwit_base::ticket::open_as_source(&signed, &shared.id, &shared.control_key).unwrap();
+    let Some(answer) = shared.knobs().cancel else { break_off() };
+    if answer == CancelAnswer::Cancelled {
+        let mut journal = shared.journal.lock().unwrap();
+        let held = journal.held.get_mut(&ticket.lead.machine).unwrap();
+        held.plays(&ticket, MoveRole::Source, MovePart::Refused, &[]);
+        shared.publish.notify_one();
+    }
+    Json(answer)
 }
 
 async fn place(

@@ -162,6 +162,15 @@ impl Bed {
         self.agents.iter().find(|agent| agent.id == host).unwrap()
     }
 
+    /// What Prometheus scrapes.
+    pub async fn metrics(&self) -> String {
+        let client = godwit_base::http::client::Client::tcp(&self.url, None);
+        let request = http::Request::new(godwit_base::http::client::empty());
+        let response = client.send_raw("/metrics", request, PATIENCE).await.unwrap();
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
     /// The store as an agent of this fleet may use it.
     pub fn store_as(&self, bearer: &str) -> RemoteStore {
         RemoteStore::new(&self.url, bearer)

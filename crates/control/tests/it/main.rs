@@ -13,5 +13,8 @@ mod image;
 mod images;
 mod leases;
 mod machines;
+mod moves;
+mod moves_faults;
 mod reference;
 mod routes;
+mod volumes;
