@@ -86,6 +86,8 @@ struct Keeper {
     adopted: bool,
     live: Mutex<Option<LiveMap>>,
     loop_device: Mutex<Option<std::result::Result<LoopDevice, String>>>,
+    /// The same, open: it goes with us if nobody else uses it.
+    held: Mutex<Option<File>>,
     server: Mutex<Option<Arc<Watched>>>,
     server_starts: AtomicU64,
     stopping: AtomicBool,
@@ -121,6 +123,7 @@ pub fn run(spec: VolumeSpec, server: impl Fn() -> Command) -> Result<()> {
         adopted: running.is_some(),
         live: Mutex::new(None),
         loop_device: Mutex::new(None),
+        held: Mutex::new(None),
         server: Mutex::new(running.clone()),
         server_starts: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
@@ -140,6 +143,7 @@ pub fn run(spec: VolumeSpec, server: impl Fn() -> Command) -> Result<()> {
     // Its call ends now, one way or the other; only then is it known what there is to detach. Before the unmount: a
     // device over a file without a name is hard to recognise.
     let _ = attached.join();
+    drop(lock(&keeper.held).take());
     let device = lock(&keeper.loop_device).take();
     if let Some(Ok(device)) = device {
         let gone = device.detach(DETACH_PATIENCE);
@@ -155,8 +159,16 @@ impl Keeper {
     /// The loop device that an earlier keeper left over this mount, or a new one.
     fn attach(&self) {
         let file = self.spec.mountpoint.join(fuse::FILE_NAME);
-        let found = remains::loop_device(&self.spec.mountpoint).map_or_else(|| LoopDevice::attach(&file), Ok);
-        let kept = found.map_err(|error| {
+        let found = remains::loop_device(&self.spec.mountpoint).and_then(|device| {
+            let held = File::open(&device.path).ok()?;
+            Some((device, held))
+        });
+        let found = found.map_or_else(|| LoopDevice::attach_held(&file), Ok);
+        let kept = found.map(|(device, held)| {
+            *lock(&self.held) = Some(held);
+            device
+        });
+        let kept = kept.map_err(|error| {
             tracing::error!(error = %crate::error::chain(&error), "the loop device could not be attached");
             crate::error::chain(&error)
         });
@@ -277,6 +289,7 @@ impl Keeper {
     /// and the last one holds whatever came of the others, so a source that is away holds up no stop.
     fn wind_down(&self) {
         let (device, server) = (lock(&self.loop_device).clone(), lock(&self.server).clone());
+        drop(lock(&self.held).take());
         if fuse::is_alive(&self.fuse) {
             if let Some(Ok(device)) = device {
                 match device.detach(DETACH_PATIENCE) {

@@ -15,6 +15,7 @@ const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Between asking for a free one and taking it, another process may have taken it.
 const TRIES: usize = 32;
@@ -71,8 +72,18 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// A free loop device over the file. Fails if direct IO cannot be had.
+    /// A free loop device over the file, which stays until it is let go. Fails if direct IO cannot be had.
     pub fn attach(file: &Path) -> Result<Self> {
+        Self::take_free(file, LO_FLAGS_DIRECT_IO).map(|(device, _)| device)
+    }
+
+    /// One that goes with its last user, of whom the open device that comes back is the first: what dies without a word
+    /// leaves nothing.
+    pub fn attach_held(file: &Path) -> Result<(Self, File)> {
+        Self::take_free(file, LO_FLAGS_DIRECT_IO | LO_FLAGS_AUTOCLEAR)
+    }
+
+    fn take_free(file: &Path, flags: u32) -> Result<(Self, File)> {
         let what = |verb: &str| VolumeError::io(format!("{verb} a loop device over {}", file.display()));
         let mut options = File::options();
         options.read(true).write(true).custom_flags(libc::O_DIRECT);
@@ -87,11 +98,11 @@ impl LoopDevice {
                 return Err(what("finding")(io::Error::last_os_error()));
             }
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            match configure(&path, &backing) {
-                Ok(()) => {
+            match configure(&path, &backing, flags) {
+                Ok(open) => {
                     let file = FileId { device: facts.dev(), inode: facts.ino() };
                     let name = backing_name(&sys_of(&path)).unwrap_or_default();
-                    return Self { path, file, name }.with_direct_io();
+                    return Ok((Self { path, file, name }.with_direct_io()?, open));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(what("configuring")(error)),
@@ -200,12 +211,13 @@ fn status(device: &File) -> io::Result<FileId> {
     }
 }
 
-fn configure(path: &Path, backing: &File) -> io::Result<()> {
+/// The device, open.
+fn configure(path: &Path, backing: &File, flags: u32) -> io::Result<File> {
     let device = File::options().read(true).write(true).open(path)?;
-    let info = LoopInfo { flags: LO_FLAGS_DIRECT_IO, ..EMPTY };
+    let info = LoopInfo { flags, ..EMPTY };
     let config = LoopConfig { fd: backing.as_raw_fd() as u32, block_size: 512, info, reserved: [0; 8] };
     // SAFETY: the kernel reads `size_of::<LoopConfig>()` bytes from `config`, which has that layout and outlives the
     // call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 { Ok(device) } else { Err(io::Error::last_os_error()) }
 }
