@@ -104,7 +104,7 @@ impl Parts {
         let Self { config, identity, journal, resumed, organs } = self;
         adopt::sweep(&organs, &resumed.machines).await;
         let metrics = Metrics::new();
-        let meters = crate::metrics::Meters::new(&metrics);
+        let meters = metrics::Meters::new(&metrics);
         let (inputs, receiver) = owner::Inputs::channel();
         let hub = door::Hub::new(resumed.edges);
         let view = view::View::default();
@@ -127,6 +127,7 @@ impl Parts {
             view: view.clone(),
             outbox: outbox.clone(),
             meters: meters.clone(),
+            moves: metrics::MoveMeters::new(&metrics),
         };
         let mut owner = owner::Owner::new(resumed.engine, journal, receiver, outlets).spawn(group.token())?;
 

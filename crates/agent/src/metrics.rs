@@ -1,5 +1,7 @@
 //! What an agent counts. It must not decide anything by it.
 
+mod moves;
+
 use std::sync::atomic::AtomicI64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use godwit_base::metrics::Metrics;
 use godwit_machine::{JobKind, Step};
+
+pub use moves::MoveMeters;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StepLabel {

@@ -23,7 +23,7 @@ use crate::effects::Effects;
 use crate::engine::{Engine, Input, Output};
 use crate::error::Error;
 use crate::facts::Outbox;
-use crate::metrics::Meters;
+use crate::metrics::{Meters, MoveMeters};
 use crate::view::View;
 
 /// Events that wait for the engine; whoever brings more waits.
@@ -85,6 +85,7 @@ pub struct Outlets {
     pub view: View,
     pub outbox: Outbox,
     pub meters: Meters,
+    pub moves: MoveMeters,
 }
 
 pub struct Owner {
@@ -197,6 +198,7 @@ impl Owner {
             self.outlets.effects.crash().pass(kind, step, Instant::Outcome);
         }
         for seen in output.seen {
+            self.outlets.moves.see(&seen);
             self.outlets.hub.see(&seen);
             self.outlets.view.see(seen);
         }

@@ -239,6 +239,8 @@ impl Life {
         job.start = grant.running;
         if let Some(moving) = &mut self.record.moving {
             moving.enter(MovePart::HandedOff, now_ms);
+            // By the source's clock.
+            moving.mark("closing", grant.closed_at_ms);
             moving.grant = Some(grant);
         }
         out.save(Sync::Disk);
