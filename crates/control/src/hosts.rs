@@ -25,6 +25,8 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CALL_MARGIN: Duration = Duration::from_secs(20);
 /// A host that is told to pull answers by then, or is left to its own pace.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
+/// A cancel is answered by then, or asked again.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 /// When a caller may try again after a host was not reached.
 pub const RETRY_AFTER_S: u32 = 2;
 
@@ -90,7 +92,7 @@ impl Control {
     /// Asks the source of a move to call it off.
     pub(crate) async fn ask_cancel(&self, source: &HostId, ticket: &SignedTicket) -> Result<CancelAnswer, CallError> {
         let client = self.host_client(source).map_err(CallError::Answered)?;
-        client.json(Method::Post, "/host/v1/moves/cancel", Some(ticket), COMMAND_TIMEOUT).await
+        client.json(Method::Post, "/host/v1/moves/cancel", Some(ticket), CANCEL_TIMEOUT).await
     }
 
     /// Asks the host that holds a Machine. `path` follows `/host/v1/machines/{id}`.

@@ -284,9 +284,12 @@ pub fn progress(sight: &Sight, hydration: &BTreeMap<MachineId, HydrationFact>) -
     sum
 }
 
-/// From the closed door to the running process; until now while it is down.
+/// From the closed door to the running process; until now while it is down. What did not run was never down.
 fn downtime_ms(sight: &Sight) -> Option<u64> {
     let row = sight.row;
+    if !ran_at_source(sight).unwrap_or(sight.ticket.lead.launch) {
+        return None;
+    }
     let told = |fact, key: &str| part(fact, row).and_then(|told| told.at_ms.get(key)).copied();
     let closed_ms = door_closed_ms(row).or_else(|| told(sight.source, CLOSING))?;
     match (told(sight.target, RUNNING), row.phase) {
@@ -350,3 +353,6 @@ fn plain_view(row: &MigrationRow, progress: MigrationProgress, now_ms: u64, is_s
         events: row.events.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

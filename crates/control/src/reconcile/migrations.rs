@@ -24,7 +24,6 @@ use crate::world::{Known, World, parts};
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// A target that has told nothing of its ticket is told to pull again after so long.
 const PULL_INTERVAL: Duration = Duration::from_secs(2);
-/// A call to a source that does not answer ends a look at the latest then.
 const EXPIRED: &str = "its ticket expired before the source handed off";
 
 pub async fn moves(control: Arc<Control>) -> Result<(), ApiError> {
@@ -35,9 +34,10 @@ pub async fn moves(control: Arc<Control>) -> Result<(), ApiError> {
         live.map(|of| of.row.id.clone()).collect()
     };
     control.stalls.keep(&live);
-    let looks = live.iter().map(|id| look(&control, id));
-    // Side by side: a source that does not answer must hold up no other move.
-    futures_util::future::join_all(looks).await.into_iter().collect()
+    for id in &live {
+        look(&control, id).await?;
+    }
+    Ok(())
 }
 
 /// What a move is told to become, with what is needed to write it.
@@ -76,8 +76,16 @@ async fn look(control: &Arc<Control>, id: &MigrationId) -> Result<(), ApiError> 
             return Ok(());
         }
         Step::AskCancel => {
-            let may = control.stalls.may_ask(id, ASK_INTERVAL);
-            return if may { ask_cancel(control, &row, &ticket, is_expired).await } else { Ok(()) };
+            if control.stalls.may_ask(id, ASK_INTERVAL) {
+                let control = control.clone();
+                // Beside the looks: a source that does not answer must hold up no other move.
+                tokio::spawn(async move {
+                    if let Err(error) = ask_cancel(&control, &row, &ticket, is_expired).await {
+                        tracing::warn!(migration = %row.id, %error, "a cancel's answer was not written; it is asked again");
+                    }
+                });
+            }
+            return Ok(());
         }
         Step::Enter { phase, at, detail } => entering(control, &row, &ticket, phase, at.as_str(), &detail)?,
         Step::Follow => following(control, &row, &ticket)?,

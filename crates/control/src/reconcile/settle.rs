@@ -33,12 +33,24 @@ pub async fn settle(control: Arc<Control>) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Has the host acknowledged that nothing of the Machine is left there? A journaled refusal says so as well.
-fn is_gone(placement: &Placement, fact: Option<&MachineFact>) -> bool {
-    fact.is_some_and(|fact| {
-        let destroyed = fact.state == MachineState::Destroyed && fact.epoch >= placement.epoch;
-        destroyed || (placement.destroy && is_refusal(placement, fact))
-    })
+/// Has the host acknowledged that nothing of it is left there? A journaled refusal says so as well.
+fn is_gone(world: &World, placement: &Placement, fact: Option<&MachineFact>) -> bool {
+    let Some(fact) = fact else { return false };
+    let is_destroyed = fact.state == MachineState::Destroyed && fact.epoch >= placement.epoch;
+    let is_unwanted = placement.destroy || present(world, placement).is_none();
+    match is_destroyed {
+        // Above its row, it may have come to its end here because another host had it by then: the store was put back
+        // from an older copy, and that host's word may be on its way.
+        true if fact.epoch > placement.epoch => is_unwanted && !is_held_above(world, placement),
+        true => true,
+        false => placement.destroy && is_refusal(placement, fact),
+    }
+}
+
+/// Does any host hold it at a higher epoch than this row's? Then the row is about to follow.
+fn is_held_above(world: &World, placement: &Placement) -> bool {
+    let told = world.facts.values().filter_map(|facts| facts.get(&placement.machine));
+    present(world, placement).is_some() && told.into_iter().any(|fact| fact.held && fact.epoch > placement.epoch)
 }
 
 /// Of exactly this row: a refusal of an older version says nothing of a newer one, which the host may have taken.
@@ -54,7 +66,7 @@ async fn destroyed(control: &Control) -> Result<(), ApiError> {
         for (host, placements) in &world.placements {
             for placement in placements.values() {
                 let fact = world.facts.get(host).and_then(|facts| facts.get(&placement.machine));
-                if !is_gone(placement, fact.map(|fact| &**fact)) || is_moving(&world, placement) {
+                if !is_gone(&world, placement, fact.map(|fact| &**fact)) || is_moving(&world, placement) {
                     continue;
                 }
                 match present(&world, placement) {

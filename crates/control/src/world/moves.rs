@@ -31,6 +31,7 @@ pub(super) struct Arrival {
     migration: MigrationId,
     app: AppName,
     need: Resources,
+    epoch: Epoch,
     /// What leads the move, and its epoch: once the target tells of that, it counts all parts itself.
     lead: (MachineId, Epoch),
 }
@@ -63,7 +64,8 @@ impl World {
         let Some(ticket) = ticket else { return };
         for (placement, need) in needs(&ticket) {
             let lead = (ticket.lead.machine.clone(), ticket.lead.epoch);
-            let arrival = Arrival { migration: id.clone(), app: placement.app.clone(), need, lead };
+            let (app, epoch) = (placement.app.clone(), placement.epoch);
+            let arrival = Arrival { migration: id.clone(), app, need, epoch, lead };
             self.arriving.insert((ticket.target.clone(), placement.machine.clone()), arrival);
             self.settle_arrival(&ticket.target, &placement.machine);
             if let Some(fact) = self.fact(&ticket.target, &placement.machine).cloned() {
@@ -120,11 +122,15 @@ impl World {
         }
     }
 
+    /// How far a volume is, or how its filling ended. The end need not name the move: it is the one by which it came.
     pub(super) fn note_hydration(&mut self, fact: &MachineFact) {
-        let volume = fact.volume.as_ref();
-        let told = volume.and_then(|volume| volume.hydration.as_ref().or(volume.hydrated.as_ref()));
-        let Some((told, id)) = told.and_then(|told| Some((told, told.migration.as_ref()?))) else { return };
-        if let Some(of) = self.migrations.get_mut(id).filter(|of| !of.row.phase.is_over()) {
+        let Some(volume) = &fact.volume else { return };
+        let Some(told) = volume.hydration.as_ref().or(volume.hydrated.as_ref()) else { return };
+        let arrival = self.arriving.get(&(fact.host.clone(), fact.machine.clone()));
+        let by_arrival = arrival.filter(|arrival| fact.epoch == arrival.epoch);
+        let id = told.migration.clone().or(by_arrival.map(|arrival| arrival.migration.clone()));
+        let of = id.and_then(|id| self.migrations.get_mut(&id)).filter(|of| !of.row.phase.is_over());
+        if let Some(of) = of {
             of.hydration.insert(fact.machine.clone(), told.clone());
         }
     }

@@ -29,12 +29,12 @@ pub async fn begin(bed: &Bed, path: &str, wish: Value) -> Begun {
     let target = bed.agent_of(migration["target"].as_str().unwrap());
     let source = bed.agent_of(migration["source"].as_str().unwrap());
     let tickets = target.tickets().await;
-    let mine = tickets.iter().filter_map(|signed| {
+    let mut mine = tickets.iter().filter_map(|signed| {
         let opened = ticket::open_as_target(signed, &target.id.parse().unwrap(), target.control_key()).unwrap();
         let as_source = ticket::open_as_source(signed, &source.id.parse().unwrap(), source.control_key());
         (opened.migration.to_string() == id).then(|| (opened.clone(), as_source.unwrap() == opened))
     });
-    let (ticket, same) = mine.last().expect("the target finds its ticket");
+    let (ticket, same) = mine.next_back().expect("the target finds its ticket");
     assert!(same, "both hosts read the same ticket");
     Begun { id, ticket }
 }
