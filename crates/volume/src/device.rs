@@ -13,6 +13,7 @@
 pub mod hydrate;
 pub mod persist;
 mod range;
+mod remembered;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
@@ -164,6 +165,7 @@ pub(crate) struct Inner {
     pub began: Instant,
     /// A bit for each block whose local bytes this server has compared with the source.
     pub checked: Vec<AtomicU64>,
+    pub remembered: remembered::Remembered,
     /// No change is taken any more: the server is about to end.
     pub finished: AtomicBool,
 }
@@ -210,6 +212,7 @@ impl CloneDevice {
             checked: (0..if complete { 0 } else { geometry.blocks().div_ceil(64) })
                 .map(|_| AtomicU64::new(0))
                 .collect(),
+            remembered: remembered::Remembered::default(),
             finished: AtomicBool::new(false),
             began: Instant::now(),
             config,

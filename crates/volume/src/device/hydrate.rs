@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use godwit_base::backoff::Backoff;
 
+use super::remembered::questions;
 use super::{Inner, count, persist};
 use crate::error::{VolumeError, chain};
 use crate::map::{BLOCK_BYTES, GROUP_BLOCKS, Head, Tally};
@@ -185,7 +186,9 @@ impl Worker<'_> {
             result?;
             let wrong = self.wrong_blocks(run, len)?;
             if wrong == 0 {
-                return self.commit(run, start, len);
+                self.commit(run, start, len)?;
+                self.inner.remembered.keep(run.first, &self.hashes);
+                return Ok(());
             }
             self.inner.count(Tally::Mismatches, wrong);
             tracing::warn!(
@@ -355,30 +358,22 @@ impl Worker<'_> {
             count(&inner.counters.verified_blocks, run.count);
             return Ok(());
         }
-        let Some(expected) = self.session()?.hashes(run.first, run.count)? else {
-            if inner.config.manifest_required {
-                return Err(SourceError::new("offers no hashes for its blocks").into());
-            }
-            inner.counters.unchecked.store(true, Ordering::SeqCst);
-            return Ok(());
-        };
-        if expected.len() as u64 != run.count {
-            return Err(SourceError::new("sent too few hashes").into());
-        }
+        let expected = self.expected(run)?;
         let mut local = vec![0; BLOCK_BYTES as usize];
         let (start, end) = inner.geometry.span(run.first, run.count);
         let holes = holes(&inner.geometry, run.first, run.count, &inner.backing.extents(start, end - start)?);
         for ((block, expected), hole) in (run.first..).zip(&expected).zip(holes) {
+            // Written or compared already, or there is nothing to compare with.
+            let Some(expected) = expected else {
+                count(&inner.counters.verified_blocks, 1);
+                continue;
+            };
             if hole && *expected == zero_hash() {
                 count(&inner.counters.verified_blocks, 1);
                 continue;
             }
             let (start, end) = inner.geometry.span(block, 1);
             let local = &mut local[..(end - start) as usize];
-            if inner.map.written(block) || inner.is_checked(block) {
-                count(&inner.counters.verified_blocks, 1);
-                continue;
-            }
             inner.backing.read(start, local)?;
             // Read before the bit: a guest's byte in `local` means that its bit is set by now.
             if hash(local) != *expected && !inner.map.written(block) {
@@ -387,6 +382,39 @@ impl Worker<'_> {
             count(&inner.counters.verified_blocks, 1);
         }
         Ok(())
+    }
+
+    /// What the source says of each block of a run that is to be compared: remembered from its arrival, or asked for.
+    fn expected(&mut self, run: Run) -> Result<Vec<Option<BlockHash>>, JobError> {
+        let inner = self.inner;
+        let mut expected = inner.remembered.take(run);
+        let mut wanted = vec![false; run.count as usize];
+        for (block, (expected, wanted)) in (run.first..).zip(expected.iter_mut().zip(&mut wanted)) {
+            if inner.map.written(block) || inner.is_checked(block) {
+                *expected = None;
+            } else {
+                *wanted = expected.is_none();
+            }
+        }
+        for ask in questions(run.first, &wanted) {
+            let Some(hashes) = self.session()?.hashes(ask.first, ask.count)? else {
+                if inner.config.manifest_required {
+                    return Err(SourceError::new("offers no hashes for its blocks").into());
+                }
+                inner.counters.unchecked.store(true, Ordering::SeqCst);
+                return Ok(vec![None; run.count as usize]);
+            };
+            if hashes.len() as u64 != ask.count {
+                return Err(SourceError::new("sent too few hashes").into());
+            }
+            for (block, hash) in (ask.first..).zip(hashes) {
+                let at = (block - run.first) as usize;
+                if wanted[at] {
+                    expected[at] = Some(hash);
+                }
+            }
+        }
+        Ok(expected)
     }
 
     /// The local bytes of this block are wrong. Under the lock no guest writes to it; if one did before, it is theirs.

@@ -4,6 +4,13 @@
 //! A few threads read requests. One that cannot be answered yet, because its block is still at the source, is put
 //! aside (bounded; the kernel bounds it too) and answered by a thread of its own, so that with the source gone all
 //! that is here is still served, however many reads wait.
+//!
+//! **The queue's end.** Through a loop device that holds up to 128 requests in flight: its one queue has that many tags,
+//! fixed when the kernel boots (`loop.hw_queue_depth`), and one that waits for the source keeps its tag. So while 128
+//! wait, no further one reaches this server, also not of blocks that are here. No place of ours is ever short: there are
+//! twice as many (`MAX_WAITING`). What waits is at most one request of each reader and its readahead, and the writeback
+//! of parts of missing blocks. An operator who cannot live with that gives the loop device more tags at boot; an agent
+//! that must get out uses poison.
 
 mod wire;
 
