@@ -97,13 +97,14 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    pub fn new(region: &str, proto: &'static str, port: u16) -> Self {
+    /// `via`: the client's protocol and our name (RFC 9110 section 7.6.3).
+    pub fn new(region: &str, proto: &'static str, via: &'static str, port: u16) -> Self {
         Self {
             // Regions are checked when the configuration is read; a value that cannot stand in a header stays empty.
             region: HeaderValue::from_str(region).unwrap_or(HeaderValue::from_static("")),
             proto: HeaderValue::from_static(proto),
             port: HeaderValue::from(port),
-            via: HeaderValue::from_static("1.1 godwit"),
+            via: HeaderValue::from_static(via),
         }
     }
 }
@@ -126,9 +127,10 @@ pub fn stamp_request(headers: &mut HeaderMap, stamp: &Stamp, client: IpAddr, req
 }
 
 /// What a client gets to know about its answer.
-pub fn stamp_answer(headers: &mut HeaderMap, stamp: &Stamp, request_id: &HeaderValue) {
+pub fn stamp_answer(headers: &mut HeaderMap, request_id: &HeaderValue) {
     headers.insert(FLY_REQUEST_ID, request_id.clone());
-    headers.append(VIA, stamp.via.clone());
+    // Machines speak HTTP/1.1.
+    headers.append(VIA, HeaderValue::from_static("1.1 godwit"));
 }
 
 /// Methods that a second time does no harm (RFC 9110 section 9.2.2).
@@ -194,7 +196,7 @@ mod tests {
             ("fly-region", "mars"),
         ]);
         strip_ours(&mut headers);
-        let stamp = Stamp::new("fra", "http", 80);
+        let stamp = Stamp::new("fra", "http", "1.1 godwit", 80);
         let id = HeaderValue::from_static("id");
         stamp_request(&mut headers, &stamp, "::ffff:10.0.0.9".parse().unwrap(), &id);
         assert!(!headers.keys().any(|name| name.as_str().starts_with("godwit-")));

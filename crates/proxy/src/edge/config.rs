@@ -16,6 +16,12 @@ use crate::Error;
 pub struct RawEdgeConfig {
     /// Addresses for HTTP, each `addr:port`.
     pub listen_http: Vec<String>,
+    /// Addresses for HTTPS; they need `certificates_dir`.
+    #[serde(default)]
+    pub listen_https: Vec<String>,
+    /// Holds `*.pem`, each a chain with its key, served by the names in it. Changes are seen within seconds.
+    #[serde(default)]
+    pub certificates_dir: Option<PathBuf>,
     /// `/healthz` and `/metrics`.
     pub listen_admin: String,
     /// The address on which raw TCP ports are opened; none: no raw TCP.
@@ -27,6 +33,9 @@ pub struct RawEdgeConfig {
     /// The public port that HTTP clients are told they came in by.
     #[serde(default = "default_http_port")]
     pub public_http_port: u16,
+    /// The same for HTTPS.
+    #[serde(default = "default_https_port")]
+    pub public_https_port: u16,
     /// `http://addr:port` of control, without `/v1`.
     pub control_url: String,
     pub region: String,
@@ -64,6 +73,9 @@ pub struct RawEdgeConfig {
 fn default_http_port() -> u16 {
     80
 }
+fn default_https_port() -> u16 {
+    443
+}
 fn default_name() -> String {
     "edge".into()
 }
@@ -84,10 +96,13 @@ const MAX_APPS: std::ops::RangeInclusive<usize> = 1..=100_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeConfig {
     pub listen_http: Vec<SocketAddr>,
+    pub listen_https: Vec<SocketAddr>,
+    pub certificates_dir: Option<PathBuf>,
     pub listen_admin: SocketAddr,
     pub listen_tcp: Option<IpAddr>,
     pub tcp_ports: Option<Vec<u16>>,
     pub public_http_port: u16,
+    pub public_https_port: u16,
     pub control_url: String,
     pub region: String,
     pub name: String,
@@ -134,6 +149,10 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
         if !MAX_APPS.contains(&raw.max_apps) {
             return Err(Error::config("max_apps", format!("it must lie in {MAX_APPS:?}")));
         }
+        if !raw.listen_https.is_empty() && raw.certificates_dir.is_none() {
+            return Err(Error::config("listen_https", "it needs certificates_dir"));
+        }
+        let listen_https = raw.listen_https.iter().map(|text| address("listen_https", text));
         let listen_http = raw.listen_http.iter().map(|text| address("listen_http", text));
         let listen_tcp = raw
             .listen_tcp
@@ -145,10 +164,13 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
         });
         Ok(Self {
             listen_http: listen_http.collect::<Result<_, _>>()?,
+            listen_https: listen_https.collect::<Result<_, _>>()?,
+            certificates_dir: raw.certificates_dir,
             listen_admin: address("listen_admin", &raw.listen_admin)?,
             listen_tcp: listen_tcp.transpose()?,
             tcp_ports: raw.tcp_ports,
             public_http_port: raw.public_http_port,
+            public_https_port: raw.public_https_port,
             control_url: raw.control_url.trim_end_matches('/').to_owned(),
             region: raw.region,
             name: raw.name,

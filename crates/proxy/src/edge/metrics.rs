@@ -22,6 +22,11 @@ struct AppClass {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Protocol {
+    protocol: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
@@ -58,6 +63,8 @@ pub struct EdgeMetrics {
     turned_away: Family<Reason, Counter>,
     pub wakes: Counter,
     client_refusals: Family<Reason, Counter>,
+    handshakes: Family<Protocol, Counter>,
+    pub handshakes_failed: Counter,
     pub wakes_failed: Counter,
     pub idle_stops: Counter,
     pub autostop_passes: Counter,
@@ -79,6 +86,8 @@ impl EdgeMetrics {
             turned_away: Family::default(),
             client_refusals: Family::default(),
             wakes: Counter::default(),
+            handshakes: Family::default(),
+            handshakes_failed: Counter::default(),
             wakes_failed: Counter::default(),
             idle_stops: Counter::default(),
             autostop_passes: Counter::default(),
@@ -97,6 +106,9 @@ impl EdgeMetrics {
             registry.register("edge_turned_away", "Requests that no Machine got, by reason", made.turned_away.clone());
             let refused = made.client_refusals.clone();
             registry.register("edge_client_refusals", "Connections of clients that broke HTTP, by reason", refused);
+            registry.register("edge_handshakes", "TLS handshakes, by protocol", made.handshakes.clone());
+            let failed = made.handshakes_failed.clone();
+            registry.register("edge_handshakes_failed", "TLS handshakes that failed", failed);
             registry.register("edge_wakes", "Start calls to doors", made.wakes.clone());
             registry.register("edge_wakes_failed", "Start calls that failed", made.wakes_failed.clone());
             registry.register("edge_idle_stops", "Machines stopped because idle", made.idle_stops.clone());
@@ -130,6 +142,10 @@ impl EdgeMetrics {
     /// A client sent what is no HTTP, or can be read in two ways.
     pub fn client_refused(&self, reason: &'static str) {
         self.client_refusals.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub fn handshake(&self, protocol: &'static str) {
+        self.handshakes.get_or_create(&Protocol { protocol }).inc();
     }
 
     pub fn turned_away(&self, reason: &'static str) {

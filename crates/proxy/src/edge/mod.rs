@@ -2,18 +2,21 @@
 //! served yet, and carries it to the Machine's door.
 //!
 //! `routes` is what it knows, `find` how a request gets to a Machine, `wake` how one is started or awaited, `attempt`
-//! the carrying, `gate` the holding, `http1` and `tcp` the two ways in. It writes nothing but its own copies of routes.
+//! the carrying, `gate` the holding. `clients` takes connections, which `http1` and `http2` turn into requests; `tcp` is
+//! the other way in. It writes nothing but its own copies of routes.
 
 mod app;
 mod attempt;
 mod autostop;
 mod body;
 mod call;
+mod clients;
 pub mod config;
 mod find;
 pub mod gate;
 mod hosts;
 mod http1;
+mod http2;
 mod join;
 mod metrics;
 pub mod names;
@@ -22,6 +25,7 @@ mod serve;
 mod snapshot;
 mod tally;
 mod tcp;
+mod tls;
 mod upload;
 pub mod view;
 mod wake;
@@ -43,7 +47,6 @@ pub use config::{EdgeConfig, RawEdgeConfig};
 pub use join::Identity;
 
 use crate::Error;
-use crate::headers::Stamp;
 
 /// How long requests in flight may go on after the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,9 +61,8 @@ pub struct Edge {
     hosts: Arc<hosts::Hosts>,
     names: names::Names,
     metrics: Arc<metrics::EdgeMetrics>,
-    stamp: Stamp,
+    ways: serve::Ways,
     region: String,
-    http_port: u16,
     gate_deadline: Duration,
     /// Bounds of a client's connection.
     http1: crate::h1::io::Options,
@@ -110,22 +112,31 @@ pub(crate) async fn pause_after_accept_error(error: &std::io::Error) {
 /// An edge with its sockets bound, not serving yet.
 pub struct BoundEdge {
     http: Vec<TcpListener>,
+    https: Vec<TcpListener>,
     admin: TcpListener,
     config: EdgeConfig,
 }
 
 impl BoundEdge {
     pub async fn bind(config: EdgeConfig) -> Result<Self, Error> {
-        let mut http = Vec::new();
+        let (mut http, mut https) = (Vec::new(), Vec::new());
         for addr in &config.listen_http {
             http.push(listen(*addr).await?);
         }
-        Ok(Self { http, admin: listen(config.listen_admin).await?, config })
+        for addr in &config.listen_https {
+            https.push(listen(*addr).await?);
+        }
+        Ok(Self { http, https, admin: listen(config.listen_admin).await?, config })
     }
 
     /// The first address for HTTP.
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http.first()?.local_addr().ok()
+    }
+
+    /// The first address for HTTPS.
+    pub fn https_addr(&self) -> Option<SocketAddr> {
+        self.https.first()?.local_addr().ok()
     }
 
     pub fn admin_addr(&self) -> Option<SocketAddr> {
@@ -139,7 +150,7 @@ impl BoundEdge {
         store: Arc<dyn Store>,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
-        let Self { http, admin, config } = self;
+        let Self { http, https, admin, config } = self;
         let registry = Metrics::new();
         let group = TaskGroup::new();
         let metrics = metrics::EdgeMetrics::new(&registry);
@@ -150,9 +161,8 @@ impl BoundEdge {
             hosts,
             names: names::Names::new(&config.suffixes, config.names.clone()),
             metrics,
-            stamp: Stamp::new(&config.region, "http", config.public_http_port),
+            ways: serve::Ways::new(&config.region, config.public_http_port, config.public_https_port),
             region: config.region.clone(),
-            http_port: config.public_http_port,
             gate_deadline: config.gate_deadline,
             http1: crate::h1::io::Options::default(),
             group: group.clone(),
@@ -167,7 +177,14 @@ impl BoundEdge {
         });
         group.spawn(godwit_base::http::server::serve_tcp(admin, admin_routes, group.clone()));
         for listener in http {
-            group.spawn(http1::accept(edge.clone(), listener));
+            group.spawn(clients::accept(edge.clone(), listener, None));
+        }
+        if let Some(folder) = &config.certificates_dir {
+            let tls = tls::Tls::new(folder)?;
+            group.spawn_cancellable(tls.clone().follow());
+            for listener in https {
+                group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));
+            }
         }
         if let Some(address) = config.listen_tcp {
             group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone()));

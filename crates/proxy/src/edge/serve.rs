@@ -24,7 +24,7 @@ use super::upload::Upload;
 use super::view::Entrance;
 use crate::h1;
 use crate::h1::io::{Connection, Failed, OnSwitch};
-use crate::headers::{host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, without_port};
+use crate::headers::{Stamp, host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, without_port};
 use crate::link::tunnel::copy;
 
 /// An answer of the edge itself.
@@ -71,6 +71,30 @@ impl Own {
     }
 }
 
+/// How a client came in: what that adds to its requests, and the public port.
+pub struct Way {
+    pub stamp: Stamp,
+    pub port: u16,
+}
+
+/// All ways in.
+pub struct Ways {
+    pub plain: Way,
+    pub secured: Way,
+    pub h2: Way,
+}
+
+impl Ways {
+    pub fn new(region: &str, http_port: u16, https_port: u16) -> Self {
+        let way = |proto, via, port| Way { stamp: Stamp::new(region, proto, via, port), port };
+        Self {
+            plain: way("http", "1.1 godwit", http_port),
+            secured: way("https", "1.1 godwit", https_port),
+            h2: way("https", "2 godwit", https_port),
+        }
+    }
+}
+
 /// Where a request goes.
 struct Destination {
     app: Arc<App>,
@@ -84,6 +108,7 @@ impl Edge {
         self: &Arc<Self>,
         request: Request<B>,
         client: IpAddr,
+        way: &Way,
         upgrade: Option<OnSwitch<IO>>,
     ) -> Response<AnswerBody>
     where
@@ -94,7 +119,7 @@ impl Edge {
         let (mut response, app) = match self.destination(&request).await {
             Ok(destination) => {
                 let app = destination.app.clone();
-                (self.pass(request, destination, client, &request_id, upgrade).await, Some(app))
+                (self.pass(request, destination, client, way, &request_id, upgrade).await, Some(app))
             }
             Err(own) => {
                 self.metrics.turned_away(own.reason);
@@ -104,7 +129,16 @@ impl Edge {
         if let Some(app) = app {
             app.metrics.answered(response.status().as_u16());
         }
-        stamp_answer(response.headers_mut(), &self.stamp, &request_id);
+        stamp_answer(response.headers_mut(), &request_id);
+        response
+    }
+
+    /// The answer to a head that is refused.
+    pub fn refuse(&self, refusal: h1::Refusal) -> Response<AnswerBody> {
+        let code = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        let text = code.canonical_reason().unwrap_or("refused");
+        let mut response = Own::new(code, "bad_request", text).into_response();
+        stamp_answer(response.headers_mut(), &self.request_id());
         response
     }
 
@@ -136,6 +170,7 @@ impl Edge {
         request: Request<B>,
         destination: Destination,
         client: IpAddr,
+        way: &Way,
         request_id: &HeaderValue,
         upgrade: Option<OnSwitch<IO>>,
     ) -> Response<AnswerBody>
@@ -150,8 +185,8 @@ impl Edge {
         strip_hop_by_hop(&mut parts.headers);
         strip_ours(&mut parts.headers);
         parts.headers.remove(http::header::EXPECT);
-        stamp_request(&mut parts.headers, &self.stamp, client, request_id);
-        let entrance = Entrance::Http(self.http_port);
+        stamp_request(&mut parts.headers, &way.stamp, client, request_id);
+        let entrance = Entrance::Http(way.port);
         let served = match (upgrade, protocol) {
             (Some(upgrade), Some(protocol)) => {
                 let tunnel = find(self, &app, entrance, &mut TunnelAttempt::upgrade()).await;

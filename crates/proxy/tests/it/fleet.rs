@@ -1,7 +1,7 @@
 //! A fleet of a store, an edge and hosts (an agent and a door each), all in one process and on real sockets.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use godwit_api::config::{Autostop, Concurrency, Port, Service};
@@ -99,6 +99,9 @@ impl Host {
 
 pub struct EdgeHandle {
     pub addr: SocketAddr,
+    pub https: SocketAddr,
+    /// Holds what the edge serves HTTPS with.
+    pub certificates: PathBuf,
     pub admin: SocketAddr,
     pub role: Role,
 }
@@ -127,10 +130,13 @@ impl Default for Setup {
 pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
     let raw = RawEdgeConfig {
         listen_http: vec!["127.0.0.1:0".into()],
+        listen_https: vec!["127.0.0.1:0".into()],
+        certificates_dir: Some(folder.join("certificates")),
         listen_admin: "127.0.0.1:0".into(),
         listen_tcp: setup.listen_tcp.then(|| "127.0.0.1".into()),
         tcp_ports: None,
         public_http_port: 80,
+        public_https_port: 443,
         control_url: "http://127.0.0.1:1".into(),
         region: REGION.into(),
         name: "edge".into(),
@@ -149,12 +155,15 @@ pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
 }
 
 pub async fn start_edge(folder: &Path, store: Arc<dyn Store>, setup: &Setup) -> EdgeHandle {
+    let certificates = folder.join("certificates");
+    std::fs::create_dir_all(&certificates).unwrap();
     let edge = BoundEdge::bind(edge_config(folder, setup)).await.unwrap();
     let (addr, admin) = (edge.http_addr().unwrap(), edge.admin_addr().unwrap());
+    let https = edge.https_addr().unwrap();
     let identity = Identity { id: EdgeId::parse("edge-1").unwrap(), key: EDGE_KEY.into() };
     let shutdown = CancellationToken::new();
     let role = Role::spawn(edge.serve(identity, store, shutdown.clone()), shutdown);
-    EdgeHandle { addr, admin, role }
+    EdgeHandle { addr, https, certificates, admin, role }
 }
 
 /// An HTTP service on the usual port.

@@ -13,11 +13,13 @@ mod table;
 
 mod bodies;
 mod failures;
+mod h2_downgrade;
 mod headers;
 mod join;
 mod limits;
 mod moves;
 mod sleep;
 mod smuggling;
+mod tls;
 mod tunnels;
 mod wake;

@@ -19,7 +19,7 @@ const SECOND_FORWARDED: &[u8] = b"GET /second HTTP/1.1\r\nhost: a\r\n\r\n";
 const ONE_READ_BYTES: usize = 4000;
 
 /// What the edge adds to each request, once.
-const STAMPS: [&str; 8] = [
+pub const STAMPS: [&str; 8] = [
     "fly-client-ip: 127.0.0.1",
     "fly-forwarded-port: 80",
     "fly-region: fra",
@@ -31,13 +31,13 @@ const STAMPS: [&str; 8] = [
 ];
 
 /// A Machine that keeps every byte it receives, and answers `ok` whenever that is a whole request to a naive reader.
-struct Recorder {
+pub struct Recorder {
     port: u16,
     received: Arc<Mutex<Vec<String>>>,
 }
 
 impl Recorder {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("[::1]:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let received: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -66,14 +66,14 @@ impl Recorder {
         Self { port, received }
     }
 
-    fn take(&self) -> Vec<String> {
+    pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.received.lock().unwrap())
     }
 }
 
 /// A request's bytes with its fields in order of their letters, since a map between edge and door has its own order,
 /// and without what chance puts in.
-fn in_order(request: &str) -> String {
+pub fn in_order(request: &str) -> String {
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
     let mut lines: Vec<_> = head
         .split("\r\n")
@@ -90,7 +90,7 @@ fn stamped(forwarded: &[u8]) -> String {
     in_order(&format!("{head}\r\n{}\r\n\r\n{body}", STAMPS.join("\r\n")))
 }
 
-async fn stage() -> (Fleet, Host, Recorder) {
+pub async fn stage() -> (Fleet, Host, Recorder) {
     let fleet = Fleet::start(&Setup::default()).await;
     let host = Host::start("w1").await;
     let machine = Recorder::start().await;

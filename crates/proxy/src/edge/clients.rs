@@ -1,0 +1,65 @@
+//! Clients' connections: accepted, counted, with TLS or without, and handed to the protocol that they speak.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::tls::{ALPN_H2, Tls};
+use super::{Edge, http1, http2};
+
+/// Connections of one listener at once; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 100_000;
+
+/// Accepts until the edge stops. `tls`: every connection begins with a handshake.
+pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<Arc<Tls>>) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = edge.group.stopping() => return,
+        };
+        match accepted {
+            Ok((socket, from)) => {
+                let _ = socket.set_nodelay(true);
+                let (of, tls) = (edge.clone(), tls.clone());
+                edge.group.spawn(async move {
+                    of.metrics.connections.inc();
+                    match tls {
+                        None => http1::connection(&of, socket, from.ip(), &of.ways.plain).await,
+                        Some(tls) => secured(&of, &tls, socket, from).await,
+                    }
+                    of.metrics.connections.dec();
+                    drop(permit);
+                });
+            }
+            Err(error) => super::pause_after_accept_error(&error).await,
+        }
+    }
+}
+
+async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, from: SocketAddr) {
+    let shaken = tokio::select! {
+        shaken = tls.handshake(socket) => shaken,
+        // Nothing was asked yet.
+        () = edge.group.stopping() => return,
+    };
+    let stream = match shaken {
+        Ok(stream) => stream,
+        Err(error) => {
+            edge.metrics.handshakes_failed.inc();
+            tracing::debug!(%error, "a handshake failed");
+            return;
+        }
+    };
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
+        edge.metrics.handshake("h2");
+        http2::connection(edge, stream, from.ip()).await;
+    } else {
+        edge.metrics.handshake("http/1.1");
+        http1::connection(edge, stream, from.ip(), &edge.ways.secured).await;
+    }
+}
