@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::hosts::HostClients;
 use crate::liveness::Liveness;
-use crate::stalls::Stalls;
+use crate::stalls::{STALLED_AFTER, Stalls};
 use crate::world::{Known, World};
 use crate::{StartError, mounts, view};
 
@@ -83,7 +83,7 @@ impl Control {
         let mut following = follow(store.clone(), "");
         let control = Arc::new(Self {
             counters: Counters::register(&metrics),
-            stalls: Stalls::default(),
+            stalls: Stalls::new(STALLED_AFTER),
             liveness: Liveness::new(config.lost_after),
             hosts: HostClients::default(),
             join_token_sha256: secret::sha256_hex(&join),

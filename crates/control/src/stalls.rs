@@ -17,12 +17,17 @@ struct Seen {
     asked: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stalls {
+    after: Duration,
     seen: Mutex<HashMap<MigrationId, Seen>>,
 }
 
 impl Stalls {
+    pub fn new(after: Duration) -> Self {
+        Self { after, seen: Mutex::default() }
+    }
+
     /// Notes what a move looks like now; is it stalled?
     pub fn look(&self, id: &MigrationId, signature: String) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,7 +35,7 @@ impl Stalls {
         if entry.signature != signature {
             (entry.signature, entry.since) = (signature, Instant::now());
         }
-        entry.since.elapsed() >= STALLED_AFTER
+        entry.since.elapsed() >= self.after
     }
 
     /// May the source be asked again? At most once an `interval`.
@@ -53,5 +58,24 @@ impl Stalls {
 impl Seen {
     fn new(signature: String) -> Self {
         Self { signature, since: Instant::now(), asked: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_stalls_only_by_standing_still() {
+        let id: MigrationId = "mig_00000000000001".parse().unwrap();
+        let never = Stalls::new(Duration::MAX);
+        assert!(!never.look(&id, "preparing".into()) && !never.look(&id, "preparing".into()));
+        let stalls = Stalls::new(Duration::ZERO);
+        assert!(stalls.look(&id, "preparing".into()));
+        let patient = Stalls { after: Duration::from_secs(3600), ..stalls };
+        assert!(!patient.look(&id, "starting".into()));
+        assert!(patient.may_ask(&id, Duration::MAX) && !patient.may_ask(&id, Duration::MAX));
+        patient.keep(&HashSet::new());
+        assert!(patient.may_ask(&id, Duration::MAX), "what has ended is forgotten");
     }
 }

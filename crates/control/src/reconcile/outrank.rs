@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use godwit_api::fact::MachineFact;
 use godwit_api::row::Placement;
-use godwit_api::{ApiError, HostId, MachineId, VolumeId, keys};
+use godwit_api::{ApiError, Epoch, HostId, MachineId, keys};
 use godwit_base::clock;
 use godwit_store::{Compare, Op, Txn};
 
@@ -36,8 +36,12 @@ pub async fn rows(control: &Control) -> Result<(), ApiError> {
 fn outranked(world: &World) -> Vec<Outranked> {
     let mut highest: BTreeMap<MachineId, Outranked> = BTreeMap::new();
     for fact in world.facts.values().flat_map(|facts| facts.values()).filter(|fact| fact.held) {
+        // Nearly all are at their rows' epochs: what is looked at so often is not copied.
+        if known_epoch(world, fact).is_none_or(|known| fact.epoch <= known) {
+            continue;
+        }
         let Some(subject) = subject_of(world, fact) else { continue };
-        if fact.epoch <= subject.epoch() || subject.is_destroyed() || is_expected(world, &subject, fact) {
+        if subject.is_destroyed() || is_expected(world, &subject, fact) {
             continue;
         }
         let best = highest.entry(fact.machine.clone()).or_insert_with(|| Outranked { subject, fact: fact.clone() });
@@ -48,12 +52,16 @@ fn outranked(world: &World) -> Vec<Outranked> {
     highest.into_values().collect()
 }
 
+fn known_epoch(world: &World, fact: &MachineFact) -> Option<Epoch> {
+    match &fact.volume {
+        Some(volume) => Some(world.volumes.get(&fact.app)?.get(&volume.id)?.epoch),
+        None => Some(world.machines.get(&fact.app)?.get(&fact.machine)?.epoch),
+    }
+}
+
 fn subject_of(world: &World, fact: &MachineFact) -> Option<Subject> {
     match &fact.volume {
-        Some(volume) => {
-            let id: &VolumeId = &volume.id;
-            world.volumes.get(&fact.app)?.get(id).cloned().map(Subject::Volume)
-        }
+        Some(volume) => world.volumes.get(&fact.app)?.get(&volume.id).cloned().map(Subject::Volume),
         None => world.machines.get(&fact.app)?.get(&fact.machine).cloned().map(Subject::Machine),
     }
 }

@@ -37,14 +37,13 @@ pub async fn settle(control: Arc<Control>) -> Result<(), ApiError> {
 fn is_gone(world: &World, placement: &Placement, fact: Option<&MachineFact>) -> bool {
     let Some(fact) = fact else { return false };
     let is_destroyed = fact.state == MachineState::Destroyed && fact.epoch >= placement.epoch;
-    let is_unwanted = placement.destroy || present(world, placement).is_none();
-    match is_destroyed {
-        // Above its row, it may have come to its end here because another host had it by then: the store was put back
-        // from an older copy, and that host's word may be on its way.
-        true if fact.epoch > placement.epoch => is_unwanted && !is_held_above(world, placement),
-        true => true,
-        false => placement.destroy && is_refusal(placement, fact),
+    if !is_destroyed {
+        return placement.destroy && is_refusal(placement, fact);
     }
+    // Above its row, it may have come to its end here because another host had it by then: the store was put back from
+    // an older copy, and that host's word may be on its way.
+    let is_unwanted = || placement.destroy || present(world, placement).is_none();
+    fact.epoch == placement.epoch || (is_unwanted() && !is_held_above(world, placement))
 }
 
 /// Does any host hold it at a higher epoch than this row's? Then the row is about to follow.
@@ -200,12 +199,14 @@ fn hints(control: &Arc<Control>) {
             let fact = world.host_facts.get(*host);
             let applied = fact.map_or(0, |fact| fact.applied_revision);
             placements.values().any(|placement| {
-                let subject = world.subject_of(placement);
-                if subject.as_ref().is_some_and(|subject| subject.moving().is_some()) {
+                if placement.revision <= applied {
                     return false;
                 }
+                // What is moving is its move's matter.
+                let subject = world.subject_of(placement);
+                let is_moving = subject.as_ref().is_some_and(|subject| subject.moving().is_some());
                 let written_ms = subject.map_or(0, |subject| subject.updated_at_ms());
-                placement.revision > applied && written_ms + PULL_AFTER_MS < now_ms
+                !is_moving && written_ms + PULL_AFTER_MS < now_ms
             })
         });
         hosts.map(|(host, _)| host.clone()).collect()
