@@ -19,14 +19,14 @@ const APP: &str = "kills";
 const POINTS: [&str; 3] = ["before", "after", "outcome"];
 
 /// The most copies of a Machine's app that ran at one time, counted in /proc while a test goes on.
-struct Copies {
+pub struct Copies {
     most: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Copies {
-    fn count(machine: String) -> Self {
+    pub fn count(machine: String) -> Self {
         let (most, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let (seen, ended) = (most.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
@@ -38,7 +38,7 @@ impl Copies {
         Self { most, stop, thread: Some(thread) }
     }
 
-    fn most(mut self) -> usize {
+    pub fn most(mut self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -92,7 +92,7 @@ fn the_agent_killed_at_every_step_of_what_starts_and_stops_loses_and_doubles_not
 
 #[test]
 fn the_agent_killed_at_every_step_of_what_changes_and_destroys_loses_and_doubles_nothing() {
-    let kinds: BTreeSet<JobKind> = WAYS.iter().map(|way| way.kind).collect();
+    let kinds: BTreeSet<JobKind> = WAYS.iter().map(|way| way.kind).chain(crate::moves::kills::KINDS).collect();
     assert_eq!(kinds, JobKind::ALL.into_iter().collect(), "no kind of job is left out");
     kill_at_every_step_of(&WAYS[5..]);
 }
@@ -196,7 +196,7 @@ async fn ask(api: &godwit_base::http::client::Client, id: &str, way: Way) {
             let query = DeleteQuery { force: None, kill: Some(mode == StopMode::Kill) };
             api.call::<MachinesDelete>(at, &query, &Empty {}).await.map(|_| ())
         }
-        (JobKind::Create, _) => unreachable!("a create has no Machine to ask about"),
+        (kind, _) => unreachable!("{} is not asked of a Machine here", kind.as_str()),
     };
     if let Err(error) = answer {
         println!("{} answered {error} while its agent died", way.kind.as_str());

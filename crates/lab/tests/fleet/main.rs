@@ -7,5 +7,6 @@ mod isolation;
 mod kills;
 mod limits;
 mod many;
+mod moves;
 mod roles;
 mod support;

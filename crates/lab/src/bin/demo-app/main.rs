@@ -3,6 +3,8 @@
 //! the environment variables that every Machine gets.
 
 mod burden;
+mod fill;
+mod lives;
 mod record;
 mod routes;
 mod websocket;
@@ -32,7 +34,7 @@ const BACKLOG: i32 = 4096;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 /// A client that has not sent its head by then is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Threads for work that blocks: `/burn`, `/alloc`, `/log`.
+/// Threads for work that blocks: `/burn`, `/alloc`, and all that touches `/data`.
 const BLOCKING_THREADS: usize = 32;
 /// The folder that may be a volume.
 const DATA: &str = "/data";
@@ -95,7 +97,9 @@ async fn serve() -> io::Result<()> {
         graceful.shutdown().await;
         app.sockets_closed().await;
     });
-    println!("demo-app: {}", if drained.await.is_ok() { "bye" } else { "some requests did not end in time" });
+    let drained = drained.await.is_ok();
+    app.end_life();
+    println!("demo-app: {}", if drained { "bye" } else { "some requests did not end in time" });
     Ok(())
 }
 

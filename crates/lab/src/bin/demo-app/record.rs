@@ -3,7 +3,7 @@
 //! for another.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -81,16 +81,41 @@ impl Journal {
     pub fn verify(&self) -> io::Result<Value> {
         // An append that is under way would look like a torn record.
         let _guard = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut bytes = Vec::new();
-        match File::open(&self.path) {
-            Ok(mut file) => drop(file.read_to_end(&mut bytes)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let (records, faults) = match File::open(&self.path) {
+            Ok(file) => judge(BufReader::new(file))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (0, Faults::default()),
             Err(error) => return Err(error),
-        }
-        let (records, faults) = judge(&bytes);
-        let named: Vec<&String> = faults.iter().take(FAULTS_NAMED).collect();
-        Ok(json!({ "records": records, "ok": faults.is_empty(), "faults": faults.len(), "first_faults": named }))
+        };
+        let ok = faults.count == 0;
+        Ok(json!({ "records": records, "ok": ok, "faults": faults.count, "first_faults": faults.first }))
     }
+
+    /// Number and checksum of up to `count` records from number `from` on, so that a client can look for those that
+    /// it holds an acknowledgement of.
+    pub fn list(&self, from: u64, count: u64) -> io::Result<Value> {
+        let _guard = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut listed = Vec::new();
+        let mut lines = match File::open(&self.path) {
+            Ok(file) => BufReader::new(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(json!({ "records": [] })),
+            Err(error) => return Err(error),
+        };
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 && (listed.len() as u64) < count {
+            if let Some((number, content)) = parse(&line).filter(|(number, _)| *number >= from) {
+                listed.push(json!([number, checksum(number, &content)]));
+            }
+            line.clear();
+        }
+        Ok(json!({ "records": listed }))
+    }
+}
+
+/// What is wrong: how much, and the first few in words.
+#[derive(Debug, Default)]
+struct Faults {
+    count: u64,
+    first: Vec<String>,
 }
 
 fn checksum(number: u64, content: &[u8]) -> String {
@@ -110,18 +135,29 @@ fn parse(line: &[u8]) -> Option<(u64, Vec<u8>)> {
 }
 
 /// How many records are whole and in their place, and what is wrong with the rest.
-fn judge(bytes: &[u8]) -> (u64, Vec<String>) {
-    let (mut records, mut faults) = (0u64, Vec::new());
-    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let place = index as u64 + 1;
-        match parse(line) {
-            Some((number, _)) if number == place => records += 1,
-            Some((number, _)) => faults.push(format!("line {place} holds record {number}")),
-            None if line.last() != Some(&b'\n') => faults.push(format!("line {place} is cut off")),
-            None => faults.push(format!("line {place} does not match its checksum")),
+fn judge(mut lines: impl BufRead) -> io::Result<(u64, Faults)> {
+    let (mut records, mut faults) = (0, Faults::default());
+    let (mut place, mut line) = (0u64, Vec::new());
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        place += 1;
+        let fault = match parse(&line) {
+            Some((number, _)) if number == place => None,
+            Some((number, _)) => Some(format!("line {place} holds record {number}")),
+            None if line.last() != Some(&b'\n') => Some(format!("line {place} is cut off")),
+            None => Some(format!("line {place} does not match its checksum")),
+        };
+        match fault {
+            None => records += 1,
+            Some(words) => {
+                faults.count += 1;
+                if faults.first.len() < FAULTS_NAMED {
+                    faults.first.push(words);
+                }
+            }
         }
+        line.clear();
     }
-    (records, faults)
+    Ok((records, faults))
 }
 
 #[cfg(test)]
@@ -137,19 +173,25 @@ mod tests {
             journal.append(content.as_bytes()).unwrap();
         }
         assert_eq!(journal.verify().unwrap()["records"], 3);
+        let sums = |numbers: &[(u64, &str)]| -> Vec<Value> {
+            numbers.iter().map(|(number, content)| json!([number, checksum(*number, content.as_bytes())])).collect()
+        };
+        assert_eq!(journal.list(2, 9).unwrap()["records"], json!(sums(&[(2, ""), (3, "three")])));
+        assert_eq!(journal.list(1, 1).unwrap()["records"], json!(sums(&[(1, "one")])));
         // A second life goes on counting.
         let journal = Journal::at(path.clone());
         assert_eq!(journal.append(b"four").unwrap().0, 4);
         let good = std::fs::read(&path).unwrap();
 
         let lines: Vec<&[u8]> = good.split_inclusive(|b| *b == b'\n').collect();
+        let first_fault = |bytes: &[u8]| judge(bytes).unwrap().1.first.remove(0);
         let without_second = [lines[0], lines[2], lines[3]].concat();
-        assert_eq!(judge(&without_second).1[0], "line 2 holds record 3");
+        assert_eq!(first_fault(&without_second), "line 2 holds record 3");
         let mut changed = good.clone();
         let at = changed.len() - 2;
         changed[at] ^= 1;
-        assert!(judge(&changed).1[0].contains("checksum"));
-        assert!(judge(&good[..good.len() - 3]).1[0].contains("cut off"));
+        assert!(first_fault(&changed).contains("checksum"));
+        assert!(first_fault(&good[..good.len() - 3]).contains("cut off"));
 
         // A torn tail is cut away by the next life, and its number used again.
         std::fs::write(&path, &good[..good.len() - 3]).unwrap();

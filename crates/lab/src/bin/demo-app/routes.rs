@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::fill::Filling;
+use crate::lives::Lives;
 use crate::record::Journal;
 use crate::{burden, websocket};
 
@@ -22,6 +24,11 @@ use crate::{burden, websocket};
 const WAIT_LIMIT_MS: u64 = 600_000;
 /// The largest record of `/log`.
 const RECORD_LIMIT_BYTES: usize = 1 << 20;
+/// The most records that one answer of `GET /log` lists.
+const LISTED_LIMIT: u64 = 10_000;
+/// The largest file of `/fill`, and the largest part of it in one answer.
+const FILL_LIMIT_MIB: u64 = 1 << 20;
+const PART_LIMIT_BYTES: u64 = 1 << 20;
 
 /// What the process knows about itself.
 pub struct App {
@@ -30,6 +37,8 @@ pub struct App {
     boot_count: u64,
     started_at: String,
     journal: Journal,
+    filling: Filling,
+    lives: Mutex<Lives>,
     stop: CancellationToken,
     /// WebSocket connections, which outlive their HTTP request.
     sockets: TaskTracker,
@@ -44,6 +53,8 @@ impl App {
             boot_count: count_boot(data),
             started_at: now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
             journal: Journal::at(data.join("log")),
+            filling: Filling::at(data.join("fill")),
+            lives: Mutex::new(Lives::begin(data)),
             stop,
             sockets: TaskTracker::new(),
         }
@@ -56,6 +67,15 @@ impl App {
     pub async fn sockets_closed(&self) {
         self.sockets.close();
         self.sockets.wait().await;
+    }
+
+    /// Nothing may be written after it.
+    pub fn end_life(&self) {
+        self.lives().end();
+    }
+
+    fn lives(&self) -> MutexGuard<'_, Lives> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn identity(&self) -> Value {
@@ -133,12 +153,37 @@ async fn route(app: &Arc<App>, request: Request<Incoming>) -> Result<Answer, Ref
             json!({ "exiting_with": code })
         }
         "/log" if post => append(app, request.into_body()).await?,
+        "/log" if get => {
+            let (from, count) = (number(&request, "from", u64::MAX)?, number(&request, "count", LISTED_LIMIT)?);
+            let app = app.clone();
+            aside(move || app.journal.list(from, count)).await?.map_err(internal)?
+        }
         "/log/verify" if get => {
             let app = app.clone();
             aside(move || app.journal.verify()).await?.map_err(internal)?
         }
+        "/fill" if post => {
+            let (mib, seed) = (number(&request, "mib", FILL_LIMIT_MIB)?, number(&request, "seed", u64::MAX)?);
+            let app = app.clone();
+            aside(move || app.filling.write(mib, seed)).await?.map_err(internal)?
+        }
+        "/fill" if get => {
+            let (at, bytes) = (number(&request, "at", u64::MAX)?, number(&request, "bytes", PART_LIMIT_BYTES)?);
+            let app = app.clone();
+            let part = aside(move || app.filling.part(at, bytes as usize)).await?.map_err(internal)?;
+            return Ok(Response::new(Full::new(part.into())));
+        }
+        "/checksum" if get => {
+            let app = app.clone();
+            aside(move || app.filling.checksum()).await?.map_err(internal)?
+        }
+        "/lives" if get => {
+            let app = app.clone();
+            aside(move || app.lives().tell()).await?.map_err(internal)?
+        }
         "/ws" if get => return websocket(app, request),
-        "/" | "/echo" | "/env" | "/sleep" | "/burn" | "/alloc" | "/fork" | "/exit" | "/log" | "/log/verify" | "/ws" => {
+        "/" | "/echo" | "/env" | "/sleep" | "/burn" | "/alloc" | "/fork" | "/exit" | "/log" | "/log/verify"
+        | "/fill" | "/checksum" | "/lives" | "/ws" => {
             return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take this method")));
         }
         _ => return Err(Refusal(StatusCode::NOT_FOUND, format!("nothing at {path}"))),
