@@ -75,6 +75,8 @@ pub enum Step {
     RemoveReplicas,
     /// The source was asked, and has answered.
     AskHandoff,
+    /// At the source: whatever serves the volumes after the handoff waits for it. Nobody can reach it yet.
+    PrepareExport,
     /// The source's decision. Done is the row that says so.
     HandOff,
     /// The source has it again.
@@ -240,11 +242,13 @@ const MOVE_IN: &[StepRow] = &[
 ];
 
 /// Runs again as if nothing had been asked; nothing, if it did not run. What was signalled may still live.
-const RESUME: &[Step] = &[Step::KillProcess, Step::AttachVolumes, Step::EnsureNetwork, Step::StartProcess];
+const RESUME: &[Step] =
+    &[Step::EndExport, Step::KillProcess, Step::AttachVolumes, Step::EnsureNetwork, Step::StartProcess];
 
 // Until `HandOff` is committed it is the source's and can be taken up again; after that nothing here ever runs it.
 const MOVE_OUT: &[StepRow] = &[
-    row(Step::CloseDoor, When::Graceful, OnAbort::Unwind(&[])),
+    row(Step::PrepareExport, When::Always, OnAbort::Unwind(&[Step::EndExport])),
+    row(Step::CloseDoor, When::Graceful, OnAbort::Unwind(&[Step::EndExport])),
     row(Step::SignalProcess, When::Graceful, OnAbort::Unwind(RESUME)),
     row(Step::AwaitExit, When::Graceful, OnAbort::Unwind(RESUME)),
     row(Step::DetachVolumes, When::Always, OnAbort::Unwind(RESUME)),
@@ -280,8 +284,9 @@ const VOLUME_MOVE_IN: &[StepRow] = &[
 ];
 
 const VOLUME_MOVE_OUT: &[StepRow] = &[
-    row(Step::DetachVolumes, When::Always, OnAbort::Unwind(&[])),
-    row(Step::HandOff, When::Always, OnAbort::Unwind(&[])),
+    row(Step::PrepareExport, When::Always, OnAbort::Unwind(&[Step::EndExport])),
+    row(Step::DetachVolumes, When::Always, OnAbort::Unwind(&[Step::EndExport])),
+    row(Step::HandOff, When::Always, OnAbort::Unwind(&[Step::EndExport])),
 ];
 
 const VOLUME_TAKE_BACK: &[StepRow] = &[row(Step::EndExport, When::Always, OnAbort::Never)];
@@ -418,6 +423,7 @@ impl Step {
             Self::MakeReplicas => "make_replicas",
             Self::RemoveReplicas => "remove_replicas",
             Self::AskHandoff => "ask_handoff",
+            Self::PrepareExport => "prepare_export",
             Self::HandOff => "hand_off",
             Self::HandBack => "hand_back",
             Self::ServeExport => "serve_export",
@@ -432,7 +438,7 @@ impl Step {
     pub fn max_attempts(self) -> Option<u32> {
         match self {
             Self::UnpackImage | Self::EnsureNetwork | Self::StartProcess => Some(5),
-            Self::MakeVolume | Self::MakeReplicas | Self::AttachVolumes => Some(5),
+            Self::MakeVolume | Self::MakeReplicas | Self::AttachVolumes | Self::PrepareExport => Some(5),
             _ => None,
         }
     }

@@ -302,7 +302,7 @@ impl Job {
     /// The steps that undo it from where it stands or was aborted. What did not run is not started to undo anything.
     pub fn unwinding(&self) -> Option<&'static [Step]> {
         match self.row()?.on_abort {
-            OnAbort::Unwind(_) if self.kind.is_departure() && !self.start => Some(&[]),
+            OnAbort::Unwind(_) if self.kind.is_departure() && !self.start => Some(&[Step::EndExport]),
             OnAbort::Unwind(steps) => Some(steps),
             OnAbort::Drop | OnAbort::Never => None,
         }

@@ -44,6 +44,7 @@ impl Effects {
             Step::RemoveReplicas => self.remove_replicas(work).await,
             Step::AskHandoff => self.ask_handoff(work).await,
             Step::HandBack => self.hand_back(work).await,
+            Step::PrepareExport => self.prepare_export(work).await,
             Step::ServeExport => self.serve_export(work).await,
             Step::EndExport => self.end_export(work).await,
             Step::AwaitWhole => self.await_whole(work).await,

@@ -306,6 +306,27 @@ impl Effects {
         }
     }
 
+    /// The processes that will serve the volumes, before anything stops: they have names and tokens that nobody knows
+    /// before the handoff.
+    pub(super) async fn prepare_export(&self, work: &Work) -> Outcome {
+        let (_, ticket) = match ticket_of(&work.record) {
+            Ok(ticket) => ticket,
+            Err(outcome) => return outcome,
+        };
+        let client = work.record.moving.as_ref().map(|moving| moving.client_certificate.clone()).unwrap_or_default();
+        for carried in &ticket.volumes {
+            let Some(placed) = &carried.placement.volume else { continue };
+            let number = &carried.placement.machine;
+            let volumes = &self.shared.organs.volumes;
+            let _lock = volumes.lock(number).await;
+            let migration = ticket.migration.as_str();
+            if let Err(error) = volumes.export(number, placed, carried.placement.epoch, migration, &client).await {
+                return retry(&error);
+            }
+        }
+        Outcome::done()
+    }
+
     /// Serves until it is cut off: by the release, by a taking back, by the volume's end.
     pub(super) async fn serve_export(&self, work: &Work) -> Outcome {
         let record = &work.record;

@@ -9,6 +9,7 @@ use godwit_api::keys;
 use godwit_api::machine::CheckStatus;
 use godwit_api::migration::MigrationFact;
 use godwit_api::volume::{HydrationFact, PlacedVolume, VolumeFact};
+use godwit_machine::Step;
 use godwit_store::journal::Write;
 
 use super::load::json;
@@ -98,7 +99,12 @@ impl Engine {
     fn door_machine(&self, slot: &Slot) -> DoorMachine {
         let placement = &slot.life.record.placement;
         let closing = slot.life.closing();
-        let departs = slot.life.job.as_ref().is_some_and(|job| job.kind.is_departure() && job.is_forward());
+        // Until its door closes it serves as ever.
+        let departs = slot
+            .life
+            .job
+            .as_ref()
+            .is_some_and(|job| job.kind.is_departure() && job.is_forward() && job.step != Step::PrepareExport);
         let leaves = departs || slot.life.record.is_handed_off();
         let leaving = slot.life.record.moving.as_ref().filter(|_| leaves);
         DoorMachine {

@@ -23,6 +23,7 @@ use godwit_machine::Hydration;
 use godwit_volume::exporter::{ExportEntry, ExportSpec, ExportTls, ExporterStatus};
 use godwit_volume::host::{self, FileSystem, VolumeStatus};
 use godwit_volume::pace::Limits;
+use godwit_volume::roles;
 use godwit_volume::spec::{AddressSpec, SourceSpec, TlsSpec, VolumeSpec};
 
 use crate::config::Config;
@@ -41,6 +42,8 @@ pub enum VolumeFault {
     Volume(#[from] godwit_volume::VolumeError),
     #[error("the volume's {what} did not answer within {after_s} s: {log}")]
     Silent { what: &'static str, after_s: u64, log: String },
+    #[error("the volume's {what} ended with {status}: {log}")]
+    Ended { what: &'static str, status: std::process::ExitStatus, log: String },
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
     #[error("the work was cut off")]
@@ -149,8 +152,8 @@ impl Volumes {
         if let Some(device) = self.keeper(&spec).await?.as_ref().and_then(ready) {
             return Ok(device);
         }
-        self.start_keeper(volume).await?;
-        self.await_keeper(volume, &spec, ready).await
+        let child = self.start_keeper(volume)?;
+        self.await_keeper(volume, &spec, child, ready).await
     }
 
     /// Makes sure that the volume is being filled; what its keeper says.
@@ -165,8 +168,8 @@ impl Volumes {
         if let Some(report) = self.keeper(&spec).await? {
             return Ok(report);
         }
-        self.start_keeper(volume).await?;
-        self.await_keeper(volume, &spec, |report| Some(report.clone())).await
+        let child = self.start_keeper(volume)?;
+        self.await_keeper(volume, &spec, child, |report| Some(report.clone())).await
     }
 
     /// No device of it is left, and what was written is on disk.
@@ -276,13 +279,13 @@ impl Volumes {
         .await
     }
 
-    async fn start_keeper(&self, volume: &MachineId) -> Result<()> {
+    fn start_keeper(&self, volume: &MachineId) -> Result<tokio::process::Child> {
         let dir = self.dir(volume);
         self.spawn(&dir, "keeper", &dir.join("keeper.json"))
     }
 
     /// The process outlives this agent; its words go to a file beside its spec.
-    fn spawn(&self, dir: &Path, role: &'static str, spec: &Path) -> Result<()> {
+    fn spawn(&self, dir: &Path, role: &'static str, spec: &Path) -> Result<tokio::process::Child> {
         let log = dir.join("process.log");
         let stderr = std::fs::File::options().create(true).append(true).open(&log).map_err(io("write", &log))?;
         let program = self.config.program.first().map(String::as_str).unwrap_or_default();
@@ -290,34 +293,47 @@ impl Volumes {
         command.args(&self.config.program[1..]).arg(role).arg(spec);
         // A group of its own: a terminal's signals to the agent are not for it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).process_group(0);
-        // Dropped without a kill: the runtime reaps it whenever it ends.
-        command.spawn().map(drop).map_err(io("start", program))
+        // May be dropped: that kills nothing, and the runtime reaps it whenever it ends.
+        command.spawn().map_err(io("start", program))
     }
 
     async fn await_keeper<T>(
         &self,
         volume: &MachineId,
         spec: &VolumeSpec,
+        mut child: tokio::process::Child,
         ready: impl Fn(&VolumeStatus) -> Option<T>,
     ) -> Result<T> {
+        let dir = self.dir(volume);
         let looking = async {
             loop {
+                let ended = self.failed("keeper", &dir, &mut child);
                 if let Some(found) = self.keeper(spec).await?.as_ref().and_then(&ready) {
                     return Ok(found);
                 }
+                ended?;
                 tokio::time::sleep(POLL).await;
             }
         };
         match tokio::time::timeout(PROCESS_ANSWERS_WITHIN, looking).await {
             Ok(found) => found,
-            Err(_) => Err(self.silent("keeper", &self.dir(volume))),
+            Err(_) => Err(self.silent("keeper", &dir)),
+        }
+    }
+
+    /// Nobody answers for one that has failed; one that ended because another is there leaves that to answer.
+    fn failed(&self, what: &'static str, dir: &Path, child: &mut tokio::process::Child) -> Result<()> {
+        match child.try_wait() {
+            Ok(Some(status)) if status.code() != Some(i32::from(roles::EXIT_TAKEN)) => {
+                Err(VolumeFault::Ended { what, status, log: last_words(dir) })
+            }
+            // What cannot be looked at is waited for as long as one that lives.
+            _ => Ok(()),
         }
     }
 
     fn silent(&self, what: &'static str, dir: &Path) -> VolumeFault {
-        let text = std::fs::read_to_string(dir.join("process.log")).unwrap_or_default();
-        let log = text.lines().last().unwrap_or("it said nothing").to_owned();
-        VolumeFault::Silent { what, after_s: PROCESS_ANSWERS_WITHIN.as_secs(), log }
+        VolumeFault::Silent { what, after_s: PROCESS_ANSWERS_WITHIN.as_secs(), log: last_words(dir) }
     }
 
     /// Serves the volume's blocks to the holder of the client's certificate, until `end_export`. Found again if it is
@@ -371,8 +387,8 @@ impl Volumes {
         let status = match self.exporter(&spec).await? {
             Some(status) => status,
             None => {
-                self.spawn(&dir, "export", &path)?;
-                self.await_exporter(&dir, &spec).await?
+                let child = self.spawn(&dir, "export", &path)?;
+                self.await_exporter(&dir, &spec, child).await?
             }
         };
         if spec.listen != status.addr {
@@ -395,12 +411,19 @@ impl Volumes {
         blocking(move || Ok(host::export_status(&spec))).await
     }
 
-    async fn await_exporter(&self, dir: &Path, spec: &ExportSpec) -> Result<ExporterStatus> {
+    async fn await_exporter(
+        &self,
+        dir: &Path,
+        spec: &ExportSpec,
+        mut child: tokio::process::Child,
+    ) -> Result<ExporterStatus> {
         let looking = async {
             loop {
+                let ended = self.failed("exporter", dir, &mut child);
                 if let Some(status) = self.exporter(spec).await?.filter(|status| status.server_pid != 0) {
                     return Ok(status);
                 }
+                ended?;
                 tokio::time::sleep(POLL).await;
             }
         };
@@ -446,6 +469,11 @@ impl Volumes {
         let raw = self.raw(volume);
         blocking(move || Ok(host::allocated_bytes(&raw)?)).await.unwrap_or_default()
     }
+}
+
+fn last_words(dir: &Path) -> String {
+    let text = std::fs::read_to_string(dir.join("process.log")).unwrap_or_default();
+    text.lines().last().unwrap_or("it said nothing").to_owned()
 }
 
 /// A certificate and its key, PEM both.

@@ -130,7 +130,6 @@ impl Life {
         let mut moving = Move::new(signed, ticket, MoveRole::Source, cx.now_ms);
         moving.was_running = runs;
         moving.client_certificate = client_certificate;
-        moving.mark("closing", cx.now_ms);
         self.record.moving = Some(moving);
         out.note("migrate", MachineState::Stopping, Source::User, reason(format!("leaving for {}", ticket.target)));
         let kind = if self.record.is_volume() { JobKind::VolumeMoveOut } else { JobKind::MoveOut };

@@ -50,6 +50,13 @@ impl Life {
             (Some(next), _) => {
                 job.step = next;
                 job.attempt = 0;
+                // From here on somebody waits for it.
+                if job.kind.is_departure()
+                    && step == Step::PrepareExport
+                    && let Some(moving) = &mut self.record.moving
+                {
+                    moving.mark("closing", cx.now_ms);
+                }
                 let arrives = job.kind.is_arrival() && next != Step::StartProcess;
                 if matches!(next, Step::EnsureNetwork | Step::AttachVolumes)
                     && !arrives
@@ -146,6 +153,7 @@ impl Life {
             | Step::AskHandoff
             | Step::HandBack
             | Step::ServeExport
+            | Step::PrepareExport
             | Step::EndExport
             | Step::AwaitWhole => {}
         }
