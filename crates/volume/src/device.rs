@@ -48,6 +48,8 @@ pub struct CloneConfig {
     pub manifest_required: bool,
     /// After this long without a source, reads of missing blocks fail; `None`: they wait for ever.
     pub give_up_after: Option<Duration>,
+    /// Made ahead of the handoff: the source is connected to, and not read until `release`.
+    pub held: bool,
     /// The map is made durable at least once per so many hydrated bytes: what a crash may cost to fetch again.
     pub persist_bytes: u64,
 }
@@ -61,6 +63,7 @@ impl CloneConfig {
             limits: Limits::default(),
             manifest_required: true,
             give_up_after: None,
+            held: false,
             persist_bytes: 256 << 20,
         }
     }
@@ -86,6 +89,8 @@ pub struct CloneStatus {
     /// And each that the guest did not write was compared with the source's hash: the source may be released.
     pub verified: bool,
     pub poisoned: bool,
+    /// It waits for `release`, and so does every guest.
+    pub held: bool,
     /// What the source holds besides holes, once it has said so.
     pub source_data_bytes: Option<u64>,
     pub demand_fetches: u64,
@@ -383,6 +388,17 @@ impl CloneDevice {
         true
     }
 
+    /// The handoff is done, and the source's bytes are final: from now on it is read. Survives a restart of the server
+    /// with the shared map.
+    pub fn release(&self) {
+        if self.inner.is_held() {
+            self.inner.map.tally(Tally::Began).store(host_clock_ms() + 1, Ordering::SeqCst);
+            self.inner.map.release();
+        }
+        drop(self.inner.lock_work());
+        self.inner.wake.notify_all();
+    }
+
     /// Takes the host's space for all that is still to come, asking the source where its data lies. For before the
     /// volume is relied on: a full disk is then a refusal, and later no stall half way.
     pub fn reserve(&self) -> Result<()> {
@@ -408,6 +424,7 @@ impl CloneDevice {
             complete: map.complete(),
             verified: map.verified(),
             poisoned: map.poisoned(),
+            held: self.inner.is_held(),
             source_data_bytes: get(Tally::SourceData).checked_sub(1),
             demand_fetches: get(Tally::DemandFetches),
             hydrated_bytes: get(Tally::HydratedBytes),
@@ -473,6 +490,9 @@ impl Inner {
     }
     pub fn is_checked(&self, block: u64) -> bool {
         self.checked[(block / 64) as usize].load(Ordering::SeqCst) & (1 << (block % 64)) != 0
+    }
+    pub fn is_held(&self) -> bool {
+        self.config.held && !self.map.released()
     }
     fn open_for_changes(&self) -> Result<()> {
         match (self.map.poisoned(), self.finished.load(Ordering::SeqCst)) {

@@ -213,6 +213,12 @@ pub fn set_limits(spec: &VolumeSpec, limits: Limits) -> Result<CloneStatus> {
     within("asking a server", ASK_BOUND, move || control::ask_within(&server, &ServerAsk::Limits { limits }, ASK_BOUND))
 }
 
+/// After the handoff, for a keeper that was started `held`: reads go on from here. May be asked again.
+pub fn release(spec: &VolumeSpec) -> Result<CloneStatus> {
+    let server = spec.server_control();
+    within("releasing a volume", ASK_BOUND, move || control::ask_within(&server, &ServerAsk::Release, ASK_BOUND))
+}
+
 /// Makes everything durable that was acknowledged, and every bit of the map.
 pub fn flush(spec: &VolumeSpec) -> Result<CloneStatus> {
     let server = spec.server_control();

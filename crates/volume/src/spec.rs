@@ -31,6 +31,10 @@ pub struct VolumeSpec {
     pub local: PathBuf,
     pub map: PathBuf,
     pub source: Option<SourceSpec>,
+    /// Started ahead of the handoff: nothing is read of the source until `host::release`. False in the spec of a keeper
+    /// that starts after it.
+    #[serde(default)]
+    pub held: bool,
     #[serde(default)]
     pub limits: Limits,
     /// An empty folder: the FUSE file appears in it as `volume.raw`.
@@ -103,6 +107,7 @@ impl VolumeSpec {
         };
         let mut config = CloneConfig::new(self.epoch);
         config.limits = self.limits;
+        config.held = self.held;
         let source = self.source.as_ref().map(SourceSpec::open).transpose()?;
         let parts = CloneParts { backing: Arc::new(backing), map_store: Box::new(map), slots, live, source };
         CloneDevice::start(config, parts)

@@ -38,6 +38,7 @@ impl Keeper {
             local: folder.join("volume.raw"),
             map: folder.join("volume.map"),
             source: Some(SourceSpec::Nbd { address: AddressSpec::Tcp(addr), export: "v".to_owned(), tls: None }),
+            held: false,
             limits,
             mountpoint: folder.join("mnt"),
             control: folder.join("keeper.sock"),

@@ -50,6 +50,7 @@ pub(super) fn worker(inner: &Inner, index: usize, demand_only: bool) {
     let buf = vec![0; (GROUP_BLOCKS * BLOCK_BYTES) as usize];
     let mut worker = Worker { inner, index, session: None, counted_bytes: 0, buf, hashes: Vec::new() };
     let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
+    worker.wait_for_release();
     while let Some(job) = next_job(inner, demand_only) {
         let result = worker.run(job);
         worker.count_wire();
@@ -119,6 +120,24 @@ impl Worker<'_> {
                 persist::save(self.inner, Some(Head { complete: true, verified, clean: false }))?;
                 self.inner.map.set_complete(verified);
                 Ok(())
+            }
+        }
+    }
+
+    /// Connects already, so that the first read after the handoff costs no handshake; a source that is not there yet is
+    /// no loss.
+    fn wait_for_release(&mut self) {
+        let inner = self.inner;
+        while inner.is_held() {
+            if let Err(error) = self.session() {
+                tracing::debug!(error = %chain(&error), "the source is not there yet");
+            }
+            let work = inner.lock_work();
+            if work.closing || inner.map.poisoned() {
+                return;
+            }
+            if inner.is_held() {
+                drop(inner.wake.wait_timeout(work, IDLE));
             }
         }
     }

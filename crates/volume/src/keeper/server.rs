@@ -33,6 +33,8 @@ pub enum ServerAsk {
     Limits {
         limits: Limits,
     },
+    /// The source may be read now.
+    Release,
     /// For a server without a keeper.
     Poison,
     /// Answered with an `Adoption` and three descriptors: FUSE, map, and this process.
@@ -99,6 +101,7 @@ impl Server {
             ServerAsk::Flush => self.device.save()?,
             ServerAsk::Finish => self.device.finish()?,
             ServerAsk::Limits { limits } => self.device.set_limits(*limits),
+            ServerAsk::Release => self.device.release(),
             ServerAsk::Poison => {
                 self.device.poison(self.spec.epoch);
             }

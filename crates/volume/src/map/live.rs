@@ -22,6 +22,7 @@ const AT_N: usize = 3;
 const AT_POISONED: usize = 4;
 const AT_COMPLETE: usize = 5;
 const AT_VERIFIED: usize = 6;
+const AT_RELEASED: usize = 7;
 const AT_TALLIES: usize = 16;
 /// Counters of a page: all changes, those that a flush must make durable, and writers that have not counted yet.
 const COUNTERS: usize = 3;
@@ -39,7 +40,7 @@ pub enum Tally {
     NoSpace,
     /// One more than the bytes of data at the source; 0: not known yet.
     SourceData,
-    /// One more than the time of the clock that the host counts by, in ms, when the first server began.
+    /// One more than the time of the host's clock, in ms, when the first server began, or was released.
     Began,
     /// One more than the ms from then to the first answered read.
     FirstRead,
@@ -187,6 +188,13 @@ impl LiveMap {
     }
     pub fn poisoned(&self) -> bool {
         self.word(AT_POISONED).load(Ordering::Acquire) != 0
+    }
+    pub fn release(&self) {
+        self.word(AT_RELEASED).store(1, Ordering::SeqCst);
+    }
+    /// Whether a map that was made ahead of a handoff may be filled now.
+    pub fn released(&self) -> bool {
+        self.word(AT_RELEASED).load(Ordering::Acquire) != 0
     }
     /// All is here; `verified`: and was compared with the source. Only after the same is durable.
     pub fn set_complete(&self, verified: bool) {

@@ -279,6 +279,26 @@ fn hydration_resumes_from_the_durable_map() {
     }
 }
 
+/// Made ahead of the handoff: connected, but nothing is read before the source's bytes are final.
+#[test]
+fn a_held_clone_reads_nothing_until_it_is_released() {
+    let mut scene = Scene::new(8 * MIB, |_| true);
+    let device = scene.open(|config| config.held = true);
+    eventually("connected", || device.status().connects == 4);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&device, 0, 4096));
+        eventually("asked for", || !device.prefetch(0, 4096));
+        let live = File::options().write(true).open(scene.folder.path().join("source.raw")).expect("the source");
+        live.write_all_at(b"last words", 100).expect("a write");
+        assert!(device.status().held && scene.knobs.order.lock().expect("order").is_empty() && !reader.is_finished());
+        device.release();
+        assert_eq!(&reader.join().expect("reads")[100..110], b"last words");
+    });
+    eventually("complete", || device.is_complete());
+    assert!(device.status().verified && !device.status().held);
+    assert_same_file(&scene.folder.path().join("source.raw"), &scene.local());
+}
+
 /// An orderly end leaves nothing to doubt: what is here is here at once, even without the source.
 #[test]
 fn after_an_orderly_end_nothing_is_compared_anew() {

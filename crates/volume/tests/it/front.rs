@@ -57,6 +57,7 @@ impl Scene {
                 export: "v".to_owned(),
                 tls: None,
             }),
+            held: false,
             limits,
             mountpoint: path("mnt"),
             control: path("keeper.sock"),
