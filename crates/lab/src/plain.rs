@@ -69,7 +69,7 @@ pub async fn request(
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no whole answer in time")))
 }
 
-fn parse(bytes: &[u8]) -> io::Result<Answer> {
+pub(crate) fn parse(bytes: &[u8]) -> io::Result<Answer> {
     let broken = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").ok_or_else(|| broken("no whole head"))?;
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();

@@ -1,5 +1,6 @@
 //! The dev fleet that the demo owns: started, asked and removed through the command line, and removed whatever happens.
 
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +11,7 @@ use godwit_lab::fleet::{DevFile, DevHost, binary, free_port};
 use serde_json::Value;
 
 use super::LOOK_INTERVAL;
+use super::story::Story;
 use crate::load::Report as Load;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -80,6 +82,31 @@ impl DemoFleet {
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let ran = self.cli(&[arguments, &["--json"]].concat())?;
         Ok(serde_json::from_str(&ran.stdout)?)
+    }
+
+    /// Runs a command that takes its time, and shows what it tells meanwhile: its own bar on a terminal, else its lines.
+    pub fn json_told(&self, story: &Story, arguments: &[&str]) -> Result<Value> {
+        let dev = self.dev()?;
+        let shown = format!("godwit {}", arguments.join(" "));
+        story.command(&shown);
+        let watched = std::io::stderr().is_terminal();
+        let mut child = Command::new(binary("godwit")?)
+            .args(arguments)
+            .arg("--json")
+            .env("GODWIT_API_URL", &dev.0.api_url)
+            .env("GODWIT_TOKEN", &dev.0.token)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(if watched { Stdio::inherit() } else { Stdio::piped() })
+            .spawn()?;
+        // The answer is one short document after all the lines, so that neither pipe can fill up behind the other.
+        for line in child.stderr.take().into_iter().flat_map(|lines| BufReader::new(lines).lines()) {
+            story.line(format!("  {}", line?));
+        }
+        let output = child.wait_with_output()?;
+        let stdout = String::from_utf8(output.stdout)?;
+        ensure!(output.status.success(), "{shown}: {}\n{stdout}", output.status);
+        Ok(serde_json::from_str(&stdout)?)
     }
 
     /// Until the Machine's host has it ready to be started.

@@ -1,13 +1,16 @@
 //! The demo: the main job as a short story, every number in it measured. It uses the command line as a person would,
-//! sends load from a process of its own, and kills by the pids that the dev fleet tells.
+//! sends load from a process of its own, kills by the pids that the dev fleet tells, and moves a Machine with its volume.
 
+mod apart;
 pub mod fleet;
+mod moves;
 mod story;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit_lab::traffic::TrafficReport;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -54,6 +57,9 @@ struct Report {
     starts: u64,
     agent_killed_requests_failed: u64,
     control_killed_requests_failed: u64,
+    /// Of the demo image alone: another one keeps no log to check.
+    #[serde(flatten)]
+    moves: Option<moves::Moves>,
 }
 
 /// True if the story went as it should and no request failed.
@@ -64,8 +70,10 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut story = Story::begin();
     let report = tell(options, &mut story)?;
     std::fs::write(&report_file, serde_json::to_string_pretty(&report)? + "\n")?;
-    let good = report.requests_failed == 0;
-    story.end(good, report.requests_sent, report.requests_failed, &report_file);
+    let faultless = report.moves.as_ref().is_none_or(|moves| moves.faults.is_empty());
+    let good = report.requests_failed == 0 && faultless;
+    let lost = report.moves.as_ref().map(|moves| moves.data_lost);
+    story.end(good, report.requests_sent, report.requests_failed, lost, &report_file);
     Ok(good)
 }
 
@@ -138,20 +146,26 @@ fn tell(options: &Options, story: &mut Story) -> Result<Report> {
     story.line("requests never ask control; it came back and knows what it knew");
     let starts = count_starts(&fleet)?;
 
-    story.chapter("Clean-up");
     story.ran(&fleet.cli(&["apps", "destroy", APP, "--yes"])?);
+
+    let moves = if options.foreign { None } else { Some(moves::tell(&fleet, story)?) };
+
+    story.chapter("Clean-up");
     fleet.remove()?;
     story.line("the fleet is gone: processes, namespaces, links, cgroups, files");
 
+    let moved = |count: fn(&TrafficReport) -> u64| moves.as_ref().map_or(0, |moves| count(&moves.traffic));
     let phases = [&wake, &agent_killed, &control_killed];
     Ok(Report {
         image: options.image.display().to_string(),
         cold_start_ms,
-        requests_sent: phases.iter().map(|load| load.requests_sent).sum(),
-        requests_failed: phases.iter().map(|load| load.requests_failed).sum(),
+        requests_sent: phases.iter().map(|load| load.requests_sent).sum::<u64>() + moved(|moves| moves.requests_sent),
+        requests_failed: phases.iter().map(|load| load.requests_failed).sum::<u64>()
+            + moved(|moves| moves.requests_failed),
         starts,
         agent_killed_requests_failed: agent_killed.requests_failed,
         control_killed_requests_failed: control_killed.requests_failed,
+        moves,
     })
 }
 

@@ -4,8 +4,12 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Instant;
 
+use godwit_lab::traffic::TrafficReport;
+
 use super::fleet::Ran;
 use crate::load::Report as Load;
+
+const FAILURES_SHOWN: usize = 5;
 
 pub struct Story {
     begin: Instant,
@@ -19,7 +23,7 @@ impl Story {
         let story = Self { begin: Instant::now(), chapter: 0, color: !plain && std::io::stdout().is_terminal() };
         println!(
             "{}",
-            story.paint("1", "Godwit: an image runs, wakes on a request, and outlives what watches over it")
+            story.paint("1", "Godwit: an image runs, wakes on a request, outlives what watches over it, and moves")
         );
         story
     }
@@ -41,32 +45,65 @@ impl Story {
 
     /// A command and what it answered.
     pub fn ran(&self, ran: &Ran) {
-        self.line(self.paint("36", &format!("$ {}", ran.shown)));
+        self.command(&ran.shown);
         for line in ran.stdout.lines() {
             self.line(format!("  {line}"));
         }
     }
 
-    pub fn load(&self, load: &Load) {
-        let verdict = match load.requests_failed {
-            0 => self.paint("32", "none failed"),
-            failed => self.paint("1;31", &format!("{failed} FAILED")),
-        };
+    /// A command, before it is run.
+    pub fn command(&self, shown: &str) {
+        self.line(self.paint("36", &format!("$ {shown}")));
+    }
+
+    pub fn fault(&self, words: &str) {
+        self.line(self.paint("1;31", words));
+    }
+
+    pub fn traffic(&self, traffic: &TrafficReport) {
+        let kinds: Vec<String> = traffic.kinds.iter().map(|(kind, sent)| format!("{sent} {kind}")).collect();
         self.line(format!(
-            "{} requests, {:.0} a second: {verdict} (p50 {} ms, p99 {} ms, slowest {} ms)",
-            load.requests_sent, load.requests_per_second, load.latency_ms_p50, load.latency_ms_p99, load.latency_ms_max
+            "{} requests ({}): {}; slowest quick one {} ms",
+            traffic.requests_sent,
+            kinds.join(", "),
+            self.verdict(traffic.requests_failed),
+            traffic.latency_ms_max
         ));
-        for failure in load.failures.iter().take(5) {
+        self.line(format!("{} WebSockets, closed at each move and opened again", traffic.web_sockets_opened));
+        for failure in traffic.failures.iter().take(FAILURES_SHOWN) {
             self.line(format!("  {failure}"));
         }
     }
 
-    pub fn end(&self, good: bool, sent: u64, failed: u64, report: &Path) {
-        let verdict = if good {
-            self.paint("1;32", &format!("{sent} requests, not one failed."))
-        } else {
-            self.paint("1;31", &format!("{failed} of {sent} requests failed."))
+    fn verdict(&self, failed: u64) -> String {
+        match failed {
+            0 => self.paint("32", "none failed"),
+            failed => self.paint("1;31", &format!("{failed} FAILED")),
+        }
+    }
+
+    pub fn load(&self, load: &Load) {
+        self.line(format!(
+            "{} requests, {:.0} a second: {} (p50 {} ms, p99 {} ms, slowest {} ms)",
+            load.requests_sent,
+            load.requests_per_second,
+            self.verdict(load.requests_failed),
+            load.latency_ms_p50,
+            load.latency_ms_p99,
+            load.latency_ms_max
+        ));
+        for failure in load.failures.iter().take(FAILURES_SHOWN) {
+            self.line(format!("  {failure}"));
+        }
+    }
+
+    pub fn end(&self, good: bool, sent: u64, failed: u64, lost: Option<u64>, report: &Path) {
+        let writes = lost.map_or(String::new(), |lost| format!(", {lost} lost writes"));
+        let (code, verdict) = match good {
+            true if lost.is_some() => ("1;32", format!("{sent} requests, not one failed; not one write was lost.")),
+            true => ("1;32", format!("{sent} requests, not one failed.")),
+            false => ("1;31", format!("It did not go well: {failed} of {sent} requests failed{writes}.")),
         };
-        println!("\n{verdict} The numbers are in {}.", report.display());
+        println!("\n{} The numbers are in {}.", self.paint(code, &verdict), report.display());
     }
 }

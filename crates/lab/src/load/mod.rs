@@ -1,7 +1,6 @@
 //! Load from a process of its own: requests at a steady rate whatever the answers do (open loop), each sent once, each
 //! answer judged. What it counts as a failure: another status, another body, a broken connection, or too slow.
 
-mod connection;
 mod report;
 
 use std::net::SocketAddr;
@@ -14,7 +13,7 @@ use hyper::{Method, Request, StatusCode};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
-use connection::Pool;
+use godwit_lab::pool::Pool;
 pub use report::Report;
 use report::{Outcome, Tally};
 
