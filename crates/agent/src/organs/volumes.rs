@@ -255,6 +255,7 @@ impl Volumes {
                     server_name: CERTIFICATE_NAME.to_owned(),
                 }),
             }),
+            held: false,
             limits,
             mountpoint: dir.join("mnt"),
             control: dir.join("keeper.sock"),
