@@ -12,6 +12,8 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
 
+use crate::replay::FLY_REPLAY_SRC;
+
 pub const FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 pub const FLY_FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
 pub const FLY_REGION: HeaderName = HeaderName::from_static("fly-region");
@@ -76,7 +78,8 @@ pub fn strip_ours(headers: &mut HeaderMap) {
 }
 
 /// What the outside says about itself is never believed: these are set by us or not at all.
-const NEVER_TRUSTED: [HeaderName; 8] = [
+const NEVER_TRUSTED: [HeaderName; 9] = [
+    FLY_REPLAY_SRC,
     FLY_CLIENT_IP,
     FLY_FORWARDED_PORT,
     FLY_REGION,

@@ -15,5 +15,7 @@ pub mod excess;
 pub mod h1;
 pub mod headers;
 pub mod link;
+pub mod proxy_protocol;
+pub mod replay;
 
 pub use error::Error;

@@ -3,12 +3,13 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use godwit_api::door::{Refusal, header};
-use godwit_api::ids::{Epoch, HostId};
+use godwit_api::ids::{Epoch, HostId, MachineId};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::EXPECT;
@@ -25,6 +26,7 @@ use crate::link::body::StreamBody;
 use crate::link::client::Lost;
 use crate::link::send::Broken;
 use crate::link::tunnel::Tunnel;
+use crate::replay::FLY_REPLAY;
 
 /// A client that goes on sending after its answer is read from for so long.
 const LINGER: Duration = Duration::from_secs(2);
@@ -59,6 +61,19 @@ pub struct HttpAttempt<B> {
     pub headers: HeaderMap,
     /// Taken when the answer came before the body's end and a task carries the rest.
     pub upload: Option<Upload<B>>,
+    pub by: Option<ServedBy>,
+}
+
+/// The Machine that answered.
+pub struct ServedBy {
+    pub machine: MachineId,
+    pub region: Arc<str>,
+}
+
+impl ServedBy {
+    fn of(pick: &Pick<'_>) -> Option<Self> {
+        Some(Self { machine: pick.target.machine.clone(), region: pick.target.region.clone() })
+    }
 }
 
 /// What came of a stream.
@@ -136,9 +151,14 @@ where
         if let Some((refusal, epoch, load)) = refusal_of(response.headers()) {
             return Tried::Refused(refusal, epoch, load);
         }
-        if !sent && let Some(upload) = self.upload.take() {
+        let goes_on = response.headers().contains_key(FLY_REPLAY);
+        if goes_on && !sent {
+            // Whoever gets the request next gets its body too, if that is still there.
+            stream.send_reset(Reason::CANCEL);
+        } else if !sent && let Some(upload) = self.upload.take() {
             carry_on(upload, progress, stream);
         }
+        self.by = ServedBy::of(pick);
         Tried::Served(self.served(edge, pick, response, in_flight))
     }
 }
@@ -212,15 +232,19 @@ where
 
 /// A byte pipe to a port of a Machine.
 pub struct TunnelAttempt {
-    pub kind: HeaderValue,
+    kind: HeaderValue,
+    port: Option<u16>,
+    /// The Machine wants to be told of its client, by a PROXY protocol header before all else.
+    pub announced: bool,
+    pub by: Option<ServedBy>,
 }
 
 impl TunnelAttempt {
     pub fn upgrade() -> Self {
-        Self { kind: HeaderValue::from_static("upgrade") }
+        Self { kind: HeaderValue::from_static("upgrade"), port: None, announced: false, by: None }
     }
-    pub fn tcp() -> Self {
-        Self { kind: HeaderValue::from_static("tcp") }
+    pub fn tcp(port: u16) -> Self {
+        Self { kind: HeaderValue::from_static("tcp"), port: Some(port), announced: false, by: None }
     }
 }
 
@@ -250,6 +274,8 @@ impl Attempt for TunnelAttempt {
             return Tried::Lost { again: false };
         }
         *turn = None;
+        self.by = ServedBy::of(pick);
+        self.announced = self.port.is_some_and(|port| pick.service.is_announced(port));
         if let Some(load) = load_of(response.headers()) {
             pick.service.tally.heard(load, edge.routes.now_ms());
         }

@@ -1,13 +1,13 @@
 //! Clients' connections: accepted, counted, with TLS or without, and handed to the protocol that they speak.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::tls::{ALPN_H2, Tls};
-use super::{Edge, http1, http2};
+use super::{Edge, http1, http2, peers};
 
 /// Connections of one listener at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 100_000;
@@ -23,14 +23,15 @@ pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<A
             () = edge.group.stopping() => return,
         };
         match accepted {
-            Ok((socket, from)) => {
+            Ok((mut socket, from)) => {
                 let _ = socket.set_nodelay(true);
                 let (of, tls) = (edge.clone(), tls.clone());
                 edge.group.spawn(async move {
                     of.metrics.connections.inc();
-                    match tls {
-                        None => http1::connection(&of, socket, from.ip(), &of.ways.plain).await,
-                        Some(tls) => secured(&of, &tls, socket, from).await,
+                    match (peers::ends(&mut socket, from, &of.trusted).await, tls) {
+                        (Ok(ends), None) => http1::connection(&of, socket, ends.source.ip(), &of.ways.plain).await,
+                        (Ok(ends), Some(tls)) => secured(&of, &tls, socket, ends.source.ip()).await,
+                        (Err(error), _) => tracing::debug!(%from, %error, "a trusted proxy does not name its client"),
                     }
                     of.metrics.connections.dec();
                     drop(permit);
@@ -41,7 +42,7 @@ pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<A
     }
 }
 
-async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, from: SocketAddr) {
+async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, client: IpAddr) {
     let shaken = tokio::select! {
         shaken = tls.handshake(socket) => shaken,
         // Nothing was asked yet.
@@ -57,9 +58,9 @@ async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, from: SocketAdd
     };
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
         edge.metrics.handshake("h2");
-        http2::connection(edge, stream, from.ip()).await;
+        http2::connection(edge, stream, client).await;
     } else {
         edge.metrics.handshake("http/1.1");
-        http1::connection(edge, stream, from.ip(), &edge.ways.secured).await;
+        http1::connection(edge, stream, client, &edge.ways.secured).await;
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use godwit_api::ids::AppName;
 use serde::Deserialize;
 
+use super::peers::Range;
 use crate::Error;
 
 /// As it stands in the file.
@@ -22,6 +23,10 @@ pub struct RawEdgeConfig {
     /// Holds `*.pem`, each a chain with its key, served by the names in it. Changes are seen within seconds.
     #[serde(default)]
     pub certificates_dir: Option<PathBuf>,
+    /// Ranges of addresses of proxies before this edge. Each of their connections must begin with a PROXY protocol
+    /// header (version 1 or 2), whose word about the client is believed.
+    #[serde(default)]
+    pub proxy_protocol_from: Vec<String>,
     /// `/healthz` and `/metrics`.
     pub listen_admin: String,
     /// The address on which raw TCP ports are opened; none: no raw TCP.
@@ -98,6 +103,7 @@ pub struct EdgeConfig {
     pub listen_http: Vec<SocketAddr>,
     pub listen_https: Vec<SocketAddr>,
     pub certificates_dir: Option<PathBuf>,
+    pub proxy_protocol_from: Vec<Range>,
     pub listen_admin: SocketAddr,
     pub listen_tcp: Option<IpAddr>,
     pub tcp_ports: Option<Vec<u16>>,
@@ -152,6 +158,8 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
         if !raw.listen_https.is_empty() && raw.certificates_dir.is_none() {
             return Err(Error::config("listen_https", "it needs certificates_dir"));
         }
+        let range = |text: &String| text.parse().map_err(|why| Error::config("proxy_protocol_from", why));
+        let proxy_protocol_from = raw.proxy_protocol_from.iter().map(range).collect::<Result<_, Error>>()?;
         let listen_https = raw.listen_https.iter().map(|text| address("listen_https", text));
         let listen_http = raw.listen_http.iter().map(|text| address("listen_http", text));
         let listen_tcp = raw
@@ -166,6 +174,7 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
             listen_http: listen_http.collect::<Result<_, _>>()?,
             listen_https: listen_https.collect::<Result<_, _>>()?,
             certificates_dir: raw.certificates_dir,
+            proxy_protocol_from,
             listen_admin: address("listen_admin", &raw.listen_admin)?,
             listen_tcp: listen_tcp.transpose()?,
             tcp_ports: raw.tcp_ports,

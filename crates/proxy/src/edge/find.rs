@@ -17,6 +17,7 @@ use super::gate::{Held, Turn, Woken, woken};
 use super::view::{Entrance, Target, TargetService, View, Word};
 use super::wake::wake;
 use crate::choose::{Candidate, Choice, choose};
+use crate::replay::Wanted;
 
 /// How long a Machine is passed over after what it did.
 pub const AVOID_BUSY_MS: u64 = 20;
@@ -68,6 +69,8 @@ pub trait Attempt: Send {
 pub enum Turned {
     /// No Machine of the app has a service there.
     NoService,
+    /// None of those that the request asks for is there.
+    NoMatch,
     /// Nothing runs and nothing may be started.
     NoMachine,
     /// Too many requests are held.
@@ -81,6 +84,7 @@ impl Turned {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoService => "no_service",
+            Self::NoMatch => "no_match",
             Self::NoMachine => "no_machine",
             Self::GateFull => "gate_full",
             Self::Deadline => "deadline",
@@ -94,6 +98,7 @@ impl Turned {
 struct Search<'a> {
     edge: &'a Edge,
     app: &'a Arc<App>,
+    wanted: &'a Wanted,
     entrance: Entrance,
     deadline: Instant,
     held: Option<Held>,
@@ -111,12 +116,14 @@ type Place = (usize, usize);
 pub async fn find<A: Attempt>(
     edge: &Edge,
     app: &Arc<App>,
+    wanted: &Wanted,
     entrance: Entrance,
     attempt: &mut A,
 ) -> Result<A::Served, Turned> {
     let mut search = Search {
         edge,
         app,
+        wanted,
         entrance,
         deadline: Instant::now() + edge.gate_deadline,
         held: None,
@@ -169,11 +176,17 @@ impl Search<'_> {
         let now_ms = self.edge.routes.now_ms();
         let mut places: Vec<Place> = Vec::with_capacity(view.targets.len());
         let mut candidates: Vec<Candidate> = Vec::with_capacity(view.targets.len());
+        let mut others = false;
         for (index, target) in view.targets.iter().enumerate() {
-            if let Some(service) = target.service(self.entrance) {
+            if !self.wanted.fits(&target.machine, &target.region) {
+                others = true;
+            } else if let Some(service) = target.service(self.entrance) {
                 places.push((index, service));
                 candidates.push(target.candidate(service, now_ms, self.fresh));
             }
+        }
+        if places.is_empty() && others {
+            return Err(Turned::NoMatch);
         }
         if places.is_empty() && !view.targets.is_empty() {
             return Err(Turned::NoService);

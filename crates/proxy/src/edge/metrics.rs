@@ -69,6 +69,7 @@ pub struct EdgeMetrics {
     pub idle_stops: Counter,
     pub autostop_passes: Counter,
     pub retries: Counter,
+    pub replays: Counter,
     pub connections: Gauge,
     pub tcp_connections: Gauge,
     waiting: Gauge,
@@ -92,6 +93,7 @@ impl EdgeMetrics {
             idle_stops: Counter::default(),
             autostop_passes: Counter::default(),
             retries: Counter::default(),
+            replays: Counter::default(),
             connections: Gauge::default(),
             tcp_connections: Gauge::default(),
             waiting: Gauge::default(),
@@ -114,6 +116,7 @@ impl EdgeMetrics {
             registry.register("edge_idle_stops", "Machines stopped because idle", made.idle_stops.clone());
             registry.register("edge_autostop_passes", "Looks for idle Machines", made.autostop_passes.clone());
             registry.register("edge_retries", "Requests sent again after a lost connection", made.retries.clone());
+            registry.register("edge_replays", "Requests sent on by a Machine's word", made.replays.clone());
             registry.register("edge_connections", "Open HTTP connections of clients", made.connections.clone());
             registry.register("edge_tcp_connections", "Open raw connections of clients", made.tcp_connections.clone());
             registry.register("edge_gate_waiting", "Requests held at the gate", made.waiting.clone());

@@ -20,6 +20,7 @@ mod http2;
 mod join;
 mod metrics;
 pub mod names;
+mod peers;
 mod routes;
 mod serve;
 mod snapshot;
@@ -64,6 +65,8 @@ pub struct Edge {
     ways: serve::Ways,
     region: String,
     gate_deadline: Duration,
+    /// Proxies before us that name their clients.
+    trusted: Vec<peers::Range>,
     /// Bounds of a client's connection.
     http1: crate::h1::io::Options,
     group: TaskGroup,
@@ -164,6 +167,7 @@ impl BoundEdge {
             ways: serve::Ways::new(&config.region, config.public_http_port, config.public_https_port),
             region: config.region.clone(),
             gate_deadline: config.gate_deadline,
+            trusted: config.proxy_protocol_from.clone(),
             http1: crate::h1::io::Options::default(),
             group: group.clone(),
             seed: godwit_base::secret::random_u64(),

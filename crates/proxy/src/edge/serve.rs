@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use godwit_api::ids::AppName;
+use godwit_api::ids::{AppName, MachineId};
 use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, UPGRADE};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Edge;
 use super::app::App;
-use super::attempt::{HttpAttempt, TunnelAttempt};
+use super::attempt::{HttpAttempt, ServedBy, TunnelAttempt};
 use super::body::AnswerBody;
 use super::find::{Turned, find};
 use super::routes::NoApp;
@@ -26,6 +26,7 @@ use crate::h1;
 use crate::h1::io::{Connection, Failed, OnSwitch};
 use crate::headers::{Stamp, host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, without_port};
 use crate::link::tunnel::copy;
+use crate::replay::{self, FLY_FORCE_INSTANCE_ID, FLY_REPLAY, FLY_REPLAY_SRC, Wanted};
 
 /// An answer of the edge itself.
 struct Own {
@@ -47,6 +48,7 @@ impl Own {
         };
         match turned {
             Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} serves no HTTP")),
+            Turned::NoMatch => unavailable(format!("app {app} has no Machine as the request wants it"), 5),
             Turned::NoMachine => unavailable(format!("app {app} has no Machine that runs or may be started"), 5),
             Turned::GateFull => unavailable(format!("too many requests wait for app {app}"), 1),
             Turned::Deadline => unavailable(format!("no Machine of app {app} took the request in time"), 1),
@@ -186,18 +188,11 @@ impl Edge {
         strip_ours(&mut parts.headers);
         parts.headers.remove(http::header::EXPECT);
         stamp_request(&mut parts.headers, &way.stamp, client, request_id);
-        let entrance = Entrance::Http(way.port);
-        let served = match (upgrade, protocol) {
-            (Some(upgrade), Some(protocol)) => {
-                let tunnel = find(self, &app, entrance, &mut TunnelAttempt::upgrade()).await;
-                match tunnel {
-                    Ok((tunnel, in_flight)) => {
-                        let head =
-                            UpgradeHead { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
-                        Ok(self.upgraded(head, tunnel, in_flight, upgrade).await)
-                    }
-                    Err(turned) => Err(turned),
-                }
+        let wanted = wanted_by(&parts.headers);
+        let passing = match (upgrade, protocol) {
+            (Some(client), Some(protocol)) => {
+                let head = UpgradeHead { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
+                Passing::Upgrade(head, Some(client))
             }
             _ => {
                 parts.headers.remove(HOST);
@@ -205,19 +200,113 @@ impl Edge {
                     return Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host").into_response();
                 };
                 let (method, headers) = (parts.method, parts.headers);
-                let mut attempt = HttpAttempt { method, uri, headers, upload: Some(upload) };
-                find(self, &app, entrance, &mut attempt).await
+                Passing::Http(HttpAttempt { method, uri, headers, upload: Some(upload), by: None })
             }
         };
-        match served {
+        match self.to_machine(passing, app, wanted, Entrance::Http(way.port)).await {
             Ok(response) => response,
-            Err(turned) => {
-                self.metrics.turned_away(turned.reason());
-                tracing::debug!(app = %app.name, ?turned, "a request was turned away");
-                Own::of_turned(&turned, &app.name).into_response()
+            Err(own) => {
+                self.metrics.turned_away(own.reason);
+                own.into_response()
             }
         }
     }
+
+    /// Until a Machine answers that does not send the request on to another.
+    async fn to_machine<B, IO>(
+        self: &Arc<Self>,
+        mut passing: Passing<B, IO>,
+        mut app: Arc<App>,
+        mut wanted: Wanted,
+        entrance: Entrance,
+    ) -> Result<Response<AnswerBody>, Own>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let cannot = |reason, text: &str| Own::new(StatusCode::BAD_GATEWAY, reason, text);
+        for _ in 0..=replay::MAX_REPLAYS {
+            let (mut response, by) = match self.once(&mut passing, &app, &wanted, entrance).await {
+                Ok(served) => served,
+                Err(turned) => {
+                    tracing::debug!(app = %app.name, ?turned, "a request was turned away");
+                    return Err(Own::of_turned(&turned, &app.name));
+                }
+            };
+            let Some(field) = response.headers_mut().remove(FLY_REPLAY) else { return Ok(response) };
+            let (Some(by), Ok(replay)) = (by, replay::parse(field.as_bytes())) else { return Ok(response) };
+            drop(response);
+            if !passing.is_whole() {
+                return Err(cannot("replay_too_large", "a request with so large a body cannot be sent on"));
+            }
+            if let Some(name) = &replay.app {
+                let other = self.routes.app(name).await;
+                app = other.map_err(|_| cannot("replay_unknown_app", "it was sent on to an app that is unknown"))?;
+            }
+            wanted = Wanted::of(&replay, &by.machine);
+            let unix_us = godwit_base::clock::unix_ms().saturating_mul(1_000);
+            let source = replay::source(&by.machine, &by.region, unix_us, replay.state.as_deref());
+            // Ids, regions and states are visible ASCII.
+            if let Ok(source) = HeaderValue::from_str(&source) {
+                passing.headers_mut().insert(FLY_REPLAY_SRC, source);
+            }
+            self.metrics.replays.inc();
+        }
+        Err(cannot("replay_loop", "it was sent on too often"))
+    }
+
+    async fn once<B, IO>(
+        self: &Arc<Self>,
+        passing: &mut Passing<B, IO>,
+        app: &Arc<App>,
+        wanted: &Wanted,
+        entrance: Entrance,
+    ) -> Result<(Response<AnswerBody>, Option<ServedBy>), Turned>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match passing {
+            Passing::Http(attempt) => {
+                let response = find(self, app, wanted, entrance, attempt).await?;
+                Ok((response, attempt.by.take()))
+            }
+            Passing::Upgrade(head, client) => {
+                let mut attempt = TunnelAttempt::upgrade();
+                let (tunnel, in_flight) = find(self, app, wanted, entrance, &mut attempt).await?;
+                Ok((self.upgraded(head, tunnel, in_flight, client).await, attempt.by.take()))
+            }
+        }
+    }
+}
+
+/// A request on its way, as often as it takes.
+enum Passing<B, IO> {
+    Http(HttpAttempt<B>),
+    Upgrade(UpgradeHead, Option<OnSwitch<IO>>),
+}
+
+impl<B: Body<Data = Bytes> + Unpin, IO> Passing<B, IO> {
+    /// It can be sent from its beginning again.
+    fn is_whole(&self) -> bool {
+        match self {
+            Self::Http(attempt) => attempt.upload.as_ref().is_some_and(Upload::is_whole),
+            Self::Upgrade(_, client) => client.is_some(),
+        }
+    }
+
+    fn headers_mut(&mut self) -> &mut HeaderMap {
+        match self {
+            Self::Http(attempt) => &mut attempt.headers,
+            Self::Upgrade(head, _) => &mut head.headers,
+        }
+    }
+}
+
+/// The Machine that the client names, if it does.
+fn wanted_by(headers: &HeaderMap) -> Wanted {
+    let instance = headers.get(FLY_FORCE_INSTANCE_ID).and_then(|id| MachineId::parse(id.to_str().ok()?).ok());
+    Wanted { instance, ..Wanted::default() }
 }
 
 /// `http://HOST/PATH?QUERY`, as a door wants it.
@@ -241,10 +330,10 @@ impl Edge {
     /// Speaks HTTP/1.1 with the Machine through the tunnel; if it switches protocols, so does the client.
     async fn upgraded<IO>(
         self: &Arc<Self>,
-        head: UpgradeHead,
+        head: &UpgradeHead,
         tunnel: crate::link::tunnel::Tunnel,
         in_flight: super::body::InFlight,
-        client: OnSwitch<IO>,
+        client: &mut Option<OnSwitch<IO>>,
     ) -> Response<AnswerBody>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -254,11 +343,11 @@ impl Edge {
             Own::new(StatusCode::BAD_GATEWAY, "lost", "the Machine broke off").into_response()
         };
         let mut request = Request::new(Empty::<Bytes>::new());
-        *request.method_mut() = head.method;
+        *request.method_mut() = head.method.clone();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         *request.uri_mut() = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        *request.headers_mut() = head.headers;
-        request.headers_mut().insert(UPGRADE, head.protocol);
+        *request.headers_mut() = head.headers.clone();
+        request.headers_mut().insert(UPGRADE, head.protocol.clone());
         let connection = Connection::new(tunnel, h1::Limits::default());
         let mut response = match connection.send(request).await {
             Ok((response, _)) => response,
@@ -269,8 +358,10 @@ impl Edge {
             return response.map(|body| AnswerBody::Declined(Box::new(body), in_flight));
         }
         let (head, body) = response.into_parts();
+        let client = client.take();
         self.group.spawn(async move {
             let _in_flight = in_flight;
+            let Some(client) = client else { return };
             if let (Some(mut machine), Some(mut client)) = (body.into_switched(), client.await) {
                 // However it ends, both sides end.
                 let _ = copy(&mut client, &mut machine).await;

@@ -6,15 +6,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::Edge;
 use super::attempt::TunnelAttempt;
 use super::find::find;
 use super::view::Entrance;
+use super::{Edge, peers};
 use crate::link::tunnel::copy;
+use crate::proxy_protocol;
+use crate::replay::Wanted;
 
 /// Connections of one port at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 20_000;
@@ -72,12 +75,12 @@ async fn accept(edge: Arc<Edge>, listener: TcpListener, port: u16, token: Cancel
             () = token.cancelled() => return,
         };
         match accepted {
-            Ok((socket, _)) => {
+            Ok((socket, from)) => {
                 let _ = socket.set_nodelay(true);
                 let of = edge.clone();
                 edge.group.spawn(async move {
                     of.metrics.tcp_connections.inc();
-                    connection(&of, socket, port).await;
+                    connection(&of, socket, from, port).await;
                     of.metrics.tcp_connections.dec();
                     drop(permit);
                 });
@@ -87,12 +90,17 @@ async fn accept(edge: Arc<Edge>, listener: TcpListener, port: u16, token: Cancel
     }
 }
 
-async fn connection(edge: &Arc<Edge>, mut client: TcpStream, port: u16) {
+async fn connection(edge: &Arc<Edge>, mut client: TcpStream, from: SocketAddr, port: u16) {
+    let Ok(ends) = peers::ends(&mut client, from, &edge.trusted).await else { return };
     let Some(name) = edge.routes.app_of_port(port) else { return };
     let Ok(app) = edge.routes.app(&name).await else { return };
-    match find(edge, &app, Entrance::Tcp(port), &mut TunnelAttempt::tcp()).await {
+    let mut attempt = TunnelAttempt::tcp(port);
+    match find(edge, &app, &Wanted::default(), Entrance::Tcp(port), &mut attempt).await {
         Ok((mut machine, _in_flight)) => {
             let ended = async {
+                if attempt.announced && machine.write_all(&proxy_protocol::v1(ends)).await.is_err() {
+                    return false;
+                }
                 let copying = copy(&mut client, &mut machine);
                 tokio::pin!(copying);
                 tokio::select! {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use godwit_api::config::{Autostop, Service};
+use godwit_api::config::{Autostop, Port, Service};
 use godwit_api::ids::{Epoch, HostId, MachineId};
 use godwit_api::route::{Readiness, RouteMachine, RouteRow};
 use http::HeaderValue;
@@ -31,6 +31,7 @@ pub struct Target {
     pub origin: Option<Origin>,
     pub door_addr: Arc<str>,
     pub epoch: Epoch,
+    pub region: Arc<str>,
     pub local: bool,
     pub readiness: Readiness,
     pub cordoned: bool,
@@ -46,6 +47,15 @@ pub struct TargetService {
     pub hard: Option<u32>,
     pub tally: Arc<Tally>,
     pub port_header: HeaderValue,
+}
+
+impl TargetService {
+    /// Whether the raw connections of a public port begin with a PROXY protocol header.
+    pub fn is_announced(&self, port: u16) -> bool {
+        let covers = |one: &&Port| one.range().is_some_and(|(first, last)| (first..=last).contains(&port));
+        let with_header = |one: &Port| one.handlers.iter().any(|handler| handler == "proxy_proto");
+        self.service.ports.iter().filter(covers).any(with_header)
+    }
 }
 
 /// How a client came in, which decides the service that it reaches.
@@ -261,10 +271,11 @@ pub fn build(
         previous.targets.iter().map(|target| (&target.machine, target)).collect();
     let mut targets = Vec::new();
     for (region, row) in rows {
+        let name: Arc<str> = region.as_str().into();
         for machine in &row.machines {
             let before = known.remove(&machine.machine);
             let tallies = before.map(|target| target.tallies.clone()).unwrap_or_default();
-            let mut target = target(machine, region == own_region, tallies);
+            let mut target = target(machine, name.clone(), region == own_region, tallies);
             if let Some(lesson) = lessons.get_mut(&machine.machine) {
                 if lesson.keep(machine, now_ms) {
                     lay_over(&mut target, lesson, &doors);
@@ -318,7 +329,7 @@ fn lay_over(target: &mut Target, lesson: &Lesson, doors: &impl Fn(&HostId) -> Op
     }
 }
 
-fn target(machine: &RouteMachine, local: bool, tallies: Arc<Tallies>) -> Target {
+fn target(machine: &RouteMachine, region: Arc<str>, local: bool, tallies: Arc<Tallies>) -> Target {
     let services = machine.services.iter().map(|service| {
         let limits = service.concurrency();
         TargetService {
@@ -335,6 +346,7 @@ fn target(machine: &RouteMachine, local: bool, tallies: Arc<Tallies>) -> Target 
         origin: None,
         door_addr: machine.door_addr.as_str().into(),
         epoch: machine.epoch,
+        region,
         local,
         readiness: machine.readiness,
         cordoned: machine.cordoned,

@@ -74,7 +74,7 @@ pub fn classify(name: &[u8]) -> Class {
         (b'x', 17) => &[(b"x-forwarded-proto", Class::Platform)],
         (b'f', 10) => &[(b"fly-region", Class::Platform)],
         (b'f', 13) => &[(b"fly-client-ip", Class::Platform)],
-        (b'f', 14) => &[(b"fly-request-id", Class::Platform)],
+        (b'f', 14) => &[(b"fly-request-id", Class::Platform), (b"fly-replay-src", Class::Platform)],
         (b'f', 18) => &[(b"fly-forwarded-port", Class::Platform)],
         (b'g', 7..) => {
             return match name.get(..7) {

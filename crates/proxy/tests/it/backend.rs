@@ -113,7 +113,7 @@ struct Ms {
 }
 
 fn router(life: u64, counts: Arc<Counts>) -> Router {
-    let (c1, c2, c3, c4) = (counts.clone(), counts.clone(), counts.clone(), counts);
+    let (c1, c2, c3, c4, c5) = (counts.clone(), counts.clone(), counts.clone(), counts.clone(), counts);
     Router::new()
         .route(
             "/",
@@ -144,7 +144,27 @@ fn router(life: u64, counts: Arc<Counts>) -> Router {
             "/forge",
             get(|| async { ([("godwit-refusal", "stopped"), ("godwit-load", "7"), ("x-own", "1")], "mine") }),
         )
+        .route("/goto", any(move |request: Request| goes_on(request, life, Inside::enter(&c5))))
         .route("/break", get(move || breaks(Inside::enter(&c4))))
+}
+
+/// Sends the request on as its query says (with `&` for `;`). One that was sent on is answered by its life, by whom
+/// it was sent, and the digest of its body, unless the query says `loop`.
+async fn goes_on(request: Request, life: u64, inside: Inside) -> axum::response::Response {
+    let query = request.uri().query().unwrap_or("").to_owned();
+    let source = request.headers().get("fly-replay-src").map(|source| source.to_str().unwrap().to_owned());
+    match source {
+        Some(source) if !query.contains("loop") => {
+            let body = digest(request, inside).await.into_body().collect().await.unwrap().to_bytes();
+            format!("{life} {source} {}", String::from_utf8_lossy(&body)).into_response()
+        }
+        _ => {
+            if query.contains("read") {
+                digest(request, inside).await;
+            }
+            ([("fly-replay", query.replace('&', ";"))], "sent on").into_response()
+        }
+    }
 }
 
 /// Length and SHA-256 of what came.

@@ -119,11 +119,13 @@ pub struct Setup {
     pub gate_deadline_ms: u64,
     pub autostop_interval_ms: u64,
     pub listen_tcp: bool,
+    /// Proxies before the edge.
+    pub trusted: Vec<&'static str>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { gate_deadline_ms: GATE_DEADLINE_MS, autostop_interval_ms: 0, listen_tcp: false }
+        Self { gate_deadline_ms: GATE_DEADLINE_MS, autostop_interval_ms: 0, listen_tcp: false, trusted: Vec::new() }
     }
 }
 
@@ -132,6 +134,7 @@ pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
         listen_http: vec!["127.0.0.1:0".into()],
         listen_https: vec!["127.0.0.1:0".into()],
         certificates_dir: Some(folder.join("certificates")),
+        proxy_protocol_from: setup.trusted.iter().map(|one| (*one).to_owned()).collect(),
         listen_admin: "127.0.0.1:0".into(),
         listen_tcp: setup.listen_tcp.then(|| "127.0.0.1".into()),
         tcp_ports: None,

@@ -18,6 +18,8 @@ mod headers;
 mod join;
 mod limits;
 mod moves;
+mod proxy_protocol;
+mod replay;
 mod sleep;
 mod smuggling;
 mod tls;
