@@ -289,7 +289,15 @@ impl Keeper {
     /// and the last one holds whatever came of the others, so a source that is away holds up no stop.
     fn wind_down(&self) {
         let (device, server) = (lock(&self.loop_device).clone(), lock(&self.server).clone());
-        drop(lock(&self.held).take());
+        let held = lock(&self.held).take();
+        // The last close waits for what is in flight, which may wait for the source: the abort below ends that.
+        let closed = process::within("closing the loop device", DETACH_PATIENCE, move || {
+            drop(held);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "requests are still in flight");
+        }
         if fuse::is_alive(&self.fuse) {
             if let Some(Ok(device)) = device {
                 match device.detach(DETACH_PATIENCE) {

@@ -383,6 +383,30 @@ fn after_keeper_and_server_were_killed_every_flushed_write_is_there() {
     run(tool("e2fsck", "e2fsprogs").args(["-fn"]).arg(&scene.spec.local));
 }
 
+/// As when a host's processes are killed and its name space of mounts goes with them.
+#[test]
+fn what_dies_without_a_word_leaves_no_loop_device() {
+    let mut scene = Scene::new(1, Limits::default());
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    scene.kill_both();
+    for at in [&at, &scene.spec.mountpoint] {
+        nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).expect("unmounts");
+    }
+    scene.mounted.clear();
+    let name = device.file_name().expect("a name").to_owned();
+    let shown = Path::new("/sys/block").join(name).join("loop/backing_file");
+    // Without its mount the file has no longer name than this.
+    let stays = || std::fs::read_to_string(&shown).is_ok_and(|file| file.trim() == "/volume.raw");
+    eventually("it goes with its last user", || !stays());
+    scene.start_another_keeper();
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    check_files(&at, 1);
+    scene.unmount();
+    scene.stop();
+}
+
 #[test]
 fn a_second_keeper_of_one_volume_does_not_start() {
     let mut scene = Scene::new(1, Limits::default());
