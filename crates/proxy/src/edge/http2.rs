@@ -11,23 +11,23 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{COOKIE, HOST};
+use http::header::{COOKIE, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Edge;
 use super::body::{AnswerBody, AnswerError};
+use super::serve::Upgrade;
 use crate::h1::downgrade;
-use crate::h1::io::OnSwitch;
 
 /// Requests of one connection at once.
 const MAX_STREAMS: u32 = 250;
@@ -66,6 +66,7 @@ where
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
     let mut leaving = false;
@@ -137,14 +138,73 @@ impl Body for Counted {
     }
 }
 
-async fn answer(edge: &Arc<Edge>, request: Request<Incoming>, client: IpAddr) -> Response<AnswerBody> {
+async fn answer(edge: &Arc<Edge>, mut request: Request<Incoming>, client: IpAddr) -> Response<AnswerBody> {
+    let websocket = begin_websocket(&mut request);
     let (mut parts, body) = request.into_parts();
     if let Err(refusal) = downgrade::check(&parts.method, &parts.uri, &parts.headers, &edge.http1.limits) {
         edge.metrics.client_refused(refusal.word());
         return edge.refuse(refusal);
     }
     as_http1(&mut parts);
-    edge.serve(Request::from_parts(parts, body), client, &edge.ways.h2, None::<OnSwitch<TcpStream>>).await
+    if websocket.is_some() {
+        parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    let is_websocket = websocket.is_some();
+    let mut response = edge.serve(Request::from_parts(parts, body), client, &edge.ways.h2, websocket).await;
+    if is_websocket && response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // Here a stream begins by success, and its fields for HTTP/1.1 mean nothing.
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(UPGRADE);
+        response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+    }
+    response
+}
+
+/// A stream that is to carry a WebSocket.
+struct OnWebsocket(OnUpgrade);
+
+impl Future for OnWebsocket {
+    type Output = Option<TokioIo<Upgraded>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|upgraded| upgraded.ok().map(TokioIo::new))
+    }
+}
+
+impl Upgrade for OnWebsocket {
+    type Stream = TokioIo<Upgraded>;
+}
+
+/// Turns an extended CONNECT (RFC 8441 section 5) into the request of HTTP/1.1 that asks a Machine for a WebSocket.
+/// Other protocols are left as they are: then the CONNECT is refused.
+fn begin_websocket(request: &mut Request<Incoming>) -> Option<OnWebsocket> {
+    let protocol = request.extensions().get::<hyper::ext::Protocol>()?;
+    if request.method() != Method::CONNECT || protocol.as_str() != "websocket" {
+        return None;
+    }
+    let upgrade = hyper::upgrade::on(&mut *request);
+    *request.method_mut() = Method::GET;
+    // The Machine needs it, and nobody looks at its answer: a stream is no cache's.
+    let key = base64(&godwit_base::secret::random_u128().to_be_bytes());
+    request.headers_mut().insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).ok()?);
+    Some(OnWebsocket(upgrade))
+}
+
+/// RFC 4648 section 4.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let mut bits = 0u32;
+        for at in 0..3 {
+            bits = bits << 8 | u32::from(three.get(at).copied().unwrap_or(0));
+        }
+        for place in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * place) & 63) as usize];
+            text.push(if place <= three.len() { letter as char } else { '=' });
+        }
+    }
+    text
 }
 
 /// The head as HTTP/1.1 has it: the authority in Host, the target without it, and cookies in one field, which HTTP/2
@@ -165,5 +225,15 @@ fn as_http1(parts: &mut Parts) {
     // Valid values joined by valid bytes.
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         parts.headers.insert(COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        for (text, expected) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(super::base64(text.as_bytes()), expected);
+        }
     }
 }

@@ -23,7 +23,7 @@ use super::routes::NoApp;
 use super::upload::Upload;
 use super::view::Entrance;
 use crate::h1;
-use crate::h1::io::{Connection, Failed, OnSwitch};
+use crate::h1::io::{Connection, Failed, OnSwitch, Switched};
 use crate::headers::{Stamp, host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, without_port};
 use crate::link::tunnel::copy;
 use crate::replay::{self, FLY_FORCE_INSTANCE_ID, FLY_REPLAY, FLY_REPLAY_SRC, Wanted};
@@ -73,6 +73,16 @@ impl Own {
     }
 }
 
+/// Resolves to a client's stream of bytes once its answer says that the protocol is switched; to nothing if it never
+/// does.
+pub trait Upgrade: Future<Output = Option<Self::Stream>> + Send + Unpin + 'static {
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+}
+
+impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Upgrade for OnSwitch<IO> {
+    type Stream = Switched<IO>;
+}
+
 /// How a client came in: what that adds to its requests, and the public port.
 pub struct Way {
     pub stamp: Stamp,
@@ -106,16 +116,16 @@ struct Destination {
 
 impl Edge {
     /// Serves one request. `upgrade` is there when the client asks for another protocol, which stands in Upgrade.
-    pub async fn serve<B, IO>(
+    pub async fn serve<B, U>(
         self: &Arc<Self>,
         request: Request<B>,
         client: IpAddr,
         way: &Way,
-        upgrade: Option<OnSwitch<IO>>,
+        upgrade: Option<U>,
     ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
-        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        U: Upgrade,
     {
         let request_id = self.request_id();
         let (mut response, app) = match self.destination(&request).await {
@@ -167,18 +177,18 @@ impl Edge {
         }
     }
 
-    async fn pass<B, IO>(
+    async fn pass<B, U>(
         self: &Arc<Self>,
         request: Request<B>,
         destination: Destination,
         client: IpAddr,
         way: &Way,
         request_id: &HeaderValue,
-        upgrade: Option<OnSwitch<IO>>,
+        upgrade: Option<U>,
     ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
-        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        U: Upgrade,
     {
         let Destination { app, host } = destination;
         let (mut parts, body) = request.into_parts();
@@ -213,16 +223,16 @@ impl Edge {
     }
 
     /// Until a Machine answers that does not send the request on to another.
-    async fn to_machine<B, IO>(
+    async fn to_machine<B, U>(
         self: &Arc<Self>,
-        mut passing: Passing<B, IO>,
+        mut passing: Passing<B, U>,
         mut app: Arc<App>,
         mut wanted: Wanted,
         entrance: Entrance,
     ) -> Result<Response<AnswerBody>, Own>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
-        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        U: Upgrade,
     {
         let cannot = |reason, text: &str| Own::new(StatusCode::BAD_GATEWAY, reason, text);
         for _ in 0..=replay::MAX_REPLAYS {
@@ -255,16 +265,16 @@ impl Edge {
         Err(cannot("replay_loop", "it was sent on too often"))
     }
 
-    async fn once<B, IO>(
+    async fn once<B, U>(
         self: &Arc<Self>,
-        passing: &mut Passing<B, IO>,
+        passing: &mut Passing<B, U>,
         app: &Arc<App>,
         wanted: &Wanted,
         entrance: Entrance,
     ) -> Result<(Response<AnswerBody>, Option<ServedBy>), Turned>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
-        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        U: Upgrade,
     {
         match passing {
             Passing::Http(attempt) => {
@@ -281,12 +291,12 @@ impl Edge {
 }
 
 /// A request on its way, as often as it takes.
-enum Passing<B, IO> {
+enum Passing<B, U> {
     Http(HttpAttempt<B>),
-    Upgrade(UpgradeHead, Option<OnSwitch<IO>>),
+    Upgrade(UpgradeHead, Option<U>),
 }
 
-impl<B: Body<Data = Bytes> + Unpin, IO> Passing<B, IO> {
+impl<B: Body<Data = Bytes> + Unpin, U> Passing<B, U> {
     /// It can be sent from its beginning again.
     fn is_whole(&self) -> bool {
         match self {
@@ -328,15 +338,15 @@ struct UpgradeHead {
 
 impl Edge {
     /// Speaks HTTP/1.1 with the Machine through the tunnel; if it switches protocols, so does the client.
-    async fn upgraded<IO>(
+    async fn upgraded<U>(
         self: &Arc<Self>,
         head: &UpgradeHead,
         tunnel: crate::link::tunnel::Tunnel,
         in_flight: super::body::InFlight,
-        client: &mut Option<OnSwitch<IO>>,
+        client: &mut Option<U>,
     ) -> Response<AnswerBody>
     where
-        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        U: Upgrade,
     {
         let broken = |error: Failed| {
             tracing::debug!(%error, "a Machine broke off an upgrade");

@@ -12,6 +12,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -181,6 +182,42 @@ async fn http2_carries_many_requests_side_by_side_on_one_connection() {
     let large = ask(request(Method::GET, "https://web.localhost/large?ms=8", empty())).await;
     assert_eq!(large.body.len(), 8 << 20);
     assert_eq!(metric(fleet.edge.admin, "godwit_edge_handshakes_total{protocol=\"h2\"} ").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_over_http2_is_one_over_http1_to_its_machine() {
+    let port = crate::tunnels::websocket_server();
+    let (fleet, host, _) = one_running(&Setup::default(), |_| vec![http_service(port)]).await;
+    let root = certify(&fleet.edge.certificates, "web.pem", &["web.localhost"]);
+    let config = trust(&[&root], &[b"h2"]);
+    let mut sender = http2(connected(fleet.edge.https, &config, "web.localhost").await).await;
+    // Its answer comes after the edge's settings, which allow what follows.
+    sender.send_request(request(Method::GET, "https://other.localhost/", empty())).await.unwrap();
+    let mut connect = request(Method::CONNECT, "https://web.localhost/chat", empty());
+    connect.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    connect.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+    let mut response = sender.send_request(connect).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(!response.headers().contains_key("sec-websocket-accept") && !response.headers().contains_key("upgrade"));
+    let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    for text in [&b"hello"[..], b"again"] {
+        // A masked text frame; its echo is not masked (RFC 6455 section 5.2).
+        let mut frame = vec![0x81, 0x80 | text.len() as u8, 1, 2, 3, 4];
+        frame.extend(text.iter().enumerate().map(|(at, byte)| byte ^ [1, 2, 3, 4][at % 4]));
+        stream.write_all(&frame).await.unwrap();
+        let mut echo = vec![0; 2 + text.len()];
+        tokio::time::timeout(crate::client::PATIENCE, stream.read_exact(&mut echo)).await.unwrap().unwrap();
+        assert_eq!(echo, [&[0x81, text.len() as u8][..], text].concat());
+    }
+    drop(stream);
+    until("its place is given back", async || {
+        (metric(host.door_admin, "godwit_door_in_flight ").await == 0.0).then_some(())
+    })
+    .await;
+    // Another protocol is no more than a CONNECT.
+    let mut odd = request(Method::CONNECT, "https://web.localhost/chat", empty());
+    odd.extensions_mut().insert(hyper::ext::Protocol::from_static("connect-udp"));
+    assert_eq!(sender.send_request(odd).await.unwrap().status(), 405);
 }
 
 #[tokio::test(flavor = "multi_thread")]

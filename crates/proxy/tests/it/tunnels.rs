@@ -13,7 +13,7 @@ use crate::client::{PATIENCE, metric, payload, until};
 use crate::fleet::{Setup, http_service, one_machine, one_running};
 
 /// Echoes WebSocket messages on a port, until the test ends.
-fn websocket_server() -> u16 {
+pub fn websocket_server() -> u16 {
     let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
