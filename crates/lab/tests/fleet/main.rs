@@ -8,5 +8,6 @@ mod kills;
 mod limits;
 mod many;
 mod moves;
+mod postgres;
 mod roles;
 mod support;
