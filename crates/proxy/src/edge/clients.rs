@@ -30,7 +30,8 @@ pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<A
                     of.metrics.connections.inc();
                     match (peers::ends(&mut socket, from, &of.trusted).await, tls) {
                         (Ok(ends), None) => http1::connection(&of, socket, ends.source.ip(), &of.ways.plain).await,
-                        (Ok(ends), Some(tls)) => secured(&of, &tls, socket, ends.source.ip()).await,
+                        // Apart, so that a plain connection's task does not have the size of one with TLS.
+                        (Ok(ends), Some(tls)) => Box::pin(secured(&of, &tls, socket, ends.source.ip())).await,
                         (Err(error), _) => tracing::debug!(%from, %error, "a trusted proxy does not name its client"),
                     }
                     of.metrics.connections.dec();

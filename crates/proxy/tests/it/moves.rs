@@ -13,12 +13,13 @@ use godwit_base::http::client::full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tungstenite::Message;
 
 use crate::backend::free_port;
 use crate::client::{Answer, Browser, PATIENCE, fed_body, metric, metric_or_zero, payload, until};
 use crate::fleet::{Fleet, Host, Setup, http_service, one_running};
 use crate::relay::Relay;
-use crate::tunnels::{connect, raw_service};
+use crate::tunnels::{connect, raw_service, websocket_server};
 
 const DRAIN_TIMEOUT_MS: u64 = 10_000;
 /// How long the target takes to boot in these tests.
@@ -322,6 +323,32 @@ async fn a_raw_connection_is_closed_at_the_handoff_and_a_new_one_waits() {
     let mut text = String::new();
     tokio::time::timeout(PATIENCE, new.read_to_string(&mut text)).await.unwrap().unwrap();
     assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\n101"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_is_closed_at_the_handoff_and_a_new_one_waits() {
+    let (fleet, source, id) = one_running(&Setup::default(), |_| vec![http_service(websocket_server())]).await;
+    let target = Host::start("w2").await;
+    let edge = fleet.edge.addr;
+    let open = move || {
+        let stream = std::net::TcpStream::connect(edge).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (mut socket, response) = tungstenite::client("ws://web.localhost/ws", stream).unwrap();
+        assert_eq!(response.status(), 101);
+        socket.send(Message::text("here?")).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::text("here?"));
+        socket
+    };
+    let mut old = tokio::task::spawn_blocking(open).await.unwrap();
+    target.agent.accept(&source.agent.machines().remove(0), Host::epoch(2));
+    let to = MovingTo { host: target.id.clone(), door_addr: target.door_addr.to_string(), epoch: Host::epoch(2) };
+    assert_eq!(source.agent.move_out(&id, to, PATIENCE.as_millis() as u64).await.cut_off, 1);
+    tokio::task::spawn_blocking(move || assert!(old.read().is_err())).await.unwrap();
+    let new = tokio::task::spawn_blocking(open);
+    heard_moving(&source).await;
+    target.agent.arrived(&id);
+    new.await.unwrap();
+    assert!(metric(target.door_admin, "godwit_door_tunnels_total ").await >= 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
