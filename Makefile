@@ -3,7 +3,7 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 DEMO_IMAGE := target/demo/image.tar
 
-.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-store bench-place setup setup-test
+.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-store bench-place setup setup-test
 
 help:
 	@echo "make build        godwit, godwit-shim and godwit-lab in $(BIN)"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint         formatting and lints alone"
 	@echo "make test-guest   the driver's tests under cgroup v2, in a QEMU guest"
 	@echo "make soak         kills under load, round after round (root); ROUNDS=n"
+	@echo "make bench-migrate  client gaps of moves (root); FLAGS='--moves 3 --sizes 1' for a short one"
 	@echo "make bench-start  bench-store  bench-place: numbers beside a peer's in the same minute"
 
 setup:
@@ -58,6 +59,10 @@ soak: demo-image test-guest
 bench-start: setup-test demo-image
 	$(CARGO) build --release --package godwit --package godwit-shim --bin godwit --bin godwit-shim
 	$(CARGO) run --release --package godwit-lab --example bench_start
+
+bench-migrate: demo-image
+	$(CARGO) build --release --package godwit --package godwit-shim --bin godwit --bin godwit-shim
+	$(CARGO) run --release --package godwit-lab --example bench_migrate -- $(FLAGS)
 
 bench-store: setup
 	mkdir -p target/bench

@@ -299,7 +299,7 @@ impl Bed {
     }
 
     /// What a person needs who looks for the cause.
-    fn keep_logs(&self, name: &str) -> Option<PathBuf> {
+    pub fn keep_logs(&self, name: &str) -> Option<PathBuf> {
         let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2)?.join("target/moves-failed");
         let to = root.join(plain);

@@ -159,10 +159,7 @@ struct Covered(i32);
 
 impl Covered {
     fn fuse(host: &DevHost) -> Result<Self> {
-        // The agent may die meanwhile, its namespace does not: its parent is pid 1 there.
-        let status = std::fs::read_to_string(format!("/proc/{}/status", host.agent_pid))?;
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
-        let host = parent.context("the agent's parent")?;
+        let host = super::traces::parent_of(host.agent_pid)?;
         super::traces::inside(host, "--mount", "mount --bind /dev/null /dev/fuse")?;
         Ok(Self(host))
     }

@@ -6,11 +6,16 @@
 //! drawn, each step once.
 
 mod bed;
+mod control;
 mod handoff;
 pub mod kills;
 mod ledger;
 mod parts;
+mod refusals;
+mod source;
+mod still;
 mod table;
+mod target;
 mod traces;
 
 /// Whether all rows are wanted, however long they take.

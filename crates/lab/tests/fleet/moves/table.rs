@@ -31,6 +31,17 @@ impl Row {
         self.downtime_ms = over.progress.downtime_ms;
     }
 
+    /// A row that is not one of a bed's own.
+    pub fn judged(&mut self, done: anyhow::Result<()>, bed: &super::bed::Bed) {
+        self.acknowledged = bed.ledger.tally().acknowledged;
+        self.wrong.extend(bed.ledger.contradictions());
+        if let Err(error) = done {
+            self.wrong.push(format!("{error:#}"));
+            self.kept = bed.keep_logs(&self.name);
+        }
+        println!("{self}");
+    }
+
     fn cells(&self) -> [String; 9] {
         let verdict = if self.wrong.is_empty() { "ok" } else { "WRONG" };
         [

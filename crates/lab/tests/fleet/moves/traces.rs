@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use godwit_api::row::MigrationRow;
+use godwit_api::ticket::SignedTicket;
 use godwit_lab::fleet::{DevHost, Fleet};
 
 use crate::support::processes_below;
@@ -56,9 +58,7 @@ fn loops_below(folder: &Path) -> usize {
 
 /// Rows of control's store that bear one of `prefixes`, by key.
 pub fn rows_of_store(fleet: &Fleet, prefixes: &[String]) -> Vec<String> {
-    let file = fleet.dir().join("control/data/store.db");
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let store = rusqlite::Connection::open_with_flags(&file, flags).expect("the store opens");
+    let store = open_store(fleet).expect("the store opens");
     let mut query = store.prepare("select key from current").expect("the store's table");
     let keys = query.query_map([], |row| row.get::<_, String>(0)).expect("keys");
     let keys = keys.filter_map(Result::ok);
@@ -78,6 +78,31 @@ pub fn inside(pid: i32, namespace: &str, command: &str) -> Result<()> {
     Ok(())
 }
 
+/// Pid 1 of a host, by one of its roles: its namespaces are there whichever of the roles dies.
+pub fn parent_of(pid: i32) -> Result<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+    parent.context("a role's parent")
+}
+
+/// The ticket of the first move that left this host.
+pub fn ticket_of(fleet: &Fleet, source: &str) -> Result<SignedTicket> {
+    let store = open_store(fleet)?;
+    let mut query = store.prepare(
+        "select log.value from current join log on log.id = current.id where current.key like 'migrations/%'
+         order by current.create_revision",
+    )?;
+    let values = query.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
+    let rows = values.filter_map(|value| serde_json::from_slice::<MigrationRow>(&value.ok()?).ok());
+    let row = rows.filter(|row| row.source.as_str() == source).next().context("no move left it")?;
+    Ok(row.ticket)
+}
+
+fn open_store(fleet: &Fleet) -> Result<rusqlite::Connection> {
+    let file = fleet.dir().join("control/data/store.db");
+    Ok(rusqlite::Connection::open_with_flags(file, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?)
+}
+
 /// Two hosts that do not hear each other, or one that hears nobody, until this is dropped.
 pub struct Cut(i32);
 
@@ -93,9 +118,7 @@ impl Cut {
     }
 
     fn make(host: &DevHost, input: &str, output: &str) -> Result<Self> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", host.agent_pid))?;
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
-        let pid = parent.context("the agent's parent")?;
+        let pid = parent_of(host.agent_pid)?;
         let hook = |name: &str, rule: &str| {
             format!("chain {name} {{ type filter hook {name} priority -300; policy accept; {rule}; }}")
         };
