@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use super::Edge;
 use super::body::{AnswerBody, AnswerError};
 use super::serve::Upgrade;
+use super::stall::Steady;
 use crate::h1::downgrade;
 
 /// Requests of one connection at once.
@@ -149,6 +150,7 @@ async fn answer(edge: &Arc<Edge>, mut request: Request<Incoming>, client: IpAddr
     if websocket.is_some() {
         parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
+    let body = Steady::new(body, edge.http1.stall_timeout);
     let is_websocket = websocket.is_some();
     let mut response = edge.serve(Request::from_parts(parts, body), client, &edge.ways.h2, websocket).await;
     if is_websocket && response.status() == StatusCode::SWITCHING_PROTOCOLS {

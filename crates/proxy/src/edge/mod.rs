@@ -24,6 +24,7 @@ mod peers;
 mod routes;
 mod serve;
 mod snapshot;
+mod stall;
 mod tally;
 mod tcp;
 mod tls;
