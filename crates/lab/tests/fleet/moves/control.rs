@@ -16,7 +16,9 @@ fn control_killed_in_any_phase_finds_the_move_where_its_hosts_are() {
     run(async {
         let mut bed = Bed::new(&[]).await.expect("a bed");
         let mut rows = Vec::new();
-        for phase in [MigrationPhase::Preparing, MigrationPhase::HandingOff, MigrationPhase::Starting, MigrationPhase::Hydrating] {
+        for phase in
+            [MigrationPhase::Preparing, MigrationPhase::HandingOff, MigrationPhase::Starting, MigrationPhase::Hydrating]
+        {
             let row = bed.row(format!("kill control, {}", phase.as_str()), End::Moved, async |bed, _| {
                 let wish = json!({ "rate_bytes_per_s": SLOW_BYTES_PER_S });
                 let id = match phase {
@@ -41,7 +43,8 @@ fn control_from_before_the_move_leaves_the_machine_where_it_runs() {
         for phase in [MigrationPhase::Completed, MigrationPhase::Hydrating] {
             let mut row = Row::named(&format!("control put back to before the move, {}", phase.as_str()));
             let copies = crate::kills::Copies::count(bed.machine.clone());
-            row.judged(put_back(&bed, phase, &mut row.end).await, &bed);
+            let done = put_back(&bed, phase, &mut row.end).await;
+            row.judged(done, &bed);
             row.copies = copies.most();
             if row.copies > 1 {
                 row.wrong.push("two copies".into());
@@ -60,7 +63,9 @@ async fn put_back(bed: &Bed, phase: MigrationPhase, end: &mut String) -> Result<
     let ends = bed.ends().await?;
     let folder = bed.fleet.dir().join("control/data");
     let files = || ["store.db", "store.db-wal"].map(|name| folder.join(name));
-    let kept = |file: &PathBuf| file.with_extension(format!("{}-kept", file.extension().unwrap_or_default().to_string_lossy()));
+    let kept = |file: &PathBuf| {
+        file.with_extension(format!("{}-kept", file.extension().unwrap_or_default().to_string_lossy()))
+    };
     halted(bed, || {
         for file in files().iter().filter(|file| file.exists()) {
             std::fs::copy(file, kept(file))?;

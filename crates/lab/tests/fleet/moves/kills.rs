@@ -1,6 +1,6 @@
 //! Either agent killed at every step of a move: before its effect, after it, after its outcome; and both at once.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{MigrationsShow, VolumesDelete, VolumesMigrate, VolumesShow};
 use godwit_api::migration::{Migrate, MigrationPhase};

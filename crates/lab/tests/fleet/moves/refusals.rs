@@ -24,20 +24,21 @@ fn what_must_not_move_is_refused_with_a_reason_and_changes_nothing() {
             Ok(id)
         });
         rows.push(second.await);
-        let odd = bed.row("to the same, an unknown, a cordoned host; then to a good one", End::Moved, async |bed, ends| {
-            refused(bed, json!({ "host": ends.source.id }), 409, "already").await?;
-            refused(bed, json!({ "host": "w1-none" }), 422, "w1-none").await?;
-            let api = bed.fleet.api()?;
-            api.call::<HostsCordon>(&[&ends.target.id], &Empty {}, &Empty {}).await?;
-            refused(bed, json!({ "host": ends.target.id }), 422, "cordon").await?;
-            refused(bed, json!({}), 422, "").await?;
-            api.call::<HostsUncordon>(&[&ends.target.id], &Empty {}, &Empty {}).await?;
-            bed.begin(json!({})).await
-        });
+        let odd =
+            bed.row("to the same, an unknown, a cordoned host; then to a good one", End::Moved, async |bed, ends| {
+                refused(bed, json!({ "host": ends.source.id }), 409, "already").await?;
+                refused(bed, json!({ "host": "w1-none" }), 422, "w1-none").await?;
+                let api = bed.fleet.api()?;
+                api.call::<HostsCordon>(&[&ends.target.id], &Empty {}, &Empty {}).await?;
+                refused(bed, json!({ "host": ends.target.id }), 422, "cordon").await?;
+                refused(bed, json!({}), 422, "").await?;
+                api.call::<HostsUncordon>(&[&ends.target.id], &Empty {}, &Empty {}).await?;
+                bed.begin(json!({})).await
+            });
         rows.push(odd.await);
         // The Machine is back where it was at first. The ticket of the first move is as good as new, but for its epoch.
         let mut stale = Row::named("a replayed ticket, a forged one, one for another host");
-        stale.judged(async {
+        let done: Result<()> = async {
             let ends = bed.ends().await?;
             let first = ticket_of(&bed.fleet, &ends.source.id)?;
             let epoch = bed.fleet.machine(super::bed::APP, &bed.machine).await?.instance_id;
@@ -58,7 +59,8 @@ fn what_must_not_move_is_refused_with_a_reason_and_changes_nothing() {
             bed.lost_nothing(&mut stale).await?;
             bed.left_nothing(&ends.source.id, &ends.target.id).await
         }
-        .await, &bed);
+        .await;
+        stale.judged(done, &bed);
         rows.push(stale);
         let after = bed.row("a move after all that", End::Moved, async |bed, _| bed.begin(json!({})).await);
         rows.push(after.await);

@@ -101,7 +101,7 @@ fn a_machine_whose_source_is_away_can_be_destroyed() {
     run(async {
         let bed = Bed::new(&[]).await.expect("a bed");
         let mut row = Row::named("source away: destroy ends everything");
-        row.judged(async {
+        let done: Result<()> = async {
             let ends = bed.ends().await?;
             let id = hydrating(&bed).await?;
             let cut = Cut::between(&ends.source, &ends.target)?;
@@ -120,7 +120,8 @@ fn a_machine_whose_source_is_away_can_be_destroyed() {
             row.end = over.phase.as_str().into();
             Ok(())
         }
-        .await, &bed);
+        .await;
+        row.judged(done, &bed);
         conclude(&[row]);
     });
 }
@@ -148,7 +149,7 @@ fn a_source_that_is_gone_for_good_is_told_and_nothing_runs_on_missing_blocks() {
     run(async {
         let bed = Bed::new(&[]).await.expect("a bed");
         let mut row = Row::named("source gone for good while hydrating");
-        row.judged(async {
+        let done: Result<()> = async {
             let ends = bed.ends().await?;
             let id = hydrating(&bed).await?;
             // Its programs' configuration first: the dev fleet starts a host again that dies.
@@ -165,11 +166,9 @@ fn a_source_that_is_gone_for_good_is_told_and_nothing_runs_on_missing_blocks() {
             // A start on what is there reads the rest, and waits for it: it must never see something else in its place.
             let pid = bed.app_pid()?;
             bed.kill(&ends.target, "godwit-shim").await?;
-            eventually("it is started again", PATIENCE, async || {
-                Ok(bed.app_pid().ok().filter(|new| *new != pid))
-            })
-            .await
-            .context("another start")?;
+            eventually("it is started again", PATIENCE, async || Ok(bed.app_pid().ok().filter(|new| *new != pid)))
+                .await
+                .context("another start")?;
             let told = bed.fleet.get(APP, "/log/verify", Duration::from_secs(8)).await;
             if let Ok(told) = told {
                 ensure!(told.status != 200 || told.json()["ok"] == true, "it runs on holes: {}", told.text());
@@ -182,7 +181,8 @@ fn a_source_that_is_gone_for_good_is_told_and_nothing_runs_on_missing_blocks() {
             destroy(&bed).await?;
             gone_from(&bed, &ends.target.id, NO_HANG).await
         }
-        .await, &bed);
+        .await;
+        row.judged(done, &bed);
         conclude(&[row]);
     });
 }

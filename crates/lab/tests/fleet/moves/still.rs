@@ -33,7 +33,8 @@ fn a_stopped_machine_moves_and_stays_stopped() {
         bed.ledger = super::ledger::Ledger::begin(&bed.fleet, APP);
         for fault in ["", "move_out:hand_off:outcome", "move_in:attach_volumes:before"] {
             let mut row = Row::named(&format!("a stopped Machine {fault}"));
-            row.judged(one(&bed, fault, &mut row.end).await, &bed);
+            let done = one(&bed, fault, &mut row.end).await;
+            row.judged(done, &bed);
             rows.push(row);
         }
         conclude(&rows);

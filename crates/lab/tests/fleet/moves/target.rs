@@ -22,7 +22,7 @@ fn a_full_target_refuses_or_waits_and_loses_nothing() {
     run(async {
         let bed = Bed::new(&["--capacity", "disk_mb=1536"]).await.expect("a bed");
         let mut full = Row::named("target's ledger full");
-        full.judged(async {
+        let done: Result<()> = async {
             let ends = bed.ends().await?;
             let other = create_volume(&bed.fleet).await?;
             ensure!(other.zone == ends.target.id, "the only room is at {}", ends.target.id);
@@ -33,7 +33,8 @@ fn a_full_target_refuses_or_waits_and_loses_nothing() {
             bed.runs_at(&ends.source.id).await?;
             bed.lost_nothing(&mut full).await
         }
-        .await, &bed);
+        .await;
+        full.judged(done, &bed);
         drop(bed);
 
         let mut bed = Bed::new(&[]).await.expect("a bed");
