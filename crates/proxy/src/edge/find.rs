@@ -237,6 +237,13 @@ impl Search<'_> {
             }
             return;
         }
+        if refusal == Refusal::Unknown && target.origin.is_some() {
+            // It was on its way there, and was taken back or has yet to come: a start call asks both ends.
+            self.app.learn(&target.machine, Word::Stopped, target.epoch, now_ms);
+            if !self.app.view().shows(&target.standing()) {
+                return;
+            }
+        }
         let avoid_ms = match refusal {
             Refusal::Busy => AVOID_BUSY_MS,
             Refusal::Full => AVOID_FULL_MS,

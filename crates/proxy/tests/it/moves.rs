@@ -266,6 +266,24 @@ async fn a_target_that_hands_back_sends_the_waiting_ones_to_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_forgets_the_machine_after_it_ran_leaves_it_to_the_source() {
+    let stage = Stage::set().await;
+    stage.target.agent.accept(&stage.machine(), Host::epoch(2));
+    let first = stage.begin().await;
+    stage.hand_off().await;
+    stage.target.agent.arrived(&stage.id);
+    all_answer(vec![first], "101").await;
+    stage.target.agent.not_arriving(&stage.id, Refusal::Unknown, Host::epoch(2));
+    until("the target's door has forgotten it", async || {
+        (metric(stage.target.door_admin, "godwit_door_machines ").await == 0.0).then_some(())
+    })
+    .await;
+    let waiting = gets(&stage.fleet.browser(), 20);
+    stage.source.agent.take_back(&stage.id, Host::epoch(3));
+    all_answer(waiting, "2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_dies_right_after_the_handoff_costs_nothing_but_time() {
     let stage = Stage::set().await;
     let machine = stage.machine();
