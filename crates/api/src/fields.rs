@@ -246,7 +246,7 @@ mod tests {
                 "config.services[0].ports[0].tls_options.alpn",
             ),
             (json!({ "checks": { "alive": { "tls_skip_verify": true } } }), "config.checks.alive.tls_skip_verify"),
-            (json!({ "mounts": [{ "volume": "v" }] }), "config.mounts"),
+            (json!({ "mounts": [{ "volume": "v", "encrypted": true }] }), "config.mounts[0].encrypted"),
             (json!({ "guest": { "gpus": 1 } }), "config.guest.gpus"),
             (json!({ "rootfs": { "persist": "always" } }), "config.rootfs.persist"),
             (json!({ "files": [{ "guest_path": "/a", "secret_name": "S" }] }), "config.files[0].secret_name"),

@@ -19,11 +19,6 @@ pub struct Migrate {
     /// Bound on the background copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_bytes_per_s: Option<u64>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub precopy: bool,
-    /// Machines without volumes: run at the target before the source stops. For a moment there are two.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub start_first: bool,
     /// Say what would be done, and do nothing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,

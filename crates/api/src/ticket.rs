@@ -40,12 +40,6 @@ pub struct Ticket {
     /// Bound on the background copy; 0: none.
     #[serde(default)]
     pub rate_bytes_per_s: u64,
-    /// Fill the target's files while the source still runs; what changed since is found by hashes.
-    #[serde(default)]
-    pub precopy: bool,
-    /// For a Machine without volumes, by its owner's wish: it runs at the target before it stops at the source.
-    #[serde(default)]
-    pub start_first: bool,
     pub expires_at_ms: u64,
 }
 

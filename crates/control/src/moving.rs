@@ -100,11 +100,6 @@ impl Control {
         if drain_timeout_ms > DRAIN_TIMEOUT_MAX_MS {
             return Err(ApiError::unprocessable(format!("drain_timeout_ms: at most {DRAIN_TIMEOUT_MAX_MS}")));
         }
-        if wish.start_first && (!load.volumes.is_empty() || matches!(load.lead, Subject::Volume(_))) {
-            return Err(ApiError::unprocessable(
-                "start_first: only for Machines without volumes; two cannot hold one volume",
-            ));
-        }
         let host = self.target(world, &load, wish)?;
         let target = world.hosts.get(&host).ok_or_else(contended)?;
         let now_ms = clock::unix_ms();
@@ -134,8 +129,6 @@ impl Control {
             volumes,
             drain_timeout_ms,
             rate_bytes_per_s: wish.rate_bytes_per_s.unwrap_or(0),
-            precopy: wish.precopy,
-            start_first: wish.start_first,
             expires_at_ms: now_ms + TICKET_TTL_MS,
         };
         let signed = ticket::sign(&ticket, &load.source.control_key, &target.control_key)

@@ -101,7 +101,6 @@ pub struct Hydration {
     pub source: HostId,
     pub source_url: String,
     pub rate_bytes_per_s: u64,
-    pub precopied: bool,
     pub export: ExportGrant,
 }
 

@@ -105,7 +105,6 @@ impl Effects {
                     source: ticket.source.clone(),
                     source_url: ticket.source_url.clone(),
                     rate_bytes_per_s: ticket.rate_bytes_per_s,
-                    precopied: ticket.precopy,
                     export,
                 };
                 let (number, epoch) = (carried.placement.machine.clone(), carried.placement.epoch);

@@ -448,10 +448,15 @@ impl Volumes {
         .await
     }
 
-    /// What only a filling needed.
+    /// What only a filling needed. Its keeper goes on until the next start, and the servers that it may have to start
+    /// again must not look for a source any more.
     pub async fn settle(&self, volume: &MachineId) -> Result<()> {
         let dir = self.dir(volume);
+        let spec = self.written_spec(volume).await?;
         blocking(move || {
+            if let Some(spec) = spec {
+                write(&dir.join("keeper.json"), &to_json(&VolumeSpec { source: None, ..spec }))?;
+            }
             for name in ["client.pem", "client.key"] {
                 let path = dir.join(name);
                 match std::fs::remove_file(&path) {

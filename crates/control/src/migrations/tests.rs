@@ -46,8 +46,6 @@ fn ticket() -> Ticket {
         volumes: Vec::new(),
         drain_timeout_ms: 0,
         rate_bytes_per_s: 0,
-        precopy: false,
-        start_first: false,
         expires_at_ms: EXPIRES_AT_MS,
     }
 }

@@ -111,7 +111,6 @@ fn mistakes_are_told_plainly_and_by_their_exit_code() {
         (&["machine", "migrate", "m", "--rate", "fast"], 2, "100MiB/s"),
         (&["machine", "migrate", "m", "--to", "w2", "--region", "fra"], 2, "cannot be used with"),
         (&["machine", "migrate", "m", "--wait", "--detach"], 2, "cannot be used with"),
-        (&["machine", "migrate", "m", "--precopy", "--start-first"], 2, "cannot be used with"),
         (&["machine", "migrate", "m", "--drain-timeout", "soon"], 2, "90s"),
         (&["volumes", "create", "data", "-a", "x", "--size", "0"], 2, "whole gigabytes"),
         (&["volumes", "create", "data", "-a", "x", "--fstype", "xfs"], 2, "ext4 or raw"),

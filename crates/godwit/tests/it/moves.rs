@@ -107,24 +107,22 @@ fn a_move_is_followed_line_by_line_where_no_terminal_is() {
 fn migrate_sends_what_was_asked_and_waits_to_the_end() {
     let api = api();
     api.on(&migrate(), [(202, migration("preparing", json!({})))]).on(LOOK, going_well());
-    let moved = run(
-        &api,
-        &["machine", "migrate", MACHINE, "--to", "w2", "--drain-timeout", "2500ms", "--rate", "100MiB/s", "--precopy"],
-    );
+    let moved =
+        run(&api, &["machine", "migrate", MACHINE, "--to", "w2", "--drain-timeout", "2500ms", "--rate", "100MiB/s"]);
     assert!(moved.status.success(), "{}", stderr(&moved));
     assert_eq!(stdout(&moved), format!("{ID}\n"), "a script gets the id alone");
     let told = stderr(&moved);
     for words in ["moves from w1 to w2", "handing off: ", "down for 182 ms; 1.0 GB copied", "every block verified"] {
         assert!(told.contains(words), "should say {words:?}: {told}");
     }
-    let wanted = json!({ "host": "w2", "drain_timeout_ms": 2500, "rate_bytes_per_s": 100 << 20, "precopy": true });
+    let wanted = json!({ "host": "w2", "drain_timeout_ms": 2500, "rate_bytes_per_s": 100 << 20 });
     assert_eq!(api.sent(&migrate()), [wanted]);
 
     api.on(LOOK, [(200, completed())]);
-    let json = run(&api, &["machine", "migrate", MACHINE, "--region", "ams", "--start-first", "--wait", "--json"]);
+    let json = run(&api, &["machine", "migrate", MACHINE, "--region", "ams", "--wait", "--json"]);
     let json: Value = serde_json::from_str(&stdout(&json)).expect("one JSON object");
     assert_eq!(json["phase"], "completed");
-    assert_eq!(api.sent(&migrate())[1], json!({ "region": "ams", "start_first": true }));
+    assert_eq!(api.sent(&migrate())[1], json!({ "region": "ams" }));
 
     let looks = api.sent(LOOK).len();
     let detached = run(&api, &["machine", "migrate", MACHINE, "--detach"]);

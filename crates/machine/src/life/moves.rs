@@ -268,7 +268,6 @@ impl Life {
                 source: ticket.source.clone(),
                 source_url: ticket.source_url.clone(),
                 rate_bytes_per_s: ticket.rate_bytes_per_s,
-                precopied: ticket.precopy,
                 export,
             };
             Some((carried.placement.clone(), hydration))

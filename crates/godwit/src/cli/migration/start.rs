@@ -53,12 +53,6 @@ pub struct RunningOptions {
     /// How long requests in flight may go on; 5s unless set
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     drain_timeout: Option<Duration>,
-    /// Copy most of the volumes before the Machine stops, not after
-    #[arg(long, conflicts_with = "start_first")]
-    precopy: bool,
-    /// Run at the target before the source stops; for a moment there are two. Only without volumes
-    #[arg(long)]
-    start_first: bool,
 }
 
 impl MoveOptions {
@@ -82,12 +76,7 @@ pub async fn machine(
     headers: &HeaderMap,
 ) -> Result<()> {
     let drain = running.drain_timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-    let request = Migrate {
-        drain_timeout_ms: drain,
-        precopy: running.precopy,
-        start_first: running.start_first,
-        ..way.request()
-    };
+    let request = Migrate { drain_timeout_ms: drain, ..way.request() };
     let begun = begin::<MachinesMigrate>(context, app, machine.id.as_str(), &request, headers).await?;
     go_on(context, begun, way).await
 }
