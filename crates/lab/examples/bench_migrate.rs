@@ -1,5 +1,5 @@
 //! `make bench-migrate`: how long clients go without an answer while a Machine moves with its volume, for volumes of
-//! 1, 10 and 100 GiB with the same 1 GiB of data in each, and once more with requests of two seconds and uploads of
+//! 1, 10 and 100 GiB with the same data in each (900 MiB: about what the smallest has room for), and once more with requests of two seconds and uploads of
 //! 100 MB in flight. Moves of all sizes take turns, so that whatever else the machine does meets each alike.
 //!
 //! `--moves N`, `--sizes 1,10`, `--data-mib N`, `--rate N`, `--precopy`, `--json` shorten or change it.
@@ -35,7 +35,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100])]
     sizes: Vec<u64>,
     /// Data in each volume
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 900)]
     data_mib: u64,
     /// Quick requests a second
     #[arg(long, default_value_t = 200)]

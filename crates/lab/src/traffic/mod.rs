@@ -78,8 +78,8 @@ impl Traffic {
         });
         let tasks = TaskTracker::new();
         let traffic = Self { runtime, shared, tasks };
-        traffic.spawn(|shared, tasks| steady(shared, tasks));
-        traffic.spawn(|shared, tasks| slow_requests(shared, tasks));
+        traffic.spawn(steady);
+        traffic.spawn(slow_requests);
         if traffic.shared.plan.web_socket {
             traffic.spawn(|shared, _| socket::keep_open(shared));
         }

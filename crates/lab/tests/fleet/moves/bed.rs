@@ -273,7 +273,7 @@ impl Bed {
             let rows = rows_of_store(&self.fleet, &marks);
             ensure!(rows.is_empty(), "the store still holds {rows:?}");
             let one = |what: &str| (what.to_owned(), 1);
-            let names = ["shim", "overlays", "namespaces", "loops", "volume folders", "machine folders"];
+            let names = ["shim", "namespaces", "loops", "volume folders", "machine folders"];
             let mut wanted: BTreeMap<String, usize> = names.into_iter().map(one).collect();
             // A volume that came from elsewhere keeps its keeper until the Machine's next start.
             if holds.contains_key("keeper") {

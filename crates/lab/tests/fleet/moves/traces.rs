@@ -36,7 +36,6 @@ pub fn holdings(host: &DevHost) -> BTreeMap<String, usize> {
     let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", host.agent_pid)).unwrap_or_default();
     let mounted = |mark: &str| mounts.lines().filter(|line| line.contains(mark)).count();
     count("fuse mounts", mounted(" - fuse"));
-    count("overlays", mounted(" - overlay "));
     count("namespaces", mounts.lines().filter(|line| line.contains("/netns/") && line.contains(" - nsfs ")).count());
     count("loops", loops_below(&host.data_dir));
     count("volume folders", entries(&host.data_dir.join("volumes")));
@@ -120,9 +119,9 @@ impl Cut {
     fn make(host: &DevHost, input: &str, output: &str) -> Result<Self> {
         let pid = parent_of(host.agent_pid)?;
         let hook = |name: &str, rule: &str| {
-            format!("chain {name} {{ type filter hook {name} priority -300; policy accept; {rule}; }}")
+            format!("chain {name} {{ type filter hook {name} priority -300; policy accept; {rule}; }};")
         };
-        let table = format!("table inet lab_cut {{ {} {} }}", hook("input", input), hook("output", output));
+        let table = format!("table inet lab_cut {{ {} {} }};", hook("input", input), hook("output", output));
         inside(pid, "--net", &format!("nft '{table}'"))?;
         Ok(Self(pid))
     }
