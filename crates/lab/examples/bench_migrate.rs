@@ -1,6 +1,7 @@
 //! `make bench-migrate`: how long clients go without an answer while a Machine moves with its volume, for volumes of
-//! 1, 10 and 100 GiB with the same data in each (900 MiB: about what the smallest has room for), and once more with requests of two seconds and uploads of
-//! 100 MB in flight. Moves of all sizes take turns, so that whatever else the machine does meets each alike.
+//! 1, 10 and 100 GiB with the same data in each (900 MiB: about what the smallest has room for), and once more with
+//! requests of two seconds and uploads of 100 MB in flight. Moves of all sizes take turns, so that whatever else the
+//! machine does meets each alike.
 //!
 //! `--moves N`, `--sizes 1,10`, `--data-mib N`, `--rate N`, `--precopy`, `--json` shorten or change it.
 
@@ -71,7 +72,6 @@ struct Measured {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    // The largest volume is the one that cannot be had twice on a small disk: data of one row lies on two hosts at most.
     let fleet = Fleet::start(2, &["--capacity", CAPACITY])?;
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace")?;
     let image = root.join("target/demo/image.tar");
