@@ -366,7 +366,19 @@ impl Effects {
         let Some(held) = Held::of(&work.record) else { return abort("it is no volume".into()) };
         let Some(hydration) = &held.hydration else { return Outcome::done() };
         let mut first_permille = None;
+        let volumes = &self.shared.organs.volumes;
+        let _counted = volumes.count_filling();
+        let mut told = volumes.limits(hydration);
         loop {
+            let limits = volumes.limits(hydration);
+            if limits != told {
+                match volumes.set_limits(&held.number, limits).await {
+                    Ok(()) => told = limits,
+                    Err(error) => {
+                        tracing::debug!(volume = %held.placed.id, error = chain(&error), "not told its share")
+                    }
+                }
+            }
             let filled = {
                 let _lock = self.shared.organs.volumes.lock(&held.number).await;
                 self.shared.organs.volumes.fill(&held.number, &held.placed, held.epoch, hydration).await

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Er
 #[derive(Clone)]
 pub struct Volumes {
     config: Arc<VolumesConfig>,
+    /// How many volumes are being filled now: they share what the host allows.
+    filling: Arc<AtomicU64>,
     locks: Arc<Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
@@ -79,7 +82,7 @@ impl Volumes {
             listen: config.export_listen(),
             rate_bytes_per_s: config.rate_bytes_per_s,
         };
-        Self { config: Arc::new(config), locks: Arc::default() }
+        Self { config: Arc::new(config), filling: Arc::default(), locks: Arc::default() }
     }
 
     pub async fn lock(&self, volume: &MachineId) -> tokio::sync::OwnedMutexGuard<()> {
@@ -236,9 +239,7 @@ impl Volumes {
         let address = addr.parse().map_err(|_| {
             io("understand", &addr)(std::io::Error::new(std::io::ErrorKind::InvalidData, "no address and port"))
         })?;
-        let caps = [hydration.rate_bytes_per_s, self.config.rate_bytes_per_s];
-        let mut limits = Limits::default();
-        limits.cap_bytes_per_s = caps.into_iter().filter(|cap| *cap > 0).fold(limits.cap_bytes_per_s, u64::min);
+        let limits = self.limits(hydration);
         let spec = VolumeSpec {
             volume: placed.id.as_str().to_owned(),
             epoch,
@@ -268,6 +269,27 @@ impl Volumes {
         })
         .await?;
         Ok(spec)
+    }
+
+    /// The move's own bound, and this volume's share of the host's.
+    pub fn limits(&self, hydration: &Hydration) -> Limits {
+        let share = self.config.rate_bytes_per_s / self.filling.load(Ordering::Relaxed).max(1);
+        let mut limits = Limits::default();
+        let caps = [hydration.rate_bytes_per_s, share].into_iter().filter(|cap| *cap > 0);
+        limits.cap_bytes_per_s = caps.fold(limits.cap_bytes_per_s, u64::min);
+        limits
+    }
+
+    /// Counts as being filled until it is dropped.
+    pub fn count_filling(&self) -> Filling {
+        self.filling.fetch_add(1, Ordering::Relaxed);
+        Filling(self.filling.clone())
+    }
+
+    /// What changed since its keeper was told: other volumes have come or gone.
+    pub async fn set_limits(&self, volume: &MachineId, limits: Limits) -> Result<()> {
+        let Some(spec) = self.written_spec(volume).await? else { return Ok(()) };
+        blocking(move || Ok(host::set_limits(&spec, limits).map(drop)?)).await
     }
 
     /// As it was last told its keeper.
@@ -480,6 +502,15 @@ impl Volumes {
 fn last_words(dir: &Path) -> String {
     let text = std::fs::read_to_string(dir.join("process.log")).unwrap_or_default();
     text.lines().last().unwrap_or("it said nothing").to_owned()
+}
+
+/// One volume that is being filled.
+pub struct Filling(Arc<AtomicU64>);
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A certificate and its key, PEM both.
