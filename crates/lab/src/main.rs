@@ -23,7 +23,7 @@ enum Command {
     Image(image::Options),
     /// Send requests at a steady rate, without retries, and judge every answer
     Load(load::Options),
-    /// Start a dev fleet, wake a Machine, kill its agent and control under load, and clean up
+    /// Start a dev fleet, wake a Machine, kill its agent and control under load, move another with its volume, clean up
     Demo(demo::Options),
     /// Kill agents, doors and control under load, round after round
     Soak(soak::Options),
