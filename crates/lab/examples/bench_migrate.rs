@@ -3,7 +3,7 @@
 //! requests of two seconds and uploads of 100 MB in flight. Moves of all sizes take turns, so that whatever else the
 //! machine does meets each alike.
 //!
-//! `--moves N`, `--sizes 1,10`, `--data-mib N`, `--rate N`, `--precopy`, `--json` shorten or change it.
+//! `--moves N`, `--sizes 1,10`, `--data-mib N`, `--rate N`, `--quick-only`, `--json` shorten or change it.
 
 use std::time::{Duration, Instant};
 
@@ -41,9 +41,6 @@ struct Options {
     /// Quick requests a second
     #[arg(long, default_value_t = 200)]
     rate: u32,
-    /// Also with most of the data copied before the stop
-    #[arg(long)]
-    precopy: bool,
     /// Without the row of long requests
     #[arg(long)]
     quick_only: bool,
@@ -56,7 +53,6 @@ struct Row {
     size_gb: u64,
     app: String,
     machine: String,
-    precopy: bool,
     busy: bool,
     moves: Vec<Measured>,
     failed: u64,
@@ -83,18 +79,11 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     for size_gb in options.sizes.iter().copied() {
         let (app, machine) = runtime.block_on(prepare(&fleet, &options, size_gb))?;
-        let mut row = |precopy, busy| {
-            let (app, machine) = (app.clone(), machine.clone());
-            rows.push(Row { size_gb, app, machine, precopy, busy, moves: Vec::new(), failed: 0, sent: 0 });
-        };
-        row(false, false);
-        if options.precopy {
-            row(true, false);
-        }
+        rows.push(Row { size_gb, app, machine, busy: false, moves: Vec::new(), failed: 0, sent: 0 });
     }
     if let (Some(size_gb), false) = (options.sizes.first().copied(), options.quick_only) {
         let (app, machine) = (rows[0].app.clone(), rows[0].machine.clone());
-        rows.push(Row { size_gb, app, machine, precopy: false, busy: true, moves: Vec::new(), failed: 0, sent: 0 });
+        rows.push(Row { size_gb, app, machine, busy: true, moves: Vec::new(), failed: 0, sent: 0 });
     }
     for round in 0..options.moves {
         for row in &mut rows {
@@ -136,11 +125,8 @@ fn one_move(fleet: &Fleet, options: &Options, row: &mut Row, addr: std::net::Soc
     }
     std::thread::sleep(BREATH);
     let from = Instant::now();
-    let mut arguments = vec!["machine", "migrate", &row.machine, "-a", &row.app, "--json"];
-    if row.precopy {
-        arguments.push("--precopy");
-    }
-    let migration: Migration = serde_json::from_str(&fleet.cli_ok(&arguments)?)?;
+    let told = fleet.cli_ok(&["machine", "migrate", &row.machine, "-a", &row.app, "--json"])?;
+    let migration: Migration = serde_json::from_str(&told)?;
     let gap = traffic.longest_gap(from, Instant::now());
     let (report, _) = traffic.stop();
     row.sent += report.requests_sent;
@@ -162,9 +148,8 @@ fn one_move(fleet: &Fleet, options: &Options, row: &mut Row, addr: std::net::Soc
 }
 
 fn name(row: &Row) -> String {
-    let precopy = if row.precopy { ", pre-copy" } else { "" };
     let busy = if row.busy { ", long requests" } else { "" };
-    format!("{} GiB{precopy}{busy}", row.size_gb)
+    format!("{} GiB{busy}", row.size_gb)
 }
 
 /// The value that this share of the sorted values does not exceed.
@@ -203,7 +188,7 @@ fn report(rows: &[Row], as_json: bool) {
             format!("{}/{}", row.failed, row.sent)
         );
     }
-    let plain: Vec<f64> = rows.iter().filter(|row| !row.busy && !row.precopy).map(|row| gap(row, 0.5)).collect();
+    let plain: Vec<f64> = rows.iter().filter(|row| !row.busy).map(|row| gap(row, 0.5)).collect();
     let (least, most) = plain.iter().fold((f64::INFINITY, 0f64), |(least, most), ms| (least.min(*ms), most.max(*ms)));
     println!(
         "p50 of the sizes: at most {most:.0} ms (goal {GOAL_P50_MS:.0}), largest / smallest {:.2} (goal {GOAL_SPREAD})",
