@@ -4,6 +4,7 @@
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use godwit_volume::front::loop_device::{FileId, LoopDevice};
 use nix::mount::{MntFlags, umount2};
 
 use super::cgroup;
@@ -69,6 +70,7 @@ pub(super) fn detach_loops(dir: &Path) -> Result<()> {
         let backing = backing.trim_end_matches('\n').trim_end_matches(" (deleted)");
         // By whole path components: a neighbour whose name begins with ours is not below us.
         if !Path::new(backing).starts_with(dir) {
+            detach_from_a_host(dir, Path::new(backing))?;
             continue;
         }
         let file = std::fs::File::open(Path::new("/dev").join(&name))?;
@@ -78,6 +80,19 @@ pub(super) fn detach_loops(dir: &Path) -> Result<()> {
             if error.raw_os_error() != Some(libc::ENXIO) {
                 return Err(CliError::failed(format!("cannot detach {}: {error}", name.display())));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Once a host's mount namespace is gone, the kernel shows a file of it from the host's folder on. That path leads
+/// astray here, so it is looked for in each host's folder, and the file itself decides.
+fn detach_from_a_host(dir: &Path, shown: &Path) -> Result<()> {
+    let Ok(inside) = shown.strip_prefix("/") else { return Ok(()) };
+    for host in std::fs::read_dir(dir.join("hosts")).into_iter().flatten().flatten() {
+        let Ok(file) = FileId::of(&host.path().join(inside)) else { continue };
+        if let Some(device) = LoopDevice::find(file, shown) {
+            device.let_go().map_err(|error| CliError::failed(godwit_base::telemetry::chain(&error)))?;
         }
     }
     Ok(())
