@@ -6,6 +6,8 @@ use tracing_subscriber::EnvFilter;
 pub fn init(role: &'static str, json: bool) {
     let filter = EnvFilter::try_from_env("GODWIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    // A line that cannot be written is lost: to complain of it on standard error would panic on the same full disk.
+    let builder = builder.log_internal_errors(false);
     let result = if json { builder.json().try_init() } else { builder.with_ansi(false).try_init() };
     if result.is_ok() {
         tracing::info!(role, pid = std::process::id(), "log opened");
