@@ -2,6 +2,7 @@
 //! must not know how a job goes on.
 
 use godwit_api::machine::MachineState;
+use godwit_api::migration::{MovePart, MoveRole};
 use godwit_api::row::Placement;
 use godwit_api::ticket::Ticket;
 
@@ -89,6 +90,12 @@ impl Life {
                     self.outcome(id, step, Outcome::done(), cx, out);
                 }
             }
+            // What has been decided is told again whatever goes on by now: a volume that moved by itself is lent until
+            // the target, which may not have heard of it, has all of it.
+            What::MoveOut { signed, ticket, client_certificate } if self.has_decided(ticket) => {
+                let proof = (signed.clone(), client_certificate.clone());
+                self.move_out(ask.id, proof, ticket, cx, out);
+            }
             // A volume that moved by itself: its being lent is what ends.
             What::TakeBack { ticket } if self.is_about(ticket) && self.is_serving() => {
                 self.job = None;
@@ -98,6 +105,13 @@ impl Life {
             _ => return false,
         }
         true
+    }
+
+    /// As the source of this move.
+    fn has_decided(&self, ticket: &Ticket) -> bool {
+        let moving = self.record.moving.as_ref();
+        self.is_about(ticket)
+            && moving.is_some_and(|moving| moving.role == MoveRole::Source && moving.part >= MovePart::HandedOff)
     }
 
     fn is_serving(&self) -> bool {

@@ -196,6 +196,10 @@ impl World {
                 if let Some(Answer::Refused(Refusal::Failed(reason))) = answer {
                     return Some(Outcome::Abort { fault: Fault::System, reason, exit: None });
                 }
+                if answer.is_none() {
+                    // It waits for a job there, and the target is told nothing.
+                    return retry();
+                }
                 let moving = self.hosts[SOURCE].lives[id].record.moving.clone()?;
                 return match moving.part {
                     MovePart::HandedOff if self.hosts[SOURCE].exported => Some(Outcome::Granted {
