@@ -157,7 +157,7 @@ impl Effects {
         let deadline_ms = work.job.signalled_at_ms.unwrap_or(work.job.accepted_at_ms).saturating_add(timeout);
         // A clock that was set back must not make it longer than asked.
         let left = Duration::from_millis(deadline_ms.saturating_sub(clock::unix_ms()).min(timeout));
-        let handle = match self.find(&work.machine).await {
+        let handle = match self.find_stalled(work).await {
             Ok(Found::Running(handle)) => handle,
             other => return self.ended(work, other),
         };
@@ -175,7 +175,7 @@ impl Effects {
     }
 
     async fn kill_process(&self, work: &Work) -> Outcome {
-        let handle = match self.find(&work.machine).await {
+        let handle = match self.find_stalled(work).await {
             Ok(Found::Running(handle)) => handle,
             other => return self.ended(work, other),
         };
@@ -186,6 +186,11 @@ impl Effects {
             }
             Err(error) => Outcome::Retry { reason: chain(&error) },
         }
+    }
+
+    /// Without its shim, what is left of a Machine is killed by the looking itself, and may wait for a block.
+    async fn find_stalled(&self, work: &Work) -> Result<Found, DriverError> {
+        self.kill_stalled(work, self.find(&work.machine)).await
     }
 
     /// `find` answers `Exited` or `Nothing` only after nothing of the Machine lives.
