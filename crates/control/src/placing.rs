@@ -9,6 +9,7 @@ use godwit_api::error::Status;
 use godwit_api::fact::Resources;
 use godwit_api::host::PlaceReply;
 use godwit_api::machine::ImageRef;
+use godwit_api::migration::MigrationPhase;
 use godwit_api::row::{LeaseRow, MachineRow, Placement, PortRow, VolumeRow};
 use godwit_api::{ApiError, AppName, Epoch, HostId, InstanceId, MachineId, keys};
 use godwit_base::http::client::CallError;
@@ -268,7 +269,8 @@ impl Control {
     }
 
     /// Marks something for destruction on its host. Done already is done. What is moving is not destroyed: its host is
-    /// about to change.
+    /// about to change. A volume that is there already and is only being filled goes at both ends: its source may never
+    /// come back, and must not keep for ever what nobody will ask it for.
     pub(crate) async fn write_tombstone(
         &self,
         marked: &Placement,
@@ -286,7 +288,14 @@ impl Control {
             if placement.destroy && (placement.force || !force) {
                 return Ok(Some((*placement.value).clone()));
             }
-            may_change(&subject)?;
+            let filling = {
+                let world = self.world();
+                let of = world.live_move(subject.moving()).filter(|of| of.row.phase == MigrationPhase::Hydrating);
+                of.filter(|_| matches!(subject, Subject::Volume(_))).map(|of| of.row.source.clone())
+            };
+            if filling.is_none() {
+                may_change(&subject)?;
+            }
             if let Subject::Volume(row) = &subject
                 && let Some(machine) = &row.machine
             {
@@ -298,6 +307,12 @@ impl Control {
                 .when(Compare::unchanged(key, placement.revision))
                 .when(Compare::unchanged(subject.key(), subject.revision()));
             txn.compares.extend(lease.clone());
+            if let Some(source) = filling {
+                let free = Change { moving: Some(None), now_ms: clock::unix_ms(), ..Change::default() };
+                txn.then.push(subject.changed(&free)?);
+                let past = Placement { host: source.clone(), ..tombstone.clone() };
+                txn.then.push(json(keys::placement(&source, &marked.machine), &past)?);
+            }
             if self.commit(txn).await?.succeeded {
                 return Ok(Some(tombstone));
             }

@@ -36,7 +36,9 @@ pub fn judge(record: Option<&Record>, placement: &Placement) -> Verdict {
     if placement.epoch < held.epoch {
         return Verdict::Stale;
     }
-    if record.is_handed_off() && placement.epoch == held.epoch {
+    // What is lent may be destroyed: then nobody will ask for it any more.
+    let ends_loan = placement.destroy && record.lent.is_some();
+    if record.is_handed_off() && placement.epoch == held.epoch && !ends_loan {
         return Verdict::Stale;
     }
     if record.is_arriving() && placement.epoch == held.epoch && !placement.destroy {

@@ -236,11 +236,23 @@ fn free_machine(world: &World, row: &MigrationRow, ticket: &Ticket, txn: &mut Tx
     Ok(())
 }
 
+/// Why a move is over although not all of it is whole.
+const DESTROYED: &str = "it is there; a volume was destroyed before it was whole";
+
 fn completing(control: &Control, row: &Known<MigrationRow>, ticket: &Ticket) -> Result<Writing, ApiError> {
     let world = control.world();
-    let detail = if ticket.volumes.is_empty() { "it is there" } else { "whole, and the source has let go" };
+    // Those that were destroyed while they were being filled are in no move any more.
+    let is_whole =
+        marked(&world, row, ticket).filter(|(_, part)| part.volume.is_some()).count() == ticket.volumes.len();
+    let detail = match (ticket.volumes.is_empty(), is_whole) {
+        (true, _) => "it is there",
+        (false, true) => "whole, and the source has let go",
+        (false, false) => DESTROYED,
+    };
     let mut writing = begin(&world, row, ticket, MigrationPhase::Completed, row.target.as_str(), detail);
-    if !ticket.volumes.is_empty() {
+    if !is_whole {
+        writing.next.reason = Some(DESTROYED.to_owned());
+    } else if !ticket.volumes.is_empty() {
         // The last of it may have been told together with its end.
         let progress = &mut writing.next.progress;
         (progress.done_blocks, progress.hydrated_bytes) = (progress.total_blocks, progress.data_bytes);

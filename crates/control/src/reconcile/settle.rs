@@ -65,7 +65,15 @@ async fn destroyed(control: &Control) -> Result<(), ApiError> {
         for (host, placements) in &world.placements {
             for placement in placements.values() {
                 let fact = world.facts.get(host).and_then(|facts| facts.get(&placement.machine));
-                if !is_gone(&world, placement, fact.map(|fact| &**fact)) || is_moving(&world, placement) {
+                let fact = fact.map(|fact| &**fact);
+                if is_moving(&world, placement) {
+                    continue;
+                }
+                if is_past(&world, placement, fact) {
+                    strays.push((keys::placement(host, &placement.machine), placement.revision));
+                    continue;
+                }
+                if !is_gone(&world, placement, fact) {
                     continue;
                 }
                 match present(&world, placement) {
@@ -86,6 +94,16 @@ async fn destroyed(control: &Control) -> Result<(), ApiError> {
         control.commit(Txn::of([Op::delete(key.clone())]).when(Compare::unchanged(key, revision))).await?;
     }
     Ok(())
+}
+
+/// A row at a host that had it once, where another host has it now: left by a store that was put back from an older copy
+/// and heard of its move only from the host that has it. Once the past host says that it holds and lends nothing, the
+/// row asks for nothing.
+fn is_past(world: &World, placement: &Placement, fact: Option<&MachineFact>) -> bool {
+    let Some(subject) = world.subject_of(placement) else { return false };
+    let lends = |fact: &MachineFact| fact.volume.as_ref().is_some_and(|volume| volume.lent_to.is_some());
+    let let_go = fact.is_some_and(|fact| !fact.held && !lends(fact) && fact.refused.is_some());
+    *subject.host() != placement.host && !placement.destroy && placement.epoch < subject.epoch() && let_go
 }
 
 /// Machines and volumes of a live move are the move's own matter.

@@ -315,8 +315,7 @@ async fn a_volume_that_nothing_holds_moves_alone() {
     begun.attach(&bed);
     let migration = begun.until(&bed, "hydrating").await;
     assert_eq!(migration.get("machine"), None);
-    // Until it is whole it is neither deleted, nor moved, nor given away.
-    api.delete(&path).await.refused(409, &begun.id);
+    // Until it is whole it is neither moved nor given away.
     api.post(&format!("{path}/migrate"), json!({})).await.refused(409, "filled");
     api.post("/apps/web/machines", json!({ "config": mounting(&volume, "/data") })).await.refused(409, &begun.id);
     begun.fill(&bed);
@@ -327,7 +326,7 @@ async fn a_volume_that_nothing_holds_moves_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_machine_whose_volume_is_being_filled_can_be_destroyed() {
+async fn a_machine_whose_volume_is_being_filled_can_be_destroyed_and_so_can_the_volume() {
     let bed = Bed::with_hosts(2).await;
     let api = &bed.api;
     let (machine, volume, _) = machine_with_volume(&bed).await;
@@ -343,11 +342,17 @@ async fn a_machine_whose_volume_is_being_filled_can_be_destroyed() {
         (row.machine.is_none() && row.moving.is_some()).then_some(())
     })
     .await;
-    api.delete(&format!("/apps/web/volumes/{volume}")).await.refused(409, &begun.id);
-    begun.fill(&bed);
-    begun.until(&bed, "completed").await;
+    // So is the volume: its source may be gone for good, and it would never be whole.
     api.delete(&format!("/apps/web/volumes/{volume}")).await.expect(200);
     until_volume(&bed, "web", &volume, "destroyed").await;
+    let ended = begun.until(&bed, "completed").await;
+    assert!(ended["reason"].as_str().unwrap().contains("destroyed before it was whole"), "{ended}");
+    assert_eq!(ended["progress"]["verified"], json!(false));
+    // The source hears that nobody will ask it for blocks any more.
+    until("no row of it is left", || async {
+        placed(&bed, &volume).await.is_empty().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
