@@ -312,7 +312,13 @@ impl Bed {
                 .iter()
                 .filter_map(|host| Some(PathBuf::from("hosts").join(host.data_dir.file_name()?))),
         ) {
-            let (from, into) = (self.fleet.dir().join(&folder), to.join(&folder));
+            let into = to.join(&folder);
+            // As the host sees it: what is mounted there stands in its own namespace.
+            let agents = self.fleet.dev().ok()?.hosts;
+            let agent = agents.iter().find(|host| host.data_dir.ends_with(&folder)).map(|host| host.agent_pid);
+            let outside = self.fleet.dir().join(&folder);
+            let inside = agent.map(|pid| PathBuf::from(format!("/proc/{pid}/root{}", outside.display())));
+            let from = inside.filter(|inside| inside.exists()).unwrap_or(outside);
             std::fs::create_dir_all(&into).ok()?;
             let files = std::fs::read_dir(&from).into_iter().flatten().flatten();
             let volumes = std::fs::read_dir(from.join("volumes")).into_iter().flatten().flatten();

@@ -31,7 +31,7 @@ fn what_must_not_move_is_refused_with_a_reason_and_changes_nothing() {
                 let api = bed.fleet.api()?;
                 api.call::<HostsCordon>(&[&ends.target.id], &Empty {}, &Empty {}).await?;
                 refused(bed, json!({ "host": ends.target.id }), 422, "cordon").await?;
-                refused(bed, json!({}), 422, "").await?;
+                refused(bed, json!({}), 503, "cordoned").await?;
                 api.call::<HostsUncordon>(&[&ends.target.id], &Empty {}, &Empty {}).await?;
                 bed.begin(json!({})).await
             });

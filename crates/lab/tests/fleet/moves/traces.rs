@@ -38,7 +38,9 @@ pub fn holdings(host: &DevHost) -> BTreeMap<String, usize> {
     count("fuse mounts", mounted(" - fuse"));
     count("namespaces", mounts.lines().filter(|line| line.contains("/netns/") && line.contains(" - nsfs ")).count());
     count("loops", loops_below(&host.data_dir));
-    count("volume folders", entries(&host.data_dir.join("volumes")));
+    // As the host sees it: the folder may be a file system of its own.
+    let volumes = format!("/proc/{}/root{}", host.agent_pid, host.data_dir.join("volumes").display());
+    count("volume folders", entries(Path::new(&volumes)));
     count("machine folders", entries(&host.data_dir.join("machines")));
     held
 }
