@@ -349,10 +349,7 @@ async fn a_machine_whose_volume_is_being_filled_can_be_destroyed_and_so_can_the_
     assert!(ended["reason"].as_str().unwrap().contains("destroyed before it was whole"), "{ended}");
     assert_eq!(ended["progress"]["verified"], json!(false));
     // The source hears that nobody will ask it for blocks any more.
-    until("no row of it is left", || async {
-        placed(&bed, &volume).await.is_empty().then_some(())
-    })
-    .await;
+    until("no row of it is left", || async { placed(&bed, &volume).await.is_empty().then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
