@@ -7,6 +7,7 @@
 
 mod load;
 mod moves;
+mod past;
 mod publish;
 #[cfg(test)]
 mod tests;
@@ -186,6 +187,8 @@ impl Slot {
 pub struct Engine {
     settings: Settings,
     slots: BTreeMap<MachineId, Slot>,
+    /// What is no more in `slots`.
+    past: past::Past,
     /// The last sequence number given out, and the last that the journal has set aside.
     seq: u64,
     seq_reserved: u64,
@@ -244,6 +247,11 @@ impl Engine {
     fn ask(&mut self, machine: MachineId, ask: Ask, now_ms: u64, out: &mut Output) {
         if !self.slots.contains_key(&machine) {
             let placement = match &ask.what {
+                What::Place(placement) if self.past.outranks(placement) => {
+                    tracing::warn!(%machine, epoch = %placement.epoch, "an old placement of what was here once is ignored");
+                    self.tell_gone(&machine, out);
+                    return out.answers.push((ask.id, Answer::Refused(Refusal::Stale)));
+                }
                 What::Place(placement) => (**placement).clone(),
                 What::MoveIn { ticket, .. } => ticket.lead.clone(),
                 _ => return out.answers.push((ask.id, Answer::Refused(Refusal::Gone))),
@@ -400,16 +408,25 @@ impl Engine {
 
     /// Nothing is left of it here and no row names it: its fact is taken back.
     fn forget(&mut self, machine: MachineId, out: &mut Output) {
-        if self.slots.remove(&machine).is_none() {
-            return;
+        let Some(slot) = self.slots.remove(&machine) else { return };
+        let record = &slot.life.record;
+        // What was only ever refused was never here: it may be asked again.
+        if record.is_destroyed() || record.is_handed_off() {
+            let (key, value) = self.past.remember(machine.clone(), record.epoch());
+            out.batch.push(Write::Meta { key, value });
         }
         out.batch.push(Write::ForgetMachine { id: machine.as_str().to_owned() });
         out.batch.require(Durability::Disk);
-        let key = godwit_api::keys::machine_fact(&self.settings.host, &machine);
+        self.tell_gone(&machine, out);
+        out.seen.push(Seen::Gone { machine });
+    }
+
+    /// Whatever was told of it before is taken back.
+    fn tell_gone(&mut self, machine: &MachineId, out: &mut Output) {
+        let key = godwit_api::keys::machine_fact(&self.settings.host, machine);
         let seq = self.next_seq();
         out.batch.push(Write::Fact { key: key.clone(), seq, value: None });
         out.facts.push(Fact { key, seq, value: None });
-        out.seen.push(Seen::Gone { machine });
     }
 
     fn tick(&mut self, now_ms: u64, out: &mut Output) {

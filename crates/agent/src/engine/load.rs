@@ -12,6 +12,7 @@ use godwit_api::ids::{HostId, MachineId};
 use godwit_machine::{Job, Life, Record};
 use godwit_store::journal::Loaded;
 
+use super::past::Past;
 use super::{Engine, Slot};
 use crate::error::Error;
 use crate::facts::Fact;
@@ -68,6 +69,8 @@ impl Engine {
         let seq = number(SEQ_RESERVED);
         let mut engine = Self {
             slots: Default::default(),
+            past: Past::load(&loaded.meta)
+                .map_err(|source| Error::Row { what: "what was here once".into(), source })?,
             seq,
             seq_reserved: seq,
             applied_revision: number(APPLIED_REVISION),

@@ -203,3 +203,25 @@ fn a_restarted_engine_goes_on_where_the_journal_ends() {
     resumed.engine.start(&mut told);
     assert!(facts_of(&[told])[0].stamp.seq > last_seq, "a sequence never falls");
 }
+
+/// A store from before a move or a destruction still places it here.
+#[test]
+fn what_was_here_once_is_not_made_again_by_an_older_row() {
+    let mut engine = engine_of(Loaded::default()).engine;
+    let here = placement(1, 64);
+    let tombstone = Placement { destroy: true, ..here.clone() };
+    engine.apply(pulled(1, [tombstone]), 0);
+    // As if all that was to be done about it were done.
+    for _ in 0..20 {
+        let Some(job) = engine.slots.get(&here.machine).and_then(|slot| slot.life.job.clone()) else { break };
+        let event = Event::Outcome { job: job.id, step: job.step, outcome: Outcome::done() };
+        engine.apply(Input::Machine { machine: here.machine.clone(), event }, 0);
+    }
+    engine.apply(pulled(2, []), 0);
+    assert!(engine.slots.is_empty(), "it is forgotten");
+    let out = engine.apply(pulled(3, [here.clone()]), 0);
+    assert!(engine.slots.is_empty() && out.commands.is_empty(), "{:?}", out.commands);
+    // A new epoch is another matter.
+    engine.apply(pulled(4, [Placement { epoch: here.epoch.next(), ..here }]), 0);
+    assert_eq!(engine.slots.len(), 1);
+}

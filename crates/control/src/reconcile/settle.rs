@@ -96,14 +96,16 @@ async fn destroyed(control: &Control) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A row at a host that had it once, where another host has it now: left by a store that was put back from an older copy
-/// and heard of its move only from the host that has it. Once the past host says that it holds and lends nothing, the
-/// row asks for nothing.
+/// A row at a host that had it once, where another host holds it now: left by a store that was put back from an older
+/// copy and heard of its move only from the host that has it. The past host tells nothing of it, or that it holds and
+/// lends nothing: the row asks for nothing any more.
 fn is_past(world: &World, placement: &Placement, fact: Option<&MachineFact>) -> bool {
     let Some(subject) = world.subject_of(placement) else { return false };
     let lends = |fact: &MachineFact| fact.volume.as_ref().is_some_and(|volume| volume.lent_to.is_some());
-    let let_go = fact.is_some_and(|fact| !fact.held && !lends(fact) && fact.refused.is_some());
-    *subject.host() != placement.host && !placement.destroy && placement.epoch < subject.epoch() && let_go
+    let let_go = fact.is_none_or(|fact| !fact.held && !lends(fact));
+    let is_older = *subject.host() != placement.host && placement.epoch < subject.epoch() && !placement.destroy;
+    let present = world.fact(subject.host(), &placement.machine);
+    is_older && let_go && present.is_some_and(|fact| fact.held && fact.epoch >= subject.epoch())
 }
 
 /// Machines and volumes of a live move are the move's own matter.
