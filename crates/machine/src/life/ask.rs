@@ -223,6 +223,11 @@ impl Life {
             };
             return out.answer(id, answer);
         }
+        let services = &record.placement.config.services;
+        if source == Source::Proxy && !services.is_empty() && !services.iter().any(|service| service.autostart()) {
+            // An edge waits for whatever is on its way to another host, and this one came here stopped.
+            return out.refuse(id, Refusal::Failed("it is stopped, and no request may start it".into()));
+        }
         let wanted = need(&record.placement.config, true);
         if source == Source::Proxy && record.restart_due_ms.is_some() {
             // Requests do not drive a crash loop: they wait for the restart that the policy has set.
