@@ -94,8 +94,8 @@ pub fn ticket_of(fleet: &Fleet, source: &str) -> Result<SignedTicket> {
          order by current.create_revision",
     )?;
     let values = query.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
-    let rows = values.filter_map(|value| serde_json::from_slice::<MigrationRow>(&value.ok()?).ok());
-    let row = rows.filter(|row| row.source.as_str() == source).next().context("no move left it")?;
+    let mut rows = values.filter_map(|value| serde_json::from_slice::<MigrationRow>(&value.ok()?).ok());
+    let row = rows.find(|row| row.source.as_str() == source).context("no move left it")?;
     Ok(row.ticket)
 }
 
