@@ -3,7 +3,7 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 DEMO_IMAGE := target/demo/image.tar
 
-.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-store bench-place setup setup-test
+.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-volume bench-store bench-place setup setup-test
 
 help:
 	@echo "make build        godwit, godwit-shim and godwit-lab in $(BIN)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-guest   the driver's tests under cgroup v2, in a QEMU guest"
 	@echo "make soak         kills under load, round after round (root); ROUNDS=n"
 	@echo "make bench-migrate  client gaps of moves (root); FLAGS='--moves 3 --sizes 1' for a short one"
+	@echo "make bench-volume  hydration and front end beside nbdcopy, sendfile and a raw loop (root)"
 	@echo "make bench-start  bench-store  bench-place: numbers beside a peer's in the same minute"
 
 setup:
@@ -54,6 +55,7 @@ test-guest: setup-test
 
 soak: demo-image test-guest
 	$(BIN)/godwit-lab soak --output target/soak --image $(DEMO_IMAGE) $(if $(ROUNDS),--rounds $(ROUNDS))
+	GODWIT_MOVES_ALL=1 $(CARGO) test --package godwit-lab --test fleet moves:: -- --nocapture
 
 # Benchmarks alone are built with optimisation: what they print is compared with programs that are.
 bench-start: setup-test demo-image
@@ -63,6 +65,11 @@ bench-start: setup-test demo-image
 bench-migrate: demo-image
 	$(CARGO) build --release --package godwit --package godwit-shim --bin godwit --bin godwit-shim
 	$(CARGO) run --release --package godwit-lab --example bench_migrate -- $(FLAGS)
+
+# FLAGS: MIB ROUNDS [SECONDS]. The folder must be on a real disk.
+bench-volume: setup-test
+	mkdir -p target/bench
+	$(CARGO) run --release --package godwit-volume --example bench -- target/bench $(or $(FLAGS),1024 5)
 
 bench-store: setup
 	mkdir -p target/bench
