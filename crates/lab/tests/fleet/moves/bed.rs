@@ -101,9 +101,17 @@ impl Bed {
         api.call::<MachinesMigrate>(&[APP, &self.machine], &Empty {}, &wish).await
     }
 
-    /// Asks for a move and answers its id.
+    /// Asks for a move and answers its id. The move before it may be complete a moment before the target has written
+    /// down that its volume is whole: it is asked again.
     pub async fn begin(&self, wish: Value) -> Result<String> {
-        Ok(self.ask(wish).await?.id.to_string())
+        eventually("the move begins", PATIENCE, async || match self.ask(wish.clone()).await {
+            Ok(begun) => Ok(Some(begun.id.to_string())),
+            Err(CallError::Answered(error)) if error.to_string().contains("still being filled") => Ok(None),
+            // Whatever else is wrong stays wrong.
+            Err(error) => Ok(Some(format!("refused: {error}"))),
+        })
+        .await
+        .and_then(|id| if id.starts_with("mig_") { Ok(id) } else { bail!(id) })
     }
 
     /// A move whose source drains for a while, and the request that makes it.
@@ -256,6 +264,9 @@ impl Bed {
     pub async fn lost_nothing(&self, row: &mut Row) -> Result<()> {
         let told = self.fleet.get(APP, "/log/verify", PATIENCE).await?;
         ensure!(told.status == 200 && told.json()["ok"] == true, "the log: {}", told.text());
+        let lives = self.fleet.get(APP, "/lives", PATIENCE).await?;
+        let (counted, most) = (lives.json()["counted"] == true, lives.json()["most_at_once"].as_u64());
+        ensure!(counted && most == Some(1), "the app's own count of its copies: {}", lives.text());
         // First what was acknowledged, then the file: what is written in between is only more.
         let wanted = self.ledger.acknowledged();
         let lost = lost(&wanted, &self.log().await?);
