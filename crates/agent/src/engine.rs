@@ -252,6 +252,10 @@ impl Engine {
                     self.tell_gone(&machine, out);
                     return out.answers.push((ask.id, Answer::Refused(Refusal::Stale)));
                 }
+                // Also a move's ticket that stands for a moment longer than what it brought here.
+                What::MoveIn { ticket, .. } if self.past.outranks(&ticket.lead) => {
+                    return out.answers.push((ask.id, Answer::Refused(Refusal::Stale)));
+                }
                 What::Place(placement) => (**placement).clone(),
                 What::MoveIn { ticket, .. } => ticket.lead.clone(),
                 _ => return out.answers.push((ask.id, Answer::Refused(Refusal::Gone))),
