@@ -152,7 +152,7 @@ impl Volumes {
         };
         let spec = self.keeper_spec(volume, placed, epoch, hydration).await?;
         let ready = |status: &VolumeStatus| status.keeper.loop_device.clone();
-        if let Some(device) = self.keeper(&spec).await?.as_ref().and_then(ready) {
+        if let Some(device) = self.living_keeper(&spec).await?.as_ref().and_then(ready) {
             return Ok(device);
         }
         let child = self.start_keeper(volume)?;
@@ -168,7 +168,7 @@ impl Volumes {
         hydration: &Hydration,
     ) -> Result<VolumeStatus> {
         let spec = self.keeper_spec(volume, placed, epoch, hydration).await?;
-        if let Some(report) = self.keeper(&spec).await? {
+        if let Some(report) = self.living_keeper(&spec).await? {
             return Ok(report);
         }
         let child = self.start_keeper(volume)?;
@@ -219,6 +219,17 @@ impl Volumes {
             std::fs::remove_file(&path).map_err(io("remove", &path))
         })
         .await
+    }
+
+    /// A poisoned one serves nothing any more and only waits to be stopped: the next begins anew.
+    async fn living_keeper(&self, spec: &VolumeSpec) -> Result<Option<VolumeStatus>> {
+        let found = self.keeper(spec).await?;
+        if !found.as_ref().is_some_and(|status| status.keeper.poisoned) {
+            return Ok(found);
+        }
+        let spec = spec.clone();
+        blocking(move || Ok(host::stop(&spec)?)).await?;
+        Ok(None)
     }
 
     async fn keeper(&self, spec: &VolumeSpec) -> Result<Option<VolumeStatus>> {
