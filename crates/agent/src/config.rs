@@ -183,10 +183,6 @@ pub struct Config {
 }
 
 impl Config {
-    pub fn volume_dir(&self, volume: &str) -> PathBuf {
-        self.data_dir.join("volumes").join(volume)
-    }
-
     /// Where this host serves the volumes that it has handed off: beside its door, at any port.
     pub fn export_listen(&self) -> SocketAddr {
         let beside = self.door_addr.parse::<SocketAddr>().unwrap_or(self.listen);

@@ -82,6 +82,8 @@ pub struct MigrationProgress {
     pub done_blocks: u64,
     pub demand_fetches: u64,
     pub mismatches: u64,
+    /// Thousandths of the source's data that had been copied when the Machine's process had started. Holes do not count:
+    /// all of them are known at once.
     pub map_permille_at_running: Option<u64>,
     pub first_read_ms: Option<f64>,
     pub rate_bytes_per_s: u64,

@@ -117,7 +117,8 @@ pub struct HydrationFact {
     pub demand_fetches: u64,
     /// Blocks that differed from the source's hash and were fetched again.
     pub mismatches: u64,
-    /// Thousandths of the map that were set when the Machine ran.
+    /// Thousandths of the source's data that had been copied when the Machine's process had started. Holes do not count:
+    /// all of them are known at once.
     pub map_permille_at_running: Option<u64>,
     pub first_read_ms: Option<f64>,
     pub rate_bytes_per_s: u64,

@@ -104,6 +104,26 @@ pub struct Hydration {
     pub export: ExportGrant,
 }
 
+impl Hydration {
+    /// Of each volume that a move takes along and its source serves: its placement, and where it is filled from.
+    pub fn of_move(signed: &SignedTicket, ticket: &Ticket, grant: &Grant) -> Vec<(Placement, Self)> {
+        let served = ticket.volumes.iter().filter_map(|carried| {
+            let volume = &carried.placement.volume.as_ref()?.id;
+            let export = grant.exports.iter().find(|export| export.volume == *volume)?.clone();
+            let hydration = Self {
+                signed: signed.clone(),
+                migration: ticket.migration.clone(),
+                source: ticket.source.clone(),
+                source_url: ticket.source_url.clone(),
+                rate_bytes_per_s: ticket.rate_bytes_per_s,
+                export,
+            };
+            Some((carried.placement.clone(), hydration))
+        });
+        served.collect()
+    }
+}
+
 /// To whom a volume was handed off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lent {

@@ -114,6 +114,7 @@ impl Effects {
         match organs.driver.start(&spec).await {
             Ok(handle) => {
                 self.remember(&work.machine, handle);
+                self.look_at_start(work).await;
                 Outcome::done()
             }
             Err(error) => start_outcome(&error),

@@ -96,18 +96,8 @@ impl Effects {
         if work.job.kind.is_arrival() {
             let (signed, ticket) = ticket_of(&work.record)?;
             let grant = work.record.moving.as_ref().and_then(|moving| moving.grant.clone()).unwrap_or_default();
-            let held = ticket.volumes.iter().filter_map(|carried| {
-                let placed = carried.placement.volume.clone()?;
-                let export = grant.exports.iter().find(|export| export.volume == placed.id)?.clone();
-                let hydration = Hydration {
-                    signed: signed.clone(),
-                    migration: ticket.migration.clone(),
-                    source: ticket.source.clone(),
-                    source_url: ticket.source_url.clone(),
-                    rate_bytes_per_s: ticket.rate_bytes_per_s,
-                    export,
-                };
-                let (number, epoch) = (carried.placement.machine.clone(), carried.placement.epoch);
+            let held = Hydration::of_move(&signed, &ticket, &grant).into_iter().filter_map(|(placement, hydration)| {
+                let (number, epoch, placed) = (placement.machine, placement.epoch, placement.volume?);
                 Some(Held { number, placed, epoch, hydration: Some(hydration) })
             });
             return Ok(held.collect());
@@ -365,7 +355,6 @@ impl Effects {
     pub(super) async fn await_whole(&self, work: &Work) -> Outcome {
         let Some(held) = Held::of(&work.record) else { return abort("it is no volume".into()) };
         let Some(hydration) = &held.hydration else { return Outcome::done() };
-        let mut first_permille = None;
         let volumes = &self.shared.organs.volumes;
         let _counted = volumes.count_filling();
         let mut told = volumes.limits(hydration);
@@ -386,9 +375,7 @@ impl Effects {
             match filled {
                 Ok(status) => {
                     let whole = status.clone.as_ref().is_some_and(|clone| clone.complete && clone.verified);
-                    let mut fact = hydration_fact(&status);
-                    first_permille = first_permille.or(fact.map_permille_at_running);
-                    fact.map_permille_at_running = first_permille;
+                    let fact = hydration_fact(&status);
                     let allocated_bytes = self.shared.organs.volumes.allocated_bytes(&held.number).await;
                     let volume = held.number.clone();
                     self.shared.inputs.send(Input::Hydration { volume, fact, allocated_bytes }).await;
@@ -399,6 +386,19 @@ impl Effects {
                 Err(error) => tracing::warn!(volume = %held.placed.id, error = chain(&error), "it is not being filled"),
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Looks at once how little of its volumes was here when its process had started.
+    pub(super) async fn look_at_start(&self, work: &Work) {
+        for record in work.volumes.iter().filter(|record| record.hydration.is_some()) {
+            let volume = record.placement.machine.clone();
+            let Ok(Some(status)) = self.shared.organs.volumes.look(&volume).await else { continue };
+            let told = hydration_fact(&status);
+            let copied = told.hydrated_bytes.saturating_mul(1000) / told.data_bytes.max(1);
+            let fact = HydrationFact { map_permille_at_running: Some(copied), ..told };
+            let allocated_bytes = self.shared.organs.volumes.allocated_bytes(&volume).await;
+            self.shared.inputs.send(Input::Hydration { volume, fact, allocated_bytes }).await;
         }
     }
 
@@ -463,7 +463,7 @@ fn hydration_fact(status: &VolumeStatus) -> HydrationFact {
         wire_bytes: clone.wire_bytes,
         demand_fetches: clone.demand_fetches,
         mismatches: clone.mismatches,
-        map_permille_at_running: Some(clone.map_permille()),
+        map_permille_at_running: None,
         first_read_ms: clone.first_read_ms.map(|ms| ms as f64),
         rate_bytes_per_s: clone.rate_bytes_per_s,
         verified: clone.verified,

@@ -121,7 +121,10 @@ impl Engine {
         out: &mut Output,
     ) {
         let Some(slot) = self.slots.get_mut(volume) else { return };
-        slot.hydration = Some(fact);
+        // Said once, by the start of the process.
+        let at_running = slot.hydration.as_ref().and_then(|told| told.map_permille_at_running);
+        slot.hydration =
+            Some(HydrationFact { map_permille_at_running: at_running.or(fact.map_permille_at_running), ..fact });
         slot.allocated_bytes = allocated_bytes;
         self.show(volume, false, out);
     }

@@ -189,12 +189,18 @@ impl Volumes {
         .await
     }
 
+    /// What its keeper says, if it has one.
+    pub async fn look(&self, volume: &MachineId) -> Result<Option<VolumeStatus>> {
+        match self.written_spec(volume).await? {
+            Some(spec) => self.keeper(&spec).await,
+            None => Ok(None),
+        }
+    }
+
     /// The device that shows it now, if one does.
     pub async fn device(&self, volume: &MachineId) -> Result<Option<PathBuf>> {
-        if let Some(spec) = self.written_spec(volume).await?
-            && let Some(report) = self.keeper(&spec).await?
-        {
-            return Ok(report.keeper.loop_device);
+        if let Some(status) = self.look(volume).await? {
+            return Ok(status.keeper.loop_device);
         }
         let raw = self.raw(volume);
         blocking(move || match raw.exists() {

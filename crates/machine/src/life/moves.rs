@@ -256,22 +256,9 @@ impl Life {
         record.state = if job.start { MachineState::Starting } else { MachineState::Stopped };
         let Some(moving) = &mut record.moving else { return };
         moving.enter(MovePart::Attached, now_ms);
-        let exports = moving.grant.as_ref().map(|grant| grant.exports.clone()).unwrap_or_default();
         let Ok(ticket) = moving.signed.read() else { return };
-        let signed = moving.signed.clone();
-        let mut hydrations = ticket.volumes.iter().filter_map(|carried| {
-            let volume = &carried.placement.volume.as_ref()?.id;
-            let export = exports.iter().find(|export| export.volume == *volume)?.clone();
-            let hydration = Hydration {
-                signed: signed.clone(),
-                migration: ticket.migration.clone(),
-                source: ticket.source.clone(),
-                source_url: ticket.source_url.clone(),
-                rate_bytes_per_s: ticket.rate_bytes_per_s,
-                export,
-            };
-            Some((carried.placement.clone(), hydration))
-        });
+        let grant = moving.grant.clone().unwrap_or_default();
+        let mut hydrations = Hydration::of_move(&moving.signed, &ticket, &grant).into_iter();
         if is_volume {
             record.hydration = hydrations.next().map(|(_, hydration)| hydration);
         } else {
