@@ -202,7 +202,7 @@ fn tell_move(story: &Story, moved: &Moved, seen: &Seen) {
     ));
     let percent = moved.map_full_at_running.map_or("?".into(), |full| format!("{:.1}", full * 100.0));
     story.line(format!(
-        "it ran with {percent} % of its volume there; {} blocks were fetched because it asked for them",
+        "it ran with {percent} % of its data there; {} blocks were fetched because it asked for them",
         moved.demand_fetches
     ));
     let mib = |bytes: u64| bytes >> 20;

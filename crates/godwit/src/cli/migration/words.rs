@@ -154,7 +154,7 @@ pub fn facts(migration: &Migration) -> Vec<(&'static str, String)> {
         facts.push(("Verified", if progress.verified { "yes" } else { "not yet" }.to_owned()));
     }
     let at_running = progress.map_permille_at_running.map(|full| format!("{:.1} %", full as f64 / 10.0));
-    facts.extend(at_running.map(|full| ("Map when it ran", full)));
+    facts.extend(at_running.map(|full| ("Data there when it ran", full)));
     facts.extend(progress.first_read_ms.map(|time| ("First read", format!("{time:.1} ms"))));
     facts
 }
