@@ -29,7 +29,7 @@ build: setup
 
 # The flags after -- are for this one binary alone: it must run in an image that holds nothing else.
 demo-image: build
-	$(CARGO) rustc --package godwit-lab --bin demo-app -- -C target-feature=+crt-static -C strip=symbols
+	$(CARGO) rustc --package godwit-demo-app --bin demo-app -- -C target-feature=+crt-static -C strip=symbols
 	$(BIN)/godwit-lab image --binary $(BIN)/demo-app --output $(DEMO_IMAGE)
 
 demo: demo-image
