@@ -9,7 +9,7 @@ use godwit_api::error::Status;
 use godwit_api::machine::MachineState;
 use godwit_api::migration::{Migrate, Migration, MigrationEvent, MigrationPhase};
 use godwit_api::row::{HostRow, MigrationRow, Placement};
-use godwit_api::ticket::{Carried, DRAIN_TIMEOUT_MS, TICKET_TTL_MS, Ticket};
+use godwit_api::ticket::{Carried, DRAIN_TIMEOUT_MS, PRECOPY_TICKET_TTL_MS, TICKET_TTL_MS, Ticket};
 use godwit_api::{ApiError, AppName, HostId, MachineId, MigrationId, VolumeId, keys};
 use godwit_base::{clock, secret, ticket};
 use godwit_machine::capacity;
@@ -129,7 +129,8 @@ impl Control {
             volumes,
             drain_timeout_ms,
             rate_bytes_per_s: wish.rate_bytes_per_s.unwrap_or(0),
-            expires_at_ms: now_ms + TICKET_TTL_MS,
+            precopy: wish.precopy,
+            expires_at_ms: now_ms + if wish.precopy { PRECOPY_TICKET_TTL_MS } else { TICKET_TTL_MS },
         };
         let signed = ticket::sign(&ticket, &load.source.control_key, &target.control_key)
             .map_err(|error| ApiError::internal(error.to_string()))?;

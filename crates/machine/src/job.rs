@@ -73,9 +73,14 @@ pub enum Step {
     /// At the target: empty files, maps and keys for the volumes that come.
     MakeReplicas,
     RemoveReplicas,
+    /// At the target: what the volumes held while their Machine still ran is here, if that was asked for. A guess, which
+    /// costs the move nothing when it fails.
+    CopyAhead,
+    /// At the target: whatever will show the volumes has started, and waits for the handoff.
+    StandBy,
     /// The source was asked, and has answered.
     AskHandoff,
-    /// At the source: whatever serves the volumes after the handoff waits for it. Nobody can reach it yet.
+    /// At the source: whatever serves the volumes after the handoff waits for it.
     PrepareExport,
     /// The source's decision. Done is the row that says so.
     HandOff,
@@ -236,6 +241,8 @@ const MOVE_IN: &[StepRow] = &[
     row(Step::UnpackImage, When::Always, OnAbort::Drop),
     row(Step::MakeReplicas, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
     row(Step::EnsureNetwork, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::CopyAhead, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::StandBy, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
     row(Step::AskHandoff, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
     row(Step::AttachVolumes, When::Always, OnAbort::Unwind(HAND_BACK)),
     row(Step::StartProcess, When::Starting, OnAbort::Unwind(UNDO_START)),
@@ -275,6 +282,7 @@ const VOLUME_DESTROY: &[StepRow] = &[
 
 const VOLUME_MOVE_IN: &[StepRow] = &[
     row(Step::MakeReplicas, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
+    row(Step::CopyAhead, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
     row(Step::AskHandoff, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
     row(
         Step::AttachVolumes,
@@ -422,6 +430,8 @@ impl Step {
             Self::DetachVolumes => "detach_volumes",
             Self::MakeReplicas => "make_replicas",
             Self::RemoveReplicas => "remove_replicas",
+            Self::CopyAhead => "copy_ahead",
+            Self::StandBy => "stand_by",
             Self::AskHandoff => "ask_handoff",
             Self::PrepareExport => "prepare_export",
             Self::HandOff => "hand_off",
@@ -445,7 +455,7 @@ impl Step {
 
     /// May its effect be cut off at any instant?
     pub fn is_interruptible(self) -> bool {
-        matches!(self, Self::FetchImage | Self::CloseDoor | Self::ServeExport | Self::AwaitWhole)
+        matches!(self, Self::FetchImage | Self::CopyAhead | Self::CloseDoor | Self::ServeExport | Self::AwaitWhole)
     }
 
     /// Somebody else decides how it ends: a later wish of ours must not end it in between.

@@ -42,6 +42,8 @@ impl Effects {
             Step::DetachVolumes => self.detach_volumes(work).await,
             Step::MakeReplicas => self.make_replicas(work).await,
             Step::RemoveReplicas => self.remove_replicas(work).await,
+            Step::CopyAhead => self.copy_ahead(work).await,
+            Step::StandBy => self.stand_by(work).await,
             Step::AskHandoff => self.ask_handoff(work).await,
             Step::HandBack => self.hand_back(work).await,
             Step::PrepareExport => self.prepare_export(work).await,

@@ -208,7 +208,7 @@ pub const TABLES: &[Table] = &[
             built("region"),
             built("drain_timeout_ms"),
             built("rate_bytes_per_s"),
-            none("precopy", &["false"]),
+            built("precopy"),
             none("start_first", &["false"]),
             built("dry_run"),
         ],

@@ -150,6 +150,8 @@ impl Life {
             | Step::DetachVolumes
             | Step::MakeReplicas
             | Step::RemoveReplicas
+            | Step::CopyAhead
+            | Step::StandBy
             | Step::AskHandoff
             | Step::HandBack
             | Step::ServeExport

@@ -33,6 +33,9 @@ pub struct MoveOptions {
     /// Bound on the copy in the background, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = size::rate)]
     rate: Option<u64>,
+    /// Copy the volumes before it stops, and afterwards only what changed meanwhile
+    #[arg(long)]
+    precopy: bool,
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -61,6 +64,7 @@ impl MoveOptions {
             host: self.to.clone(),
             region: self.region.clone(),
             rate_bytes_per_s: self.rate,
+            precopy: self.precopy,
             dry_run: self.dry_run,
             ..Migrate::default()
         }

@@ -11,6 +11,7 @@ mod handoff;
 pub mod kills;
 mod ledger;
 mod parts;
+mod precopy;
 mod refusals;
 mod source;
 mod still;
