@@ -23,6 +23,10 @@ pub struct Migrate {
     /// goes on serving; the move takes longer, and the target waits for fewer blocks.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub precopy: bool,
+    /// Start it at the target before it is stopped at the source. For Machines without volumes whose program bears two
+    /// copies of itself for a while.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub start_first: bool,
     /// Say what would be done, and do nothing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,

@@ -49,6 +49,9 @@ pub struct Ticket {
     /// Copy before the handoff what the volumes hold by then.
     #[serde(default)]
     pub precopy: bool,
+    /// Start it at the target before the source stops it: for a while there are two, by its owner's wish.
+    #[serde(default)]
+    pub start_first: bool,
     pub expires_at_ms: u64,
 }
 

@@ -100,6 +100,16 @@ impl Control {
         if drain_timeout_ms > DRAIN_TIMEOUT_MAX_MS {
             return Err(ApiError::unprocessable(format!("drain_timeout_ms: at most {DRAIN_TIMEOUT_MAX_MS}")));
         }
+        if wish.start_first && !load.volumes.is_empty() {
+            let text = format!(
+                "start_first: {} has volumes, and those are written by one copy of it alone",
+                load.lead.words()
+            );
+            return Err(ApiError::unprocessable(text));
+        }
+        if wish.start_first && matches!(load.lead, Subject::Volume(_)) {
+            return Err(ApiError::unprocessable("start_first: a volume does not run"));
+        }
         let host = self.target(world, &load, wish)?;
         let target = world.hosts.get(&host).ok_or_else(contended)?;
         let now_ms = clock::unix_ms();
@@ -130,6 +140,7 @@ impl Control {
             drain_timeout_ms,
             rate_bytes_per_s: wish.rate_bytes_per_s.unwrap_or(0),
             precopy: wish.precopy,
+            start_first: wish.start_first,
             expires_at_ms: now_ms + if wish.precopy { PRECOPY_TICKET_TTL_MS } else { TICKET_TTL_MS },
         };
         let signed = ticket::sign(&ticket, &load.source.control_key, &target.control_key)

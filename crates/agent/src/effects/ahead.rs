@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use godwit_api::Method;
 use godwit_api::ids::MachineId;
 use godwit_api::migration::PrecopyFact;
+use godwit_api::row::Placement;
 use godwit_api::ticket::{ExportGrant, Grant, HandoffAsk, PREPARED_FOR, PrepareAnswer, SignedTicket, Ticket};
 use godwit_api::volume::PlacedVolume;
 use godwit_base::backoff::Backoff;
@@ -15,8 +16,8 @@ use godwit_base::telemetry::chain;
 use godwit_machine::{Hydration, Outcome};
 use godwit_volume::precopy::PrecopyStatus;
 
-use super::Effects;
 use super::volumes::{retry, ticket_of};
+use super::{Effects, within};
 use crate::engine::{Input, Work};
 use crate::organs::volumes::VolumeFault;
 use crate::view::View;
@@ -29,6 +30,8 @@ const ASK_ROUNDS: u32 = 4;
 /// Well before what was prepared is taken down.
 const RENEW: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
+/// For a program that was started ahead.
+const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 /// How often a source looks for what nobody asked for any more.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -156,6 +159,37 @@ impl Effects {
             }
         }
         Outcome::done()
+    }
+
+    /// Whatever it cannot do here it could not do after the handoff either: then nothing is asked of the source.
+    pub(super) async fn start_ahead(&self, work: &Work) -> Outcome {
+        let (_, ticket) = match ticket_of(&work.record) {
+            Ok(ticket) => ticket,
+            Err(outcome) => return outcome,
+        };
+        if !ticket.start_first {
+            return Outcome::done();
+        }
+        let outcome = self.start_process(work).await;
+        if matches!(outcome, Outcome::Done { .. }) {
+            self.listens(&ticket.lead).await;
+        }
+        outcome
+    }
+
+    /// For a while; a program may take longer, or listen nowhere.
+    async fn listens(&self, placement: &Placement) {
+        let looking = async {
+            for service in &placement.config.services {
+                let addr = (placement.private_ip, service.internal_port);
+                while tokio::net::TcpStream::connect(addr).await.is_err() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        };
+        if within(LISTENS_WITHIN, looking).await.is_none() {
+            tracing::info!(machine = %placement.machine, "it does not listen yet, and the move goes on");
+        }
     }
 
     async fn prepared(&self, signed: &SignedTicket, ticket: &Ticket) -> Result<Vec<ExportGrant>, String> {

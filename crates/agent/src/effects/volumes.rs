@@ -109,6 +109,13 @@ impl Effects {
     }
 
     pub(super) async fn attach_volumes(&self, work: &Work) -> Outcome {
+        // Started ahead, and stopped at the source meanwhile by somebody else's wish.
+        if work.job.kind.is_arrival() && !work.job.start && work.record.moving.is_some() {
+            let killed = self.kill_process(work).await;
+            if !matches!(killed, Outcome::Done { .. }) {
+                return killed;
+            }
+        }
         match self.attach_all(work).await {
             Ok(_) => Outcome::done(),
             Err(outcome) => outcome,

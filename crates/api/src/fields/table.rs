@@ -209,7 +209,7 @@ pub const TABLES: &[Table] = &[
             built("drain_timeout_ms"),
             built("rate_bytes_per_s"),
             built("precopy"),
-            none("start_first", &["false"]),
+            built("start_first"),
             built("dry_run"),
         ],
     },

@@ -47,6 +47,7 @@ fn ticket() -> Ticket {
         drain_timeout_ms: 0,
         rate_bytes_per_s: 0,
         precopy: false,
+        start_first: false,
         expires_at_ms: EXPIRES_AT_MS,
     }
 }

@@ -152,6 +152,7 @@ impl Life {
             | Step::RemoveReplicas
             | Step::CopyAhead
             | Step::StandBy
+            | Step::StartAhead
             | Step::AskHandoff
             | Step::HandBack
             | Step::ServeExport

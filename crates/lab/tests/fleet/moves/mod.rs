@@ -7,6 +7,7 @@
 
 mod bed;
 mod control;
+mod first;
 mod handoff;
 pub mod kills;
 mod ledger;
