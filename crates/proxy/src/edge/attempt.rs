@@ -190,7 +190,7 @@ where
         strip_ours(&mut parts.headers);
         parts.version = http::Version::HTTP_11;
         let body = StreamBody::new(body, &parts.headers);
-        Response::from_parts(parts, AnswerBody::Stream(body, in_flight))
+        Response::from_parts(parts, AnswerBody::Stream { body, _in_flight: in_flight })
     }
 }
 

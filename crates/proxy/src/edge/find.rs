@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::Edge;
 use super::app::{App, word_of};
 use super::gate::{Held, Turn, Woken, woken};
+use super::record::Trail;
 use super::view::{Entrance, Target, TargetService, View, Word};
 use super::wake::wake;
 use crate::choose::{Candidate, Choice, choose};
@@ -100,6 +101,7 @@ struct Search<'a> {
     app: &'a Arc<App>,
     wanted: &'a Wanted,
     entrance: Entrance,
+    trail: &'a mut Trail,
     deadline: Instant,
     held: Option<Held>,
     turn: Option<Turn>,
@@ -118,6 +120,7 @@ pub async fn find<A: Attempt>(
     app: &Arc<App>,
     wanted: &Wanted,
     entrance: Entrance,
+    trail: &mut Trail,
     attempt: &mut A,
 ) -> Result<A::Served, Turned> {
     let mut search = Search {
@@ -125,7 +128,8 @@ pub async fn find<A: Attempt>(
         app,
         wanted,
         entrance,
-        deadline: Instant::now() + edge.gate_deadline,
+        trail,
+        deadline: Instant::now() + edge.gate_deadline(),
         held: None,
         turn: None,
         pause: PAUSE_FIRST,
@@ -204,8 +208,13 @@ impl Search<'_> {
         let target = &view.targets[target];
         let pick = Pick { app: self.app, target, service: &target.services[service] };
         let now_ms = self.edge.routes.now_ms();
+        self.trail.at = Some((target.machine.clone(), target.host.clone()));
+        let begun = Instant::now();
         match attempt.attempt(self.edge, &pick, &mut self.turn).await {
-            Tried::Served(served) => return Ok(Some(served)),
+            Tried::Served(served) => {
+                self.trail.first_byte = Some(begun.elapsed());
+                return Ok(Some(served));
+            }
             Tried::Refused(refusal, epoch, load) => {
                 self.edge.metrics.refused(refusal.as_str());
                 let at_hard = pick.service.hard.is_some_and(|hard| load >= hard);
@@ -222,6 +231,7 @@ impl Search<'_> {
                     return Err(Turned::Lost);
                 }
                 self.edge.metrics.retries.inc();
+                self.trail.retries += 1;
             }
         }
         Ok(None)
@@ -274,9 +284,10 @@ impl Search<'_> {
         self.turn = None;
         let target = &view.targets[target];
         let waking = wake(self.edge, self.app, target, service);
-        let Ok(ended) = tokio::time::timeout_at(self.deadline, woken(waking)).await else {
-            return Err(Turned::Deadline);
-        };
+        let begun = Instant::now();
+        let ended = tokio::time::timeout_at(self.deadline, woken(waking)).await;
+        self.trail.wake += begun.elapsed();
+        let Ok(ended) = ended else { return Err(Turned::Deadline) };
         match ended {
             Woken::Ready | Woken::News => {}
             Woken::Refused | Woken::Away => self.wait_briefly().await,
@@ -294,7 +305,9 @@ impl Search<'_> {
 
     async fn stand_in_line(&mut self) -> Result<(), Turned> {
         self.hold()?;
+        let begun = Instant::now();
         let turn = tokio::time::timeout_at(self.deadline, self.app.gate.turn()).await;
+        self.trail.queue += begun.elapsed();
         self.turn = Some(turn.map_err(|_| Turned::Deadline)?);
         Ok(())
     }
@@ -313,10 +326,12 @@ impl Search<'_> {
         let until = (Instant::now() + self.pause).min(self.deadline);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
         let mut changes = self.app.changes();
+        let begun = Instant::now();
         tokio::select! {
             () = tokio::time::sleep_until(until) => {}
             _ = changes.changed() => {}
             () = self.app.gate.freed() => self.pause = PAUSE_FIRST,
         }
+        self.trail.queue += begun.elapsed();
     }
 }

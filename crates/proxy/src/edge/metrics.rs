@@ -10,6 +10,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::Edge;
 
@@ -36,6 +37,18 @@ struct Door {
     door: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AppLabel {
+    app: String,
+}
+
+/// Seconds: from a cached answer to a request that is held for its Machine's start.
+const DURATIONS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+fn durations() -> Histogram {
+    Histogram::new(DURATIONS)
+}
+
 const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// The counters of one app, looked up once and not for each request.
@@ -43,9 +56,22 @@ pub struct AppMetrics {
     by_class: [Counter; 6],
     /// Requests in flight through this edge.
     in_flight: Gauge,
+    /// Of this app alone.
+    own_in_flight: Gauge,
+    durations: Histogram,
 }
 
 impl AppMetrics {
+    pub fn begun(&self) {
+        self.own_in_flight.inc();
+    }
+
+    /// To the last byte of its answer, or to the switch of its protocol.
+    pub fn ended(&self, after: Duration) {
+        self.own_in_flight.dec();
+        self.durations.observe(after.as_secs_f64());
+    }
+
     pub fn answered(&self, code: u16) {
         let class = usize::from(code / 100);
         self.by_class[if class < 6 { class } else { 0 }].inc();
@@ -59,6 +85,10 @@ impl AppMetrics {
 pub struct EdgeMetrics {
     answers: Family<AppClass, Counter>,
     in_flight: Gauge,
+    app_in_flight: Family<AppLabel, Gauge>,
+    app_durations: Family<AppLabel, Histogram, fn() -> Histogram>,
+    pub access_lines: Counter,
+    pub access_dropped: Counter,
     refusals: Family<Reason, Counter>,
     turned_away: Family<Reason, Counter>,
     pub wakes: Counter,
@@ -83,6 +113,10 @@ impl EdgeMetrics {
         let made = Self {
             answers: Family::default(),
             in_flight: Gauge::default(),
+            app_in_flight: Family::default(),
+            app_durations: Family::new_with_constructor(durations as fn() -> Histogram),
+            access_lines: Counter::default(),
+            access_dropped: Counter::default(),
             refusals: Family::default(),
             turned_away: Family::default(),
             client_refusals: Family::default(),
@@ -104,6 +138,13 @@ impl EdgeMetrics {
         metrics.register(|registry| {
             registry.register("edge_requests", "Requests by app and class of the answer's code", made.answers.clone());
             registry.register("edge_in_flight", "Requests and connections in flight", made.in_flight.clone());
+            let of_app = made.app_in_flight.clone();
+            registry.register("edge_app_in_flight", "Requests in flight, by app", of_app);
+            let of_app = made.app_durations.clone();
+            registry.register("edge_request_seconds", "Requests' durations to the last byte, by app", of_app);
+            registry.register("edge_access_lines", "Lines of the access log", made.access_lines.clone());
+            let dropped = made.access_dropped.clone();
+            registry.register("edge_access_lines_dropped", "Lines for which the log was too slow", dropped);
             registry.register("edge_refusals", "Refusals of doors, by reason", made.refusals.clone());
             registry.register("edge_turned_away", "Requests that no Machine got, by reason", made.turned_away.clone());
             let refused = made.client_refusals.clone();
@@ -129,13 +170,22 @@ impl EdgeMetrics {
 
     pub fn app(&self, app: &AppName) -> AppMetrics {
         let of = |class| self.answers.get_or_create_owned(&AppClass { app: app.to_string(), class });
-        AppMetrics { by_class: CLASSES.map(of), in_flight: self.in_flight.clone() }
+        let label = AppLabel { app: app.to_string() };
+        AppMetrics {
+            by_class: CLASSES.map(of),
+            in_flight: self.in_flight.clone(),
+            own_in_flight: self.app_in_flight.get_or_create_owned(&label),
+            durations: self.app_durations.get_or_create_owned(&label),
+        }
     }
 
     pub fn forget_app(&self, app: &AppName) {
         for class in CLASSES {
             self.answers.remove(&AppClass { app: app.to_string(), class });
         }
+        let label = AppLabel { app: app.to_string() };
+        self.app_in_flight.remove(&label);
+        self.app_durations.remove(&label);
     }
 
     pub fn refused(&self, reason: &'static str) {

@@ -36,7 +36,7 @@ pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Wak
             port,
             at: End::new(edge, target.as_origin()),
             origin: target.origin.clone().map(|origin| End::new(edge, origin)),
-            deadline: Instant::now() + edge.gate_deadline,
+            deadline: Instant::now() + edge.gate_deadline(),
         };
         let (app, asked, tallies) = (app.clone(), target.standing(), target.tallies.clone());
         let (routes, metrics) = (edge.routes.clone(), edge.metrics.clone());

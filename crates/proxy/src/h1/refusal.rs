@@ -173,6 +173,21 @@ impl Refusal {
         }
     }
 
+    /// It was found in a body, behind a head that was served.
+    pub const fn is_of_body(self) -> bool {
+        matches!(
+            self,
+            Self::BadChunkSize
+                | Self::ChunkTooLarge
+                | Self::BadChunkExtension
+                | Self::BadChunkEnd
+                | Self::ChunkOverhead
+                | Self::BadTrailer
+                | Self::TrailersTooLarge
+                | Self::CutBody
+        )
+    }
+
     /// What a client is told. (What a Machine did wrong is a 502 to the client, whatever it was.)
     pub const fn status(self) -> u16 {
         match self {

@@ -11,6 +11,7 @@ mod relay;
 #[path = "../h1/table.rs"]
 mod table;
 
+mod access;
 mod bodies;
 mod failures;
 mod h2_downgrade;
