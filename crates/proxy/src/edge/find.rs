@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_api::door::Refusal;
-use godwit_api::ids::Epoch;
+use godwit_api::ids::{Epoch, MachineId};
 use tokio::time::Instant;
 
 use super::Edge;
@@ -18,6 +18,7 @@ use super::record::Trail;
 use super::view::{Entrance, Target, TargetService, View, Word};
 use super::wake::wake;
 use crate::choose::{Candidate, Choice, choose};
+use crate::eject::Failure;
 use crate::replay::Wanted;
 
 /// How long a Machine is passed over after what it did.
@@ -25,12 +26,13 @@ pub const AVOID_BUSY_MS: u64 = 20;
 pub const AVOID_AWAY_MS: u64 = 100;
 pub const AVOID_UNKNOWN_MS: u64 = 200;
 pub const AVOID_FULL_MS: u64 = 1_000;
-pub const AVOID_FAILED_MS: u64 = 1_000;
 /// The first in line asks again this often, if nothing else calls it.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Lost exchanges that one request may be sent again after.
 const MAX_LOST: u32 = 3;
+/// The same for a Machine that broke off: a request that kills whoever reads it must not go round.
+const MAX_BROKE: u32 = 1;
 /// Starts that failed which one request may go through: a broken image must not wake all its siblings.
 const MAX_FAILED_STARTS: u32 = 2;
 
@@ -43,15 +45,16 @@ pub struct Pick<'a> {
 
 /// How an attempt ended.
 pub enum Tried<T> {
-    Served(T),
+    /// `well`: with no error of its own.
+    Served { served: T, well: bool },
+    /// The Machine broke off before its answer. `again`: doing it twice does no harm.
+    Broke { again: bool },
     /// The door did not admit it; nothing is lost.
     Refused(Refusal, Option<Epoch>, u32),
     /// The door could not be asked; nothing is lost.
     Away,
     /// It may have been acted on. `again`: doing it twice does no harm.
-    Lost {
-        again: bool,
-    },
+    Lost { again: bool },
 }
 
 pub trait Attempt: Send {
@@ -74,11 +77,16 @@ pub enum Turned {
     NoMatch,
     /// Nothing runs and nothing may be started.
     NoMachine,
+    /// All of them err.
+    Ejected {
+        retry_after_s: u32,
+    },
     /// Too many requests are held.
     GateFull,
     Deadline,
     StartFailed(Arc<str>),
     Lost,
+    Broke,
 }
 
 impl Turned {
@@ -91,6 +99,8 @@ impl Turned {
             Self::Deadline => "deadline",
             Self::StartFailed(_) => "start_failed",
             Self::Lost => "lost",
+            Self::Broke => "broke",
+            Self::Ejected { .. } => "ejected",
         }
     }
 }
@@ -109,6 +119,9 @@ struct Search<'a> {
     /// Leave out hints: the first in line asks even those that just refused.
     fresh: bool,
     lost: u32,
+    broke: u32,
+    /// Broke off with this very request: any other is asked first.
+    shunned: Option<MachineId>,
     failed_starts: u32,
 }
 
@@ -135,6 +148,8 @@ pub async fn find<A: Attempt>(
         pause: PAUSE_FIRST,
         fresh: false,
         lost: 0,
+        broke: 0,
+        shunned: None,
         failed_starts: 0,
     };
     loop {
@@ -172,6 +187,11 @@ impl Search<'_> {
                 self.wait().await?;
                 Ok(None)
             }
+            Choice::Ejected { until_ms } => {
+                let left_ms = until_ms.saturating_sub(self.edge.routes.now_ms());
+                let retry_after_s = u32::try_from(left_ms.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
+                Err(Turned::Ejected { retry_after_s })
+            }
             Choice::Nothing => Err(Turned::NoMachine),
         }
     }
@@ -186,7 +206,9 @@ impl Search<'_> {
                 others = true;
             } else if let Some(service) = target.service(self.entrance) {
                 places.push((index, service));
-                candidates.push(target.candidate(service, now_ms, self.fresh));
+                let mut candidate = target.candidate(service, now_ms, self.fresh);
+                candidate.avoided |= self.shunned.as_ref() == Some(&target.machine);
+                candidates.push(candidate);
             }
         }
         if places.is_empty() && others {
@@ -195,7 +217,17 @@ impl Search<'_> {
         if places.is_empty() && !view.targets.is_empty() {
             return Err(Turned::NoService);
         }
-        let choice = choose(&candidates, self.edge.chance());
+        let mut choice = choose(&candidates, self.edge.chance());
+        let served = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. });
+        if let Some(shunned) = self.shunned.as_ref().filter(|_| !served) {
+            // There is no other that runs.
+            for (candidate, (target, service)) in candidates.iter_mut().zip(&places) {
+                if view.targets[*target].machine == *shunned {
+                    *candidate = view.targets[*target].candidate(*service, now_ms, self.fresh);
+                }
+            }
+            choice = choose(&candidates, self.edge.chance());
+        }
         Ok((places, choice))
     }
 
@@ -208,14 +240,35 @@ impl Search<'_> {
         let target = &view.targets[target];
         let pick = Pick { app: self.app, target, service: &target.services[service] };
         let now_ms = self.edge.routes.now_ms();
+        if !target.tallies.send(now_ms) {
+            return Ok(None);
+        }
         self.trail.at = Some((target.machine.clone(), target.host.clone()));
         let begun = Instant::now();
         match attempt.attempt(self.edge, &pick, &mut self.turn).await {
-            Tried::Served(served) => {
+            Tried::Served { served, well } => {
                 self.trail.first_byte = Some(begun.elapsed());
+                let now_ms = self.edge.routes.now_ms();
+                if target.tallies.answered(well, now_ms) {
+                    tracing::info!(machine = %target.machine, "a Machine is served again");
+                }
+                if !well {
+                    self.failed(target, Failure::Answer);
+                }
                 return Ok(Some(served));
             }
+            Tried::Broke { again } => {
+                self.failed(target, Failure::Broke);
+                self.broke += 1;
+                self.shunned = Some(target.machine.clone());
+                if !again || self.broke > MAX_BROKE {
+                    return Err(Turned::Broke);
+                }
+                self.edge.metrics.retries.inc();
+                self.trail.retries += 1;
+            }
             Tried::Refused(refusal, epoch, load) => {
+                target.tallies.learned_nothing();
                 self.edge.metrics.refused(refusal.as_str());
                 let at_hard = pick.service.hard.is_some_and(|hard| load >= hard);
                 if refusal == Refusal::Busy && at_hard {
@@ -224,8 +277,12 @@ impl Search<'_> {
                     self.refused(target, service, refusal, epoch).await;
                 }
             }
-            Tried::Away => target.tallies.avoid(now_ms + AVOID_AWAY_MS),
+            Tried::Away => {
+                target.tallies.learned_nothing();
+                target.tallies.avoid(now_ms + AVOID_AWAY_MS);
+            }
             Tried::Lost { again } => {
+                target.tallies.learned_nothing();
                 self.lost += 1;
                 if !again || self.lost > MAX_LOST {
                     return Err(Turned::Lost);
@@ -235,6 +292,11 @@ impl Search<'_> {
             }
         }
         Ok(None)
+    }
+
+    fn failed(&self, target: &Target, why: Failure) {
+        let ejected = target.tallies.failed(why, self.edge.routes.now_ms());
+        self.edge.metrics.ejected(&target.machine, why, ejected);
     }
 
     async fn refused(&mut self, target: &Target, service: usize, refusal: Refusal, epoch: Option<Epoch>) {
@@ -263,6 +325,7 @@ impl Search<'_> {
                     self.app.learn(&target.machine, Word::Stopped, epoch.unwrap_or(target.epoch), now_ms);
                     return;
                 }
+                self.failed(target, Failure::Connect);
                 AVOID_UNKNOWN_MS
             }
             _ => AVOID_UNKNOWN_MS,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use godwit_api::ids::AppName;
+use godwit_api::ids::{AppName, MachineId};
 use godwit_base::metrics::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::Edge;
+use super::view::Target;
+use crate::eject::{Failure, Standing};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -91,6 +93,8 @@ pub struct EdgeMetrics {
     pub access_dropped: Counter,
     refusals: Family<Reason, Counter>,
     turned_away: Family<Reason, Counter>,
+    ejections: Family<Reason, Counter>,
+    ejected: Gauge,
     pub wakes: Counter,
     client_refusals: Family<Reason, Counter>,
     handshakes: Family<Protocol, Counter>,
@@ -119,6 +123,8 @@ impl EdgeMetrics {
             access_dropped: Counter::default(),
             refusals: Family::default(),
             turned_away: Family::default(),
+            ejections: Family::default(),
+            ejected: Gauge::default(),
             client_refusals: Family::default(),
             wakes: Counter::default(),
             handshakes: Family::default(),
@@ -147,6 +153,9 @@ impl EdgeMetrics {
             registry.register("edge_access_lines_dropped", "Lines for which the log was too slow", dropped);
             registry.register("edge_refusals", "Refusals of doors, by reason", made.refusals.clone());
             registry.register("edge_turned_away", "Requests that no Machine got, by reason", made.turned_away.clone());
+            let ejections = made.ejections.clone();
+            registry.register("edge_ejections", "Machines left alone because they err, by reason", ejections);
+            registry.register("edge_ejected", "Machines that are left alone now", made.ejected.clone());
             let refused = made.client_refusals.clone();
             registry.register("edge_client_refusals", "Connections of clients that broke HTTP, by reason", refused);
             registry.register("edge_handshakes", "TLS handshakes, by protocol", made.handshakes.clone());
@@ -188,6 +197,14 @@ impl EdgeMetrics {
         self.app_durations.remove(&label);
     }
 
+    /// A Machine failed; `ejected`: it is left alone for it.
+    pub fn ejected(&self, machine: &MachineId, why: Failure, ejected: bool) {
+        if ejected {
+            tracing::info!(%machine, why = why.word(), "a Machine errs and is left alone for a while");
+            self.ejections.get_or_create(&Reason { reason: why.word() }).inc();
+        }
+    }
+
     pub fn refused(&self, reason: &'static str) {
         self.refusals.get_or_create(&Reason { reason }).inc();
     }
@@ -215,6 +232,10 @@ pub(super) async fn tick(edge: Arc<Edge>) {
         let apps = edge.routes.all();
         let waiting: usize = apps.iter().map(|app| app.gate.held()).sum();
         metrics.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        let now_ms = edge.routes.now_ms();
+        let is_out = |target: &&Target| target.tallies.standing(now_ms) != Standing::Healthy;
+        let ejected: usize = apps.iter().map(|app| app.view().targets.iter().filter(is_out).count()).sum();
+        metrics.ejected.set(i64::try_from(ejected).unwrap_or(i64::MAX));
         metrics.apps.set(i64::try_from(apps.len()).unwrap_or(i64::MAX));
         metrics.routes_age.set(edge.routes.age().map_or(-1.0, |age| age.as_secs_f64()));
         for link in edge.hosts.links() {

@@ -54,6 +54,14 @@ impl Own {
             Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} serves no HTTP")),
             Turned::NoMatch => unavailable(format!("app {app} has no Machine as the request wants it"), 5),
             Turned::NoMachine => unavailable(format!("app {app} has no Machine that runs or may be started"), 5),
+            Turned::Ejected { retry_after_s } => {
+                unavailable(format!("the Machines of app {app} err; they are left alone for a moment"), *retry_after_s)
+            }
+            Turned::Broke => Self::new(
+                StatusCode::BAD_GATEWAY,
+                turned.reason(),
+                format!("a Machine of app {app} broke off before its answer"),
+            ),
             Turned::GateFull => unavailable(format!("too many requests wait for app {app}"), 1),
             Turned::Deadline => unavailable(format!("no Machine of app {app} took the request in time"), 1),
             Turned::StartFailed(why) => unavailable(format!("a Machine of app {app} did not come up: {why}"), 1),

@@ -13,6 +13,7 @@ mod table;
 
 mod access;
 mod bodies;
+mod eject;
 mod failures;
 mod h2_downgrade;
 mod headers;
@@ -21,6 +22,7 @@ mod limits;
 mod moves;
 mod proxy_protocol;
 mod replay;
+mod rfc9113;
 mod sleep;
 mod smuggling;
 mod tls;

@@ -52,7 +52,9 @@ impl Recorder {
                         let ended = socket.read_buf(&mut bytes).await.unwrap_or(0) == 0;
                         let whole = is_whole(&bytes);
                         if (whole || ended) && !bytes.is_empty() {
-                            kept.lock().unwrap().push(String::from_utf8(std::mem::take(&mut bytes)).unwrap());
+                            kept.lock()
+                                .unwrap()
+                                .push(String::from_utf8_lossy(&std::mem::take(&mut bytes)).into_owned());
                         }
                         if ended {
                             return;
