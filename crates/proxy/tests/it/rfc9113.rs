@@ -1,6 +1,7 @@
 //! HTTP/2 by the book: each case of `table` is sent to the real edge over TLS, and its reaction compared with what
 //! RFC 9113 asks for. Where the edge deviates, the row says so, and why.
 
+mod requests;
 mod table;
 mod wire;
 
@@ -113,6 +114,10 @@ fn fits(outcome: &Outcome, expect: &Expect) -> bool {
         }
         Expect::Gone => (outcome.closed || outcome.goaway.is_some()) && outcome.status.is_none(),
         Expect::Stream(codes) => serves && outcome.reset.is_some_and(|code| codes.contains(&code)),
+        Expect::Either(codes) => {
+            let code = outcome.reset.or(outcome.goaway);
+            code.is_some_and(|code| codes.contains(&code)) && outcome.status != Some(200)
+        }
         Expect::Answered(status) => serves && outcome.status == Some(*status) && outcome.whole,
         Expect::AnsweredThenReset(status) => stays && outcome.status == Some(*status),
         Expect::AnsweredThenClosed(status) => {
@@ -133,6 +138,8 @@ async fn each_case_is_met_as_the_rfc_says_or_as_the_row_explains() {
     host.agent.add(held.clone(), &fleet.app, Host::epoch(1), port, vec![http_service(port)]);
     host.agent.with(&held, |held| held.listen_delay = None);
     host.agent.change(&held, |held| held.machine.state = MachineState::Stopped);
+    // Nobody shall take the other one for stopped because a busy computer was slow to connect to it.
+    host.agent.change(&MachineId::from_bits(1), |held| held.machine.services[0].autostart = Some(false));
     fleet.publish(&[&host]).await;
     let root = certify(&fleet.edge.certificates, "a.pem", &["a"]);
     let config = trust(&[&root], &[b"h2"]);
@@ -141,7 +148,7 @@ async fn each_case_is_met_as_the_rfc_says_or_as_the_row_explains() {
     let cases = cases(held.as_str());
     for case in &cases {
         let wire = Wire::over(connected(fleet.edge.https, &config, "a").await);
-        let outcome = match tokio::time::timeout(Duration::from_secs(5), play(wire, case)).await {
+        let outcome = match tokio::time::timeout(Duration::from_secs(20), play(wire, case)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 wrong.push(format!("{} ({}): nothing came of it", case.name, case.section));
@@ -153,8 +160,10 @@ async fn each_case_is_met_as_the_rfc_says_or_as_the_row_explains() {
             wrong.push(format!("{} ({}): {outcome:?} instead of {:?}", case.name, case.section, case.expect));
         }
         // What is malformed never gets to a Machine as a whole request.
-        let broken =
-            matches!(case.expect, Expect::Stream(_) | Expect::Connection(_) | Expect::Gone | Expect::Answered(400..));
+        let broken = matches!(
+            case.expect,
+            Expect::Stream(_) | Expect::Connection(_) | Expect::Either(_) | Expect::Gone | Expect::Answered(400..)
+        );
         let whole = received
             .iter()
             .filter(|request| !request.contains("/second") && crate::raw::is_whole(request.as_bytes()))
