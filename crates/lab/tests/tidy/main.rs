@@ -25,7 +25,7 @@ const FLOORS: [(&str, u8); 15] = [
 ];
 
 /// Files that decide and never act. `machine` and `api` are pure as a whole.
-const PURE: [&str; 17] = [
+const PURE: [&str; 20] = [
     "crates/api/src",
     "crates/machine/src",
     "crates/base/src/peer.rs",
@@ -35,6 +35,9 @@ const PURE: [&str; 17] = [
     "crates/control/src/subject.rs",
     "crates/control/src/world/moves.rs",
     "crates/proxy/src/choose.rs",
+    "crates/proxy/src/eject.rs",
+    "crates/proxy/src/trace.rs",
+    "crates/proxy/src/access.rs",
     "crates/net/src/plan.rs",
     "crates/proxy/src/excess.rs",
     "crates/store/src/mirror.rs",

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::TunnelAttempt;
 use super::find::find;
+use super::record::Trail;
 use super::view::Entrance;
 use super::{Edge, peers};
 use crate::link::tunnel::copy;
@@ -95,7 +96,7 @@ async fn connection(edge: &Arc<Edge>, mut client: TcpStream, from: SocketAddr, p
     let Some(name) = edge.routes.app_of_port(port) else { return };
     let Ok(app) = edge.routes.app(&name).await else { return };
     let mut attempt = TunnelAttempt::tcp(port);
-    match find(edge, &app, &Wanted::default(), Entrance::Tcp(port), &mut attempt).await {
+    match find(edge, &app, &Wanted::default(), Entrance::Tcp(port), &mut Trail::default(), &mut attempt).await {
         Ok((mut machine, _in_flight)) => {
             let ended = async {
                 if attempt.announced && machine.write_all(&proxy_protocol::v1(ends)).await.is_err() {

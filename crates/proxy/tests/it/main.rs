@@ -11,7 +11,9 @@ mod relay;
 #[path = "../h1/table.rs"]
 mod table;
 
+mod access;
 mod bodies;
+mod eject;
 mod failures;
 mod h2_downgrade;
 mod headers;
@@ -20,6 +22,7 @@ mod limits;
 mod moves;
 mod proxy_protocol;
 mod replay;
+mod rfc9113;
 mod sleep;
 mod smuggling;
 mod tls;

@@ -58,7 +58,7 @@ pub async fn connected(addr: SocketAddr, config: &Arc<ClientConfig>, name: &str)
     until("the certificate is served", async || handshake(addr, config, name).await.ok()).await
 }
 
-fn request(method: Method, uri: &str, body: Body) -> Request<Body> {
+pub fn request(method: Method, uri: &str, body: Body) -> Request<Body> {
     Request::builder().method(method).uri(uri).body(body).unwrap()
 }
 
@@ -80,7 +80,7 @@ impl Http1 {
     }
 }
 
-async fn http2(stream: TlsStream<TcpStream>) -> http2::SendRequest<Body> {
+pub async fn http2(stream: TlsStream<TcpStream>) -> http2::SendRequest<Body> {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
