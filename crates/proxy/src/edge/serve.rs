@@ -19,6 +19,7 @@ use super::app::App;
 use super::attempt::{HttpAttempt, ServedBy, TunnelAttempt};
 use super::body::AnswerBody;
 use super::find::{Turned, find};
+use super::redirect;
 use super::routes::NoApp;
 use super::upload::Upload;
 use super::view::Entrance;
@@ -128,7 +129,14 @@ impl Edge {
         U: Upgrade,
     {
         let request_id = self.request_id();
+        if let Some(mut response) = self.challenge(&request) {
+            stamp_answer(response.headers_mut(), &request_id);
+            return response;
+        }
         let (mut response, app) = match self.destination(&request).await {
+            Ok(destination) if let Some(response) = self.redirect(&request, &destination, way) => {
+                (response, Some(destination.app))
+            }
             Ok(destination) => {
                 let app = destination.app.clone();
                 (self.pass(request, destination, client, way, &request_id, upgrade).await, Some(app))
@@ -166,7 +174,12 @@ impl Edge {
         }
         let host = request.headers().get(HOST).cloned().ok_or_else(|| bad("exactly one Host is needed"))?;
         let unknown = || Own::new(StatusCode::NOT_FOUND, "unknown_app", "no app has this name");
-        let name = self.names.app(name).ok_or_else(unknown)?;
+        // What the operator has configured comes before what apps have been given.
+        let named = match self.names.app(name) {
+            Some(app) => Some(app),
+            None => self.hostnames.app(name).await,
+        };
+        let name = named.ok_or_else(unknown)?;
         match self.routes.app(&name).await {
             Ok(app) => Ok(Destination { app, host }),
             Err(NoApp::Unknown) => Err(unknown()),
@@ -175,6 +188,27 @@ impl Edge {
                 ..Own::new(StatusCode::SERVICE_UNAVAILABLE, "no_routes", "this edge knows no routes yet")
             }),
         }
+    }
+
+    /// What a certificate authority came for, if that is what it is.
+    fn challenge<B>(&self, request: &Request<B>) -> Option<Response<AnswerBody>> {
+        let answer = self.hostnames.challenge(host_of(request.headers())?, request.uri().path())?;
+        let mut response = Response::new(AnswerBody::Text(Bytes::from(answer)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        Some(response)
+    }
+
+    /// The way to HTTPS, for a service that wants no other.
+    fn redirect<B>(&self, request: &Request<B>, to: &Destination, way: &Way) -> Option<Response<AnswerBody>> {
+        let is_plain = std::ptr::eq(way, &self.ways.plain);
+        if !is_plain || !to.app.view().forces_https(way.port) {
+            return None;
+        }
+        let location = redirect::location(to.host.to_str().ok()?, self.https_port, request.uri())?;
+        let mut response = Response::new(AnswerBody::Empty);
+        *response.status_mut() = redirect::code(request.method());
+        response.headers_mut().insert(http::header::LOCATION, location);
+        Some(response)
     }
 
     async fn pass<B, U>(

@@ -12,8 +12,10 @@ mod relay;
 mod table;
 
 mod bodies;
+mod certificates;
 mod failures;
 mod h2_downgrade;
+mod handlers;
 mod headers;
 mod join;
 mod limits;
