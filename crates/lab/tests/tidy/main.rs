@@ -25,10 +25,12 @@ const FLOORS: [(&str, u8); 15] = [
 ];
 
 /// Files that decide and never act. `machine` and `api` are pure as a whole.
-const PURE: [&str; 20] = [
+const PURE: [&str; 23] = [
     "crates/api/src",
     "crates/machine/src",
     "crates/base/src/peer.rs",
+    "crates/control/src/acme/plan.rs",
+    "crates/control/src/certificates.rs",
     "crates/control/src/place.rs",
     "crates/control/src/migrations.rs",
     "crates/control/src/mounts.rs",
@@ -38,6 +40,7 @@ const PURE: [&str; 20] = [
     "crates/proxy/src/eject.rs",
     "crates/proxy/src/trace.rs",
     "crates/proxy/src/access.rs",
+    "crates/proxy/src/edge/redirect.rs",
     "crates/net/src/plan.rs",
     "crates/proxy/src/excess.rs",
     "crates/store/src/mirror.rs",

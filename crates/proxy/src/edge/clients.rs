@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::tls::{ALPN_H2, Tls};
+use super::tls::{ALPN_ACME, ALPN_H2, Tls};
 use super::{Edge, http1, http2, peers};
 
 /// Connections of one listener at once; more wait in the kernel's queue.
@@ -57,7 +57,10 @@ async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, client: IpAddr)
             return;
         }
     };
-    if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
+        // The authority has seen what it came for, and nothing is said on this connection (RFC 8737 section 3).
+        edge.metrics.handshake("acme-tls/1");
+    } else if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
         edge.metrics.handshake("h2");
         http2::connection(edge, stream, client).await;
     } else {

@@ -17,6 +17,7 @@ mod clients;
 pub mod config;
 mod find;
 pub mod gate;
+mod hostnames;
 mod hosts;
 mod http1;
 mod http2;
@@ -25,6 +26,7 @@ mod metrics;
 pub mod names;
 mod peers;
 mod record;
+mod redirect;
 mod routes;
 mod serve;
 mod snapshot;
@@ -67,6 +69,8 @@ pub struct Edge {
     routes: Arc<routes::Routes>,
     hosts: Arc<hosts::Hosts>,
     names: names::Names,
+    hostnames: Arc<hostnames::Hostnames>,
+    tls: Arc<tls::Tls>,
     metrics: Arc<metrics::EdgeMetrics>,
     ways: serve::Ways,
     region: String,
@@ -74,6 +78,8 @@ pub struct Edge {
     gate_deadline_ms: AtomicU64,
     /// Proxies before us that name their clients.
     trusted: Vec<peers::Range>,
+    /// In the address of a redirect.
+    https_port: u16,
     /// Bounds of a client's connection.
     http1: crate::h1::io::Options,
     group: TaskGroup,
@@ -193,12 +199,17 @@ impl BoundEdge {
         let group = TaskGroup::new();
         let metrics = metrics::EdgeMetrics::new(&registry);
         let hosts = Arc::new(hosts::Hosts::new(&identity.key)?);
-        let routes = routes::Routes::new(store, &config, hosts.clone(), metrics.clone(), group.clone())?;
+        let hostnames = hostnames::Hostnames::new(config.snapshot_dir.join("hostnames.json"));
+        let tls = tls::Tls::new(&config)?;
+        let routes = routes::Routes::new(store.clone(), &config, hosts.clone(), metrics.clone(), group.clone())?;
         let edge = Arc::new(Edge {
             routes: routes.clone(),
             hosts,
             names: names::Names::new(&config.suffixes, config.names.clone()),
             metrics: metrics.clone(),
+            hostnames: hostnames.clone(),
+            tls: tls.clone(),
+            https_port: config.redirect_https_port,
             ways: serve::Ways::new(&config.region, config.public_http_port, config.public_https_port),
             region: config.region.clone(),
             access: access::AccessLog::new(metrics.access_lines.clone(), metrics.access_dropped.clone())?,
@@ -222,12 +233,13 @@ impl BoundEdge {
         for listener in http {
             group.spawn(clients::accept(edge.clone(), listener, None));
         }
-        if let Some(folder) = &config.certificates_dir {
-            let tls = tls::Tls::new(folder)?;
-            group.spawn_cancellable(tls.clone().follow());
-            for listener in https {
-                group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));
-            }
+        group.spawn_cancellable(hostnames.follow(store.clone()));
+        group.spawn_cancellable(tls::follow_rows(tls.clone(), store, config.snapshot_dir.join("certificates")));
+        if let Some(folder) = config.certificates_dir.clone() {
+            group.spawn_cancellable(tls::follow_folder(tls.clone(), folder));
+        }
+        for listener in https {
+            group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));
         }
         if let Some(address) = config.listen_tcp {
             group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone()));

@@ -48,6 +48,10 @@ impl Certificate {
         let key = CertifiedKey::from_der(chain, key, provider).map_err(BadCertificate::Key)?;
         Ok(Self { names, key: Arc::new(key) })
     }
+
+    pub fn key(&self) -> Arc<CertifiedKey> {
+        self.key.clone()
+    }
 }
 
 /// All that can be served.
