@@ -104,6 +104,32 @@ async fn tls_ends_at_the_edge_and_its_bytes_reach_the_machine_raw() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_app_is_shaken_hands_with_in_its_own_manner_on_the_port_that_all_share() {
+    let old = TlsOptions { alpn: vec!["http/1.1".into()], versions: vec!["TLSv1.2".into()] };
+    let port443 = Port { tls_options: Some(old), ..port(443, &["tls", "http"]) };
+    let service = |inside| vec![Service { ports: vec![port443, port(80, &["http"])], ..http_service(inside) }];
+    let (fleet, _host, _) = one_running(&Setup::default(), service).await;
+    let host = "old.example.org";
+    let root = add(&fleet, host).await;
+    let https = fleet.edge.https;
+    let config = trust(&[&root], &[b"h2", b"http/1.1"]);
+    let mut stream = connected(https, &config, host).await;
+    let version = stream.get_ref().1.protocol_version();
+    assert_eq!(version, Some(rustls::ProtocolVersion::TLSv1_2));
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: old.example.org\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // Nobody else is.
+    let folder = &fleet.edge.certificates;
+    let other = crate::tls::certify(folder, "other.pem", &["other.localhost"]);
+    let stream = connected(https, &trust(&[&other], &[b"h2"]), "other.localhost").await;
+    assert_eq!(stream.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn plain_http_is_sent_to_https_where_a_service_wants_that() {
     let forced = |inside| {
         let usual = http_service(inside);
