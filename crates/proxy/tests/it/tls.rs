@@ -84,7 +84,7 @@ impl Http1 {
     }
 }
 
-async fn http2(stream: TlsStream<TcpStream>) -> http2::SendRequest<Body> {
+pub async fn http2(stream: TlsStream<TcpStream>) -> http2::SendRequest<Body> {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
