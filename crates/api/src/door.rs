@@ -32,7 +32,9 @@ pub mod header {
     pub const LOAD: &str = "godwit-load";
     /// What a tunnel (`CONNECT`) carries: `tcp` or `upgrade`.
     pub const TUNNEL: &str = "godwit-tunnel";
-    pub const ALL: [&str; 8] = [MACHINE, PORT, EPOCH, REFUSAL, HOST, DOOR, LOAD, TUNNEL];
+    /// The Machine broke off before its answer: this answer (502) is the door's own.
+    pub const FAILED: &str = "godwit-failed";
+    pub const ALL: [&str; 9] = [MACHINE, PORT, EPOCH, REFUSAL, HOST, DOOR, LOAD, TUNNEL, FAILED];
 }
 
 /// Path of the edge's start call at a door: `POST /.godwit/machines/{id}/start` with `StartCall`, answered with

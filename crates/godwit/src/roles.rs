@@ -66,7 +66,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Edge(options) => {
             use godwit_proxy::edge::{EdgeConfig, RawEdgeConfig, run};
             let config = configured::<RawEdgeConfig, EdgeConfig>("edge", &options)?;
-            serve("edge", async { run(config, stop_token()).await })
+            serve("edge", async { run(config, stop_token(), reloads(options.config)).await })
         }
     }
 }
@@ -108,6 +108,25 @@ fn serve<E: Error>(role: &str, work: impl Future<Output = Result<(), E>>) -> Res
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(LEFTOVER_TIMEOUT);
     done.map_err(|error| CliError::failed(format!("{role}: {}", telemetry::chain(&error))))
+}
+
+/// What may change while an edge serves, read anew at each SIGHUP. A file that is wrong changes nothing.
+fn reloads(path: PathBuf) -> tokio::sync::mpsc::Receiver<godwit_proxy::edge::Live> {
+    use godwit_proxy::edge::{EdgeConfig, RawEdgeConfig};
+    use tokio::signal::unix::{SignalKind, signal};
+    let (tell, reloaded) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+        while hangups.recv().await.is_some() {
+            let raw = godwit_base::config::read::<RawEdgeConfig>(&path).map_err(|error| telemetry::chain(&error));
+            let config = raw.and_then(|raw| EdgeConfig::try_from(raw).map_err(|error| telemetry::chain(&error)));
+            match config {
+                Ok(config) => drop(tell.send(config.live).await),
+                Err(error) => tracing::warn!(path = %path.display(), error, "the configuration is not taken over"),
+            }
+        }
+    });
+    reloaded
 }
 
 fn stop_token() -> tokio_util::sync::CancellationToken {

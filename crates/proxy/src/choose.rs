@@ -6,6 +6,8 @@
 
 use godwit_api::route::Readiness;
 
+use crate::eject::Standing;
+
 /// A Machine of the app as the edge sees it now. All of it is a hint: the door decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -17,6 +19,8 @@ pub struct Candidate {
     pub waking: bool,
     /// It, or the way to it, failed a moment ago.
     pub avoided: bool,
+    /// How its requests went.
+    pub standing: Standing,
     /// Requests or connections in flight.
     pub load: u32,
     pub soft: u32,
@@ -36,13 +40,25 @@ pub enum Choice {
     Start(usize),
     /// Hold the request: something may come to serve it.
     Wait,
+    /// All that could serve it err: not before the first of them may be tried again.
+    Ejected {
+        until_ms: u64,
+    },
     /// No Machine will ever serve it as things stand.
     Nothing,
 }
 
 impl Candidate {
     fn may_serve(&self) -> bool {
-        !self.cordoned && !self.avoided && self.readiness == Readiness::Running && !self.is_at_hard()
+        !self.cordoned && !self.avoided && self.is_in() && self.readiness == Readiness::Running && !self.is_at_hard()
+    }
+
+    fn is_in(&self) -> bool {
+        !matches!(self.standing, Standing::Ejected { .. } | Standing::Probed)
+    }
+
+    fn is_doubted(&self) -> bool {
+        self.standing == Standing::Doubted
     }
 
     fn is_at_hard(&self) -> bool {
@@ -54,7 +70,7 @@ impl Candidate {
     }
 
     fn may_start(&self) -> bool {
-        !self.cordoned && !self.avoided && (self.waking || self.startable())
+        !self.cordoned && !self.avoided && (self.waking || (self.is_in() && self.startable()))
     }
 
     /// A start call for one that is starting already only waits for its port.
@@ -67,12 +83,16 @@ impl Candidate {
     }
 
     fn may_come(&self) -> bool {
+        self.may_ever_come() && !matches!(self.standing, Standing::Ejected { .. })
+    }
+
+    fn may_ever_come(&self) -> bool {
         !self.cordoned && (self.readiness != Readiness::Stopped || self.autostart)
     }
 
     /// Lower is better.
     fn serve_rank(&self) -> u8 {
-        2 * u8::from(!self.local) + u8::from(!self.is_under_soft())
+        4 * u8::from(self.is_doubted()) + 2 * u8::from(!self.local) + u8::from(!self.is_under_soft())
     }
 
     fn start_rank(&self) -> u8 {
@@ -91,15 +111,24 @@ pub fn choose(candidates: &[Candidate], chance: u64) -> Choice {
     let start = best(candidates, chance, Candidate::may_start, Candidate::start_rank);
     match (serve, start) {
         (Some(serve), Some(start)) => {
-            let crowded = !candidates.iter().any(|one| one.may_serve() && one.is_under_soft());
+            let crowded = !candidates.iter().any(|one| one.may_serve() && one.is_under_soft() && !one.is_doubted());
             let one_is_coming = candidates[start].waking || candidates[start].readiness == Readiness::Starting;
             if crowded && !one_is_coming { Choice::ServeAndStart { serve, start } } else { Choice::Serve(serve) }
         }
         (Some(serve), None) => Choice::Serve(serve),
         (None, Some(start)) => Choice::Start(start),
         (None, None) if candidates.iter().any(Candidate::may_come) => Choice::Wait,
-        (None, None) => Choice::Nothing,
+        (None, None) => first_try(candidates).map_or(Choice::Nothing, |until_ms| Choice::Ejected { until_ms }),
     }
+}
+
+/// When the first of those that err may be tried again.
+fn first_try(candidates: &[Candidate]) -> Option<u64> {
+    let tries = candidates.iter().filter(|one| one.may_ever_come()).filter_map(|one| match one.standing {
+        Standing::Ejected { until_ms } => Some(until_ms),
+        _ => None,
+    });
+    tries.min()
 }
 
 /// The one of lowest rank among those that pass, by chance among equals; two passes, no allocation.
@@ -135,6 +164,7 @@ mod tests {
             cordoned: false,
             waking: false,
             avoided: false,
+            standing: Standing::Healthy,
             load,
             soft: 20,
             hard: Some(25),
@@ -173,6 +203,40 @@ mod tests {
         assert_eq!(choose(&[Candidate { readiness: Readiness::Unavailable, ..running(0) }], 3), Choice::Wait);
     }
 
+    #[test]
+    fn who_errs_is_passed_over_tried_again_and_if_nobody_is_left_that_is_said() {
+        let out = |until_ms| Candidate { standing: Standing::Ejected { until_ms }, ..running(0) };
+        assert_eq!(choose(&[out(9), running(24)], 0), Choice::Serve(1));
+        assert_eq!(
+            choose(&[out(9), out(7), Candidate { cordoned: true, ..out(1) }], 0),
+            Choice::Ejected { until_ms: 7 }
+        );
+        let failed = Candidate { readiness: Readiness::Stopped, ..out(5) };
+        assert_eq!(choose(std::slice::from_ref(&failed), 0), Choice::Ejected { until_ms: 5 });
+        assert_eq!(choose(&[failed.clone(), stopped()], 0), Choice::Start(1));
+        // A start that is on its way is joined.
+        assert_eq!(choose(&[Candidate { waking: true, ..failed }], 0), Choice::Start(0));
+        let half = Candidate { standing: Standing::HalfOpen, ..running(0) };
+        assert_eq!(choose(&[out(9), half], 0), Choice::Serve(1));
+        let probed = Candidate { standing: Standing::Probed, ..running(0) };
+        assert_eq!(choose(&[out(9), probed], 0), Choice::Wait);
+        // An app's own errors: any other comes first, even a far or a crowded one, and a stopped one is started.
+        let doubted = Candidate { standing: Standing::Doubted, ..running(0) };
+        assert_eq!(choose(&[doubted.clone(), away(running(24))], 0), Choice::Serve(1));
+        assert_eq!(choose(&[doubted.clone(), stopped()], 0), Choice::ServeAndStart { serve: 0, start: 1 });
+        assert_eq!(choose(&[doubted], 0), Choice::Serve(0));
+    }
+
+    fn standing() -> impl Strategy<Value = Standing> {
+        prop_oneof![
+            4 => Just(Standing::Healthy),
+            1 => Just(Standing::Doubted),
+            1 => Just(Standing::HalfOpen),
+            1 => Just(Standing::Probed),
+            1 => (1u64..9).prop_map(|until_ms| Standing::Ejected { until_ms }),
+        ]
+    }
+
     fn candidate() -> impl Strategy<Value = Candidate> {
         let readiness = prop_oneof![
             Just(Readiness::Running),
@@ -181,13 +245,14 @@ mod tests {
             Just(Readiness::Unavailable)
         ];
         let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        (readiness, flags, 0u32..8, 0u32..6, proptest::option::of(0u32..8)).prop_map(
-            |(readiness, (local, cordoned, waking, avoided, autostart), load, soft, hard)| Candidate {
+        (readiness, flags, standing(), 0u32..8, 0u32..6, proptest::option::of(0u32..8)).prop_map(
+            |(readiness, (local, cordoned, waking, avoided, autostart), standing, load, soft, hard)| Candidate {
                 local,
                 readiness,
                 cordoned,
                 waking,
                 avoided,
+                standing,
                 load,
                 soft,
                 hard,
@@ -204,10 +269,12 @@ mod tests {
                 Choice::Serve(serve) => (Some(serve), None),
                 Choice::ServeAndStart { serve, start } => (Some(serve), Some(start)),
                 Choice::Start(start) => (None, Some(start)),
-                Choice::Wait | Choice::Nothing => (None, None),
+                Choice::Wait | Choice::Ejected { .. } | Choice::Nothing => (None, None),
             };
             for index in [serve, start].into_iter().flatten() {
                 prop_assert!(!all[index].cordoned && !all[index].avoided);
+                // Nothing is sent to whom it was decided to leave alone.
+                prop_assert!(all[index].is_in() || all[index].waking);
             }
             if let Some(index) = serve {
                 let chosen = &all[index];
@@ -221,6 +288,10 @@ mod tests {
                 if start.is_some() {
                     prop_assert!(!all.iter().any(|one| one.may_start() && one.waking));
                 }
+            }
+            // Nobody is told to come again while anything runs or comes.
+            if matches!(choice, Choice::Ejected { .. }) {
+                prop_assert!(!all.iter().any(|one| one.may_serve() || one.may_start() || one.may_come()));
             }
             // A request is turned away only if nothing runs, comes or may be started.
             if choice == Choice::Nothing {

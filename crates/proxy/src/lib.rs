@@ -2,14 +2,16 @@
 //! own proxy, which alone counts what its Machines have in flight and decides who is admitted.
 //!
 //! Edge and door talk over one multiplexed HTTP/2 connection (`link`). What is decided stands in pure files
-//! (`choose`, `excess`, `headers`, `door::gate`, `edge::view`); what is done stands beside them.
+//! (`choose`, `eject`, `excess`, `headers`, `trace`, `access`, `door::gate`, `edge::view`); what is done stands beside them.
 //!
 //! The proxy must not know how a Machine is made or placed: it reads route rows and its agent's stream, and asks for
 //! a start or a stop. It writes nothing but caches.
 
+pub mod access;
 pub mod choose;
 pub mod door;
 pub mod edge;
+pub mod eject;
 mod error;
 pub mod excess;
 pub mod h1;
@@ -17,5 +19,6 @@ pub mod headers;
 pub mod link;
 pub mod proxy_protocol;
 pub mod replay;
+pub mod trace;
 
 pub use error::Error;

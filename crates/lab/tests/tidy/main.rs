@@ -25,7 +25,7 @@ const FLOORS: [(&str, u8); 15] = [
 ];
 
 /// Files that decide and never act. `machine` and `api` are pure as a whole.
-const PURE: [&str; 20] = [
+const PURE: [&str; 23] = [
     "crates/api/src",
     "crates/machine/src",
     "crates/base/src/peer.rs",
@@ -38,6 +38,9 @@ const PURE: [&str; 20] = [
     "crates/control/src/world/moves.rs",
     "crates/proxy/src/choose.rs",
     "crates/proxy/src/edge/redirect.rs",
+    "crates/proxy/src/eject.rs",
+    "crates/proxy/src/trace.rs",
+    "crates/proxy/src/access.rs",
     "crates/net/src/plan.rs",
     "crates/proxy/src/excess.rs",
     "crates/store/src/mirror.rs",

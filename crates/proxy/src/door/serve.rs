@@ -210,7 +210,9 @@ async fn exchange(
         Err(Failed::Exchange(error)) => {
             tracing::debug!(machine = %entry.id, %error, "a Machine broke off");
             door.metrics.answered(502);
-            respond.send_response(plain(StatusCode::BAD_GATEWAY), true)?;
+            let mut answer = plain(StatusCode::BAD_GATEWAY);
+            answer.headers_mut().insert(header::FAILED, HeaderValue::from_static("1"));
+            respond.send_response(answer, true)?;
             return Ok(());
         }
     };

@@ -152,6 +152,13 @@ where
         if let Some((refusal, epoch, load)) = refusal_of(response.headers()) {
             return Tried::Refused(refusal, epoch, load);
         }
+        if response.headers().contains_key(header::FAILED) {
+            if !sent {
+                stream.send_reset(Reason::CANCEL);
+            }
+            let whole = self.upload.as_ref().is_some_and(Upload::is_whole);
+            return Tried::Broke { again: whole && is_idempotent(&self.method) };
+        }
         let goes_on = response.headers().contains_key(FLY_REPLAY);
         if goes_on && !sent {
             // Whoever gets the request next gets its body too, if that is still there.
@@ -160,7 +167,9 @@ where
             carry_on(upload, progress, stream);
         }
         self.by = ServedBy::of(pick);
-        Tried::Served(self.served(edge, pick, response, in_flight))
+        // What a Machine cannot do is no sign that it is ill.
+        let well = !response.status().is_server_error() || response.status() == StatusCode::NOT_IMPLEMENTED;
+        Tried::Served { served: self.served(edge, pick, response, in_flight), well }
     }
 }
 
@@ -191,7 +200,7 @@ where
         strip_ours(&mut parts.headers);
         parts.version = http::Version::HTTP_11;
         let body = StreamBody::new(body, &parts.headers);
-        Response::from_parts(parts, AnswerBody::Stream(body, in_flight))
+        Response::from_parts(parts, AnswerBody::Stream { body, _in_flight: in_flight })
     }
 }
 
@@ -280,6 +289,6 @@ impl Attempt for TunnelAttempt {
         if let Some(load) = load_of(response.headers()) {
             pick.service.tally.heard(load, edge.routes.now_ms());
         }
-        Tried::Served((Tunnel::new(stream, response.into_body()), in_flight))
+        Tried::Served { served: (Tunnel::new(stream, response.into_body()), in_flight), well: true }
     }
 }

@@ -7,8 +7,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Empty;
+use tokio::sync::oneshot;
 
 use super::app::App;
+use super::record::Record;
 use super::tally::Tally;
 use crate::h1::io::{Answer, Failed};
 use crate::link::body::StreamBody;
@@ -39,10 +41,18 @@ impl Drop for InFlight {
 pub enum AnswerBody {
     Empty,
     Text(Bytes),
+    /// The protocol is switched; whoever carries the connection waits for its record.
+    Switching(Option<oneshot::Sender<Record>>),
     /// A Machine's answer.
-    Stream(StreamBody, InFlight),
+    Stream {
+        body: StreamBody,
+        _in_flight: InFlight,
+    },
     /// The answer of a Machine that did not want to upgrade.
-    Declined(Box<Declined>, InFlight),
+    Declined {
+        body: Box<Declined>,
+        _in_flight: InFlight,
+    },
 }
 
 /// What comes back through a tunnel that was opened for an upgrade.
@@ -62,29 +72,29 @@ impl Body for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
+            Self::Empty | Self::Switching(_) => Poll::Ready(None),
             Self::Text(text) if text.is_empty() => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
-            Self::Stream(body, _) => Pin::new(body).poll_frame(cx).map_err(AnswerError::Door),
-            Self::Declined(body, _) => Pin::new(body.as_mut()).poll_frame(cx).map_err(AnswerError::Machine),
+            Self::Stream { body, .. } => Pin::new(body).poll_frame(cx).map_err(AnswerError::Door),
+            Self::Declined { body, .. } => Pin::new(body.as_mut()).poll_frame(cx).map_err(AnswerError::Machine),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Switching(_) => true,
             Self::Text(text) => text.is_empty(),
-            Self::Stream(body, _) => body.is_end_stream(),
-            Self::Declined(body, _) => body.is_end_stream(),
+            Self::Stream { body, .. } => body.is_end_stream(),
+            Self::Declined { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            Self::Empty | Self::Switching(_) => SizeHint::with_exact(0),
             Self::Text(text) => SizeHint::with_exact(text.len() as u64),
-            Self::Stream(body, _) => body.size_hint(),
-            Self::Declined(body, _) => body.size_hint(),
+            Self::Stream { body, .. } => body.size_hint(),
+            Self::Declined { body, .. } => body.size_hint(),
         }
     }
 }

@@ -67,6 +67,10 @@ pub struct RawEdgeConfig {
     /// Further host names and their apps.
     #[serde(default)]
     pub names: BTreeMap<String, String>,
+    /// A file that gets one line of JSON for each request, or `-` for standard output; absent: none. SIGHUP reads this
+    /// anew, with `gate_deadline_ms`, and opens the file anew.
+    #[serde(default)]
+    pub access_log: Option<PathBuf>,
     /// How long a request may be held.
     #[serde(default = "default_gate_deadline_ms")]
     pub gate_deadline_ms: u64,
@@ -104,6 +108,13 @@ fn default_max_apps() -> usize {
 const GATE_DEADLINE_MS: std::ops::RangeInclusive<u64> = 100..=120_000;
 const MAX_APPS: std::ops::RangeInclusive<usize> = 1..=100_000;
 
+/// What may change while an edge serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    pub access_log: Option<PathBuf>,
+    pub gate_deadline: Duration,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeConfig {
     pub listen_http: Vec<SocketAddr>,
@@ -128,7 +139,7 @@ pub struct EdgeConfig {
     pub suffixes: Vec<String>,
     /// Host names in lower case.
     pub names: BTreeMap<String, AppName>,
-    pub gate_deadline: Duration,
+    pub live: Live,
     pub autostop_interval: Option<Duration>,
     pub autostop_idle: Duration,
     pub max_apps: usize,
@@ -196,7 +207,7 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
             snapshot_dir: raw.snapshot_dir,
             suffixes: raw.suffixes.iter().map(|one| one.trim_start_matches('.').to_ascii_lowercase()).collect(),
             names: names.collect::<Result<_, Error>>()?,
-            gate_deadline: Duration::from_millis(raw.gate_deadline_ms),
+            live: Live { access_log: raw.access_log, gate_deadline: Duration::from_millis(raw.gate_deadline_ms) },
             autostop_interval: (raw.autostop_interval_ms > 0).then(|| Duration::from_millis(raw.autostop_interval_ms)),
             autostop_idle: Duration::from_millis(raw.autostop_idle_ms.unwrap_or(raw.autostop_interval_ms)),
             max_apps: raw.max_apps,

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_api::door::Refusal;
-use godwit_api::ids::Epoch;
+use godwit_api::ids::{Epoch, MachineId};
 use tokio::time::Instant;
 
 use super::Edge;
 use super::app::{App, word_of};
 use super::gate::{Held, Turn, Woken, woken};
+use super::record::Trail;
 use super::view::{Entrance, Target, TargetService, View, Word};
 use super::wake::wake;
 use crate::choose::{Candidate, Choice, choose};
+use crate::eject::Failure;
 use crate::replay::Wanted;
 
 /// How long a Machine is passed over after what it did.
@@ -24,12 +26,13 @@ pub const AVOID_BUSY_MS: u64 = 20;
 pub const AVOID_AWAY_MS: u64 = 100;
 pub const AVOID_UNKNOWN_MS: u64 = 200;
 pub const AVOID_FULL_MS: u64 = 1_000;
-pub const AVOID_FAILED_MS: u64 = 1_000;
 /// The first in line asks again this often, if nothing else calls it.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Lost exchanges that one request may be sent again after.
 const MAX_LOST: u32 = 3;
+/// The same for a Machine that broke off: a request that kills whoever reads it must not go round.
+const MAX_BROKE: u32 = 1;
 /// Starts that failed which one request may go through: a broken image must not wake all its siblings.
 const MAX_FAILED_STARTS: u32 = 2;
 
@@ -42,15 +45,16 @@ pub struct Pick<'a> {
 
 /// How an attempt ended.
 pub enum Tried<T> {
-    Served(T),
+    /// `well`: with no error of its own.
+    Served { served: T, well: bool },
+    /// The Machine broke off before its answer. `again`: doing it twice does no harm.
+    Broke { again: bool },
     /// The door did not admit it; nothing is lost.
     Refused(Refusal, Option<Epoch>, u32),
     /// The door could not be asked; nothing is lost.
     Away,
     /// It may have been acted on. `again`: doing it twice does no harm.
-    Lost {
-        again: bool,
-    },
+    Lost { again: bool },
 }
 
 pub trait Attempt: Send {
@@ -73,11 +77,16 @@ pub enum Turned {
     NoMatch,
     /// Nothing runs and nothing may be started.
     NoMachine,
+    /// All of them err.
+    Ejected {
+        retry_after_s: u32,
+    },
     /// Too many requests are held.
     GateFull,
     Deadline,
     StartFailed(Arc<str>),
     Lost,
+    Broke,
 }
 
 impl Turned {
@@ -90,6 +99,8 @@ impl Turned {
             Self::Deadline => "deadline",
             Self::StartFailed(_) => "start_failed",
             Self::Lost => "lost",
+            Self::Broke => "broke",
+            Self::Ejected { .. } => "ejected",
         }
     }
 }
@@ -100,6 +111,7 @@ struct Search<'a> {
     app: &'a Arc<App>,
     wanted: &'a Wanted,
     entrance: Entrance,
+    trail: &'a mut Trail,
     deadline: Instant,
     held: Option<Held>,
     turn: Option<Turn>,
@@ -107,6 +119,9 @@ struct Search<'a> {
     /// Leave out hints: the first in line asks even those that just refused.
     fresh: bool,
     lost: u32,
+    broke: u32,
+    /// Broke off with this very request: any other is asked first.
+    shunned: Option<MachineId>,
     failed_starts: u32,
 }
 
@@ -118,6 +133,7 @@ pub async fn find<A: Attempt>(
     app: &Arc<App>,
     wanted: &Wanted,
     entrance: Entrance,
+    trail: &mut Trail,
     attempt: &mut A,
 ) -> Result<A::Served, Turned> {
     let mut search = Search {
@@ -125,12 +141,15 @@ pub async fn find<A: Attempt>(
         app,
         wanted,
         entrance,
-        deadline: Instant::now() + edge.gate_deadline,
+        trail,
+        deadline: Instant::now() + edge.gate_deadline(),
         held: None,
         turn: None,
         pause: PAUSE_FIRST,
         fresh: false,
         lost: 0,
+        broke: 0,
+        shunned: None,
         failed_starts: 0,
     };
     loop {
@@ -168,6 +187,11 @@ impl Search<'_> {
                 self.wait().await?;
                 Ok(None)
             }
+            Choice::Ejected { until_ms } => {
+                let left_ms = until_ms.saturating_sub(self.edge.routes.now_ms());
+                let retry_after_s = u32::try_from(left_ms.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
+                Err(Turned::Ejected { retry_after_s })
+            }
             Choice::Nothing => Err(Turned::NoMachine),
         }
     }
@@ -182,7 +206,9 @@ impl Search<'_> {
                 others = true;
             } else if let Some(service) = target.service(self.entrance) {
                 places.push((index, service));
-                candidates.push(target.candidate(service, now_ms, self.fresh));
+                let mut candidate = target.candidate(service, now_ms, self.fresh);
+                candidate.avoided |= self.shunned.as_ref() == Some(&target.machine);
+                candidates.push(candidate);
             }
         }
         if places.is_empty() && others {
@@ -191,7 +217,17 @@ impl Search<'_> {
         if places.is_empty() && !view.targets.is_empty() {
             return Err(Turned::NoService);
         }
-        let choice = choose(&candidates, self.edge.chance());
+        let mut choice = choose(&candidates, self.edge.chance());
+        let served = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. });
+        if let Some(shunned) = self.shunned.as_ref().filter(|_| !served) {
+            // There is no other that runs.
+            for (candidate, (target, service)) in candidates.iter_mut().zip(&places) {
+                if view.targets[*target].machine == *shunned {
+                    *candidate = view.targets[*target].candidate(*service, now_ms, self.fresh);
+                }
+            }
+            choice = choose(&candidates, self.edge.chance());
+        }
         Ok((places, choice))
     }
 
@@ -204,9 +240,35 @@ impl Search<'_> {
         let target = &view.targets[target];
         let pick = Pick { app: self.app, target, service: &target.services[service] };
         let now_ms = self.edge.routes.now_ms();
+        if !target.tallies.send(now_ms) {
+            return Ok(None);
+        }
+        self.trail.at = Some((target.machine.clone(), target.host.clone()));
+        let begun = Instant::now();
         match attempt.attempt(self.edge, &pick, &mut self.turn).await {
-            Tried::Served(served) => return Ok(Some(served)),
+            Tried::Served { served, well } => {
+                self.trail.first_byte = Some(begun.elapsed());
+                let now_ms = self.edge.routes.now_ms();
+                if target.tallies.answered(well, now_ms) {
+                    tracing::info!(machine = %target.machine, "a Machine is served again");
+                }
+                if !well {
+                    self.failed(target, Failure::Answer);
+                }
+                return Ok(Some(served));
+            }
+            Tried::Broke { again } => {
+                self.failed(target, Failure::Broke);
+                self.broke += 1;
+                self.shunned = Some(target.machine.clone());
+                if !again || self.broke > MAX_BROKE {
+                    return Err(Turned::Broke);
+                }
+                self.edge.metrics.retries.inc();
+                self.trail.retries += 1;
+            }
             Tried::Refused(refusal, epoch, load) => {
+                target.tallies.learned_nothing();
                 self.edge.metrics.refused(refusal.as_str());
                 let at_hard = pick.service.hard.is_some_and(|hard| load >= hard);
                 if refusal == Refusal::Busy && at_hard {
@@ -215,16 +277,26 @@ impl Search<'_> {
                     self.refused(target, service, refusal, epoch).await;
                 }
             }
-            Tried::Away => target.tallies.avoid(now_ms + AVOID_AWAY_MS),
+            Tried::Away => {
+                target.tallies.learned_nothing();
+                target.tallies.avoid(now_ms + AVOID_AWAY_MS);
+            }
             Tried::Lost { again } => {
+                target.tallies.learned_nothing();
                 self.lost += 1;
                 if !again || self.lost > MAX_LOST {
                     return Err(Turned::Lost);
                 }
                 self.edge.metrics.retries.inc();
+                self.trail.retries += 1;
             }
         }
         Ok(None)
+    }
+
+    fn failed(&self, target: &Target, why: Failure) {
+        let ejected = target.tallies.failed(why, self.edge.routes.now_ms());
+        self.edge.metrics.ejected(&target.machine, why, ejected);
     }
 
     async fn refused(&mut self, target: &Target, service: usize, refusal: Refusal, epoch: Option<Epoch>) {
@@ -253,6 +325,7 @@ impl Search<'_> {
                     self.app.learn(&target.machine, Word::Stopped, epoch.unwrap_or(target.epoch), now_ms);
                     return;
                 }
+                self.failed(target, Failure::Connect);
                 AVOID_UNKNOWN_MS
             }
             _ => AVOID_UNKNOWN_MS,
@@ -274,9 +347,10 @@ impl Search<'_> {
         self.turn = None;
         let target = &view.targets[target];
         let waking = wake(self.edge, self.app, target, service);
-        let Ok(ended) = tokio::time::timeout_at(self.deadline, woken(waking)).await else {
-            return Err(Turned::Deadline);
-        };
+        let begun = Instant::now();
+        let ended = tokio::time::timeout_at(self.deadline, woken(waking)).await;
+        self.trail.wake += begun.elapsed();
+        let Ok(ended) = ended else { return Err(Turned::Deadline) };
         match ended {
             Woken::Ready | Woken::News => {}
             Woken::Refused | Woken::Away => self.wait_briefly().await,
@@ -294,7 +368,9 @@ impl Search<'_> {
 
     async fn stand_in_line(&mut self) -> Result<(), Turned> {
         self.hold()?;
+        let begun = Instant::now();
         let turn = tokio::time::timeout_at(self.deadline, self.app.gate.turn()).await;
+        self.trail.queue += begun.elapsed();
         self.turn = Some(turn.map_err(|_| Turned::Deadline)?);
         Ok(())
     }
@@ -313,10 +389,12 @@ impl Search<'_> {
         let until = (Instant::now() + self.pause).min(self.deadline);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
         let mut changes = self.app.changes();
+        let begun = Instant::now();
         tokio::select! {
             () = tokio::time::sleep_until(until) => {}
             _ = changes.changed() => {}
             () = self.app.gate.freed() => self.pause = PAUSE_FIRST,
         }
+        self.trail.queue += begun.elapsed();
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Edge;
+use super::record::Record;
 use super::serve::Way;
 use crate::h1::io::{Ended, serve};
 
@@ -18,6 +19,10 @@ where
     let ended = serve(io, &edge.http1, service, edge.group.stopping()).await;
     if let Ended::Refused(refusal) = &ended {
         edge.metrics.client_refused(refusal.word());
+        // What is wrong in a body belongs to its request, which has a line of its own.
+        if !refusal.is_of_body() {
+            Record::refused(edge, *refusal, client, way);
+        }
     }
     tracing::debug!(?ended, "a client's connection ended");
 }

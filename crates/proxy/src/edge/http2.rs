@@ -25,7 +25,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Edge;
-use super::body::{AnswerBody, AnswerError};
+use super::body::AnswerError;
+use super::record::Recorded;
 use super::serve::Upgrade;
 use super::stall::Steady;
 use crate::h1::downgrade;
@@ -120,7 +121,7 @@ impl Drop for Place {
 }
 
 struct Counted {
-    body: AnswerBody,
+    body: Recorded,
     _place: Place,
 }
 
@@ -139,12 +140,12 @@ impl Body for Counted {
     }
 }
 
-async fn answer(edge: &Arc<Edge>, mut request: Request<Incoming>, client: IpAddr) -> Response<AnswerBody> {
+async fn answer(edge: &Arc<Edge>, mut request: Request<Incoming>, client: IpAddr) -> Response<Recorded> {
     let websocket = begin_websocket(&mut request);
     let (mut parts, body) = request.into_parts();
     if let Err(refusal) = downgrade::check(&parts.method, &parts.uri, &parts.headers, &edge.http1.limits) {
         edge.metrics.client_refused(refusal.word());
-        return edge.refuse(refusal);
+        return edge.refuse(refusal, &parts, client, &edge.ways.h2);
     }
     as_http1(&mut parts);
     if websocket.is_some() {

@@ -1,10 +1,13 @@
 //! The edge: takes traffic from outside, finds the app by name or port, a Machine by `choose`, holds what cannot be
 //! served yet, and carries it to the Machine's door.
 //!
+//! `record` and `access` tell what became of each request.
+//!
 //! `routes` is what it knows, `find` how a request gets to a Machine, `wake` how one is started or awaited, `attempt`
 //! the carrying, `gate` the holding. `clients` takes connections, which `http1` and `http2` turn into requests; `tcp` is
 //! the other way in. It writes nothing but its own copies of routes.
 
+mod access;
 mod app;
 mod attempt;
 mod autostop;
@@ -22,6 +25,7 @@ mod join;
 mod metrics;
 pub mod names;
 mod peers;
+mod record;
 mod redirect;
 mod routes;
 mod serve;
@@ -45,9 +49,10 @@ use godwit_base::metrics::Metrics;
 use godwit_store::{RemoteStore, Store};
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{EdgeConfig, RawEdgeConfig};
+pub use config::{EdgeConfig, Live, RawEdgeConfig};
 pub use join::Identity;
 
 use crate::Error;
@@ -69,7 +74,8 @@ pub struct Edge {
     metrics: Arc<metrics::EdgeMetrics>,
     ways: serve::Ways,
     region: String,
-    gate_deadline: Duration,
+    access: Arc<access::AccessLog>,
+    gate_deadline_ms: AtomicU64,
     /// Proxies before us that name their clients.
     trusted: Vec<peers::Range>,
     /// In the address of a redirect.
@@ -83,6 +89,27 @@ pub struct Edge {
 }
 
 impl Edge {
+    fn gate_deadline(&self) -> Duration {
+        Duration::from_millis(self.gate_deadline_ms.load(Ordering::Relaxed))
+    }
+
+    /// Takes new settings over, now and whenever they change.
+    async fn follow(self: Arc<Self>, mut settings: watch::Receiver<Live>) {
+        while settings.changed().await.is_ok() {
+            let live = settings.borrow_and_update().clone();
+            self.apply(&live).await;
+        }
+        std::future::pending().await
+    }
+
+    async fn apply(&self, live: &Live) {
+        let deadline_ms = u64::try_from(live.gate_deadline.as_millis()).unwrap_or(u64::MAX);
+        self.gate_deadline_ms.store(deadline_ms, Ordering::Relaxed);
+        if let Err(error) = self.access.open(live.access_log.as_deref()).await {
+            tracing::warn!(error = godwit_base::telemetry::chain(&error), "the access log stays as it was");
+        }
+    }
+
     /// A number of chance, good enough to spread load and to make ids differ.
     fn chance(&self) -> u64 {
         let n = self.drawn.fetch_add(1, Ordering::Relaxed);
@@ -125,6 +152,7 @@ pub struct BoundEdge {
     https: Vec<TcpListener>,
     admin: TcpListener,
     config: EdgeConfig,
+    settings: watch::Sender<Live>,
 }
 
 impl BoundEdge {
@@ -136,7 +164,13 @@ impl BoundEdge {
         for addr in &config.listen_https {
             https.push(listen(*addr).await?);
         }
-        Ok(Self { http, https, admin: listen(config.listen_admin).await?, config })
+        let settings = watch::Sender::new(config.live.clone());
+        Ok(Self { http, https, admin: listen(config.listen_admin).await?, config, settings })
+    }
+
+    /// Changes what may change while it serves. Each sending opens the access log anew.
+    pub fn settings(&self) -> watch::Sender<Live> {
+        self.settings.clone()
     }
 
     /// The first address for HTTP.
@@ -160,7 +194,7 @@ impl BoundEdge {
         store: Arc<dyn Store>,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
-        let Self { http, https, admin, config } = self;
+        let Self { http, https, admin, config, settings } = self;
         let registry = Metrics::new();
         let group = TaskGroup::new();
         let metrics = metrics::EdgeMetrics::new(&registry);
@@ -175,16 +209,20 @@ impl BoundEdge {
             hostnames: hostnames.clone(),
             tls: tls.clone(),
             https_port: config.redirect_https_port,
-            metrics,
+            metrics: metrics.clone(),
             ways: serve::Ways::new(&config.region, config.public_http_port, config.public_https_port),
             region: config.region.clone(),
-            gate_deadline: config.gate_deadline,
+            access: access::AccessLog::new(metrics.access_lines.clone(), metrics.access_dropped.clone())?,
+            gate_deadline_ms: AtomicU64::new(0),
             trusted: config.proxy_protocol_from.clone(),
             http1: crate::h1::io::Options::default(),
             group: group.clone(),
             seed: godwit_base::secret::random_u64(),
             drawn: AtomicU64::new(0),
         });
+        let live = settings.subscribe();
+        edge.apply(&config.live).await;
+        group.spawn_cancellable(edge.clone().follow(live));
         group.spawn_cancellable(metrics::tick(edge.clone()));
         let health = routes.clone();
         let admin_routes = godwit_base::metrics::routes(registry, move || {
@@ -214,6 +252,7 @@ impl BoundEdge {
         if !group.drain(DRAIN_TIMEOUT).await {
             tracing::warn!("requests were still in flight when the edge stopped");
         }
+        edge.access.close().await;
         // What changed since the last round; the disk is all that this waits for.
         let _ = tokio::task::spawn_blocking(move || routes.keep_now()).await;
         Ok(())
@@ -221,8 +260,20 @@ impl BoundEdge {
 }
 
 /// Binds, joins if need be, and serves with routes from control until told to stop.
-pub async fn run(config: EdgeConfig, shutdown: CancellationToken) -> Result<(), Error> {
+/// `reloaded` gives what may change meanwhile, each time that the configuration was read anew.
+pub async fn run(
+    config: EdgeConfig,
+    shutdown: CancellationToken,
+    mut reloaded: mpsc::Receiver<Live>,
+) -> Result<(), Error> {
     let identity = join::identity(&config, &shutdown).await?;
     let store = Arc::new(RemoteStore::new(&config.control_url, &identity.key));
-    BoundEdge::bind(config).await?.serve(identity, store, shutdown).await
+    let edge = BoundEdge::bind(config).await?;
+    let settings = edge.settings();
+    tokio::spawn(async move {
+        while let Some(live) = reloaded.recv().await {
+            settings.send_replace(live);
+        }
+    });
+    edge.serve(identity, store, shutdown).await
 }

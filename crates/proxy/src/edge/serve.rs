@@ -8,17 +8,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use godwit_api::ids::{AppName, MachineId};
 use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, UPGRADE};
+use http::request::Parts;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::Empty;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 
 use super::Edge;
 use super::app::App;
 use super::attempt::{HttpAttempt, ServedBy, TunnelAttempt};
 use super::body::AnswerBody;
 use super::find::{Turned, find};
+use super::record::{Metered, Record, Recorded};
 use super::redirect;
 use super::routes::NoApp;
 use super::upload::Upload;
@@ -28,6 +31,7 @@ use crate::h1::io::{Connection, Failed, OnSwitch, Switched};
 use crate::headers::{Stamp, host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, without_port};
 use crate::link::tunnel::copy;
 use crate::replay::{self, FLY_FORCE_INSTANCE_ID, FLY_REPLAY, FLY_REPLAY_SRC, Wanted};
+use crate::trace;
 
 /// An answer of the edge itself.
 struct Own {
@@ -51,6 +55,14 @@ impl Own {
             Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} serves no HTTP")),
             Turned::NoMatch => unavailable(format!("app {app} has no Machine as the request wants it"), 5),
             Turned::NoMachine => unavailable(format!("app {app} has no Machine that runs or may be started"), 5),
+            Turned::Ejected { retry_after_s } => {
+                unavailable(format!("the Machines of app {app} err; they are left alone for a moment"), *retry_after_s)
+            }
+            Turned::Broke => Self::new(
+                StatusCode::BAD_GATEWAY,
+                turned.reason(),
+                format!("a Machine of app {app} broke off before its answer"),
+            ),
             Turned::GateFull => unavailable(format!("too many requests wait for app {app}"), 1),
             Turned::Deadline => unavailable(format!("no Machine of app {app} took the request in time"), 1),
             Turned::StartFailed(why) => unavailable(format!("a Machine of app {app} did not come up: {why}"), 1),
@@ -86,9 +98,14 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Upgrade for OnSwitch<I
 
 /// How a client came in: what that adds to its requests, and the public port.
 pub struct Way {
+    pub protocol: &'static str,
+    pub tls: bool,
     pub stamp: Stamp,
     pub port: u16,
 }
+
+/// In Via.
+const H2: &str = "2 godwit";
 
 /// All ways in.
 pub struct Ways {
@@ -99,11 +116,16 @@ pub struct Ways {
 
 impl Ways {
     pub fn new(region: &str, http_port: u16, https_port: u16) -> Self {
-        let way = |proto, via, port| Way { stamp: Stamp::new(region, proto, via, port), port };
+        let way = |proto, via, port| Way {
+            protocol: if via == H2 { "h2" } else { "http/1.1" },
+            tls: proto == "https",
+            stamp: Stamp::new(region, proto, via, port),
+            port,
+        };
         Self {
             plain: way("http", "1.1 godwit", http_port),
             secured: way("https", "1.1 godwit", https_port),
-            h2: way("https", "2 godwit", https_port),
+            h2: way("https", H2, https_port),
         }
     }
 }
@@ -115,6 +137,13 @@ struct Destination {
     host: HeaderValue,
 }
 
+/// Where a request comes from.
+struct From<'a> {
+    client: IpAddr,
+    way: &'a Way,
+    request_id: &'a HeaderValue,
+}
+
 impl Edge {
     /// Serves one request. `upgrade` is there when the client asks for another protocol, which stands in Upgrade.
     pub async fn serve<B, U>(
@@ -123,43 +152,58 @@ impl Edge {
         client: IpAddr,
         way: &Way,
         upgrade: Option<U>,
-    ) -> Response<AnswerBody>
+    ) -> Response<Recorded>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         U: Upgrade,
     {
         let request_id = self.request_id();
+        let head = (request.method(), request.uri(), request.headers());
+        let mut record = Record::begin(self, head, &request_id, client, way);
+        let from = From { client, way, request_id: &request_id };
         if let Some(mut response) = self.challenge(&request) {
+            record.answered(response.status().as_u16());
             stamp_answer(response.headers_mut(), &request_id);
-            return response;
+            return record.follow(response);
         }
-        let (mut response, app) = match self.destination(&request).await {
+        let passed = match self.destination(&request).await {
             Ok(destination) if let Some(response) = self.redirect(&request, &destination, way) => {
-                (response, Some(destination.app))
+                record.is_for(&destination.app);
+                Ok(response)
             }
             Ok(destination) => {
-                let app = destination.app.clone();
-                (self.pass(request, destination, client, way, &request_id, upgrade).await, Some(app))
+                record.is_for(&destination.app);
+                self.pass(request, destination, &from, upgrade, &mut record).await
             }
-            Err(own) => {
-                self.metrics.turned_away(own.reason);
-                (own.into_response(), None)
-            }
+            Err(own) => Err(own),
         };
-        if let Some(app) = app {
-            app.metrics.answered(response.status().as_u16());
-        }
+        let mut response = passed.unwrap_or_else(|own| {
+            self.metrics.turned_away(own.reason);
+            record.reason = Some(own.reason);
+            own.into_response()
+        });
+        record.answered(response.status().as_u16());
         stamp_answer(response.headers_mut(), &request_id);
-        response
+        record.follow(response)
     }
 
     /// The answer to a head that is refused.
-    pub fn refuse(&self, refusal: h1::Refusal) -> Response<AnswerBody> {
+    pub fn refuse(
+        self: &Arc<Self>,
+        refusal: h1::Refusal,
+        parts: &Parts,
+        client: IpAddr,
+        way: &Way,
+    ) -> Response<Recorded> {
+        let request_id = self.request_id();
+        let mut record = Record::begin(self, (&parts.method, &parts.uri, &parts.headers), &request_id, client, way);
+        record.reason = Some(refusal.word());
+        record.answered(refusal.status());
         let code = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
         let text = code.canonical_reason().unwrap_or("refused");
         let mut response = Own::new(code, "bad_request", text).into_response();
-        stamp_answer(response.headers_mut(), &self.request_id());
-        response
+        stamp_answer(response.headers_mut(), &request_id);
+        record.follow(response)
     }
 
     async fn destination<B>(&self, request: &Request<B>) -> Result<Destination, Own> {
@@ -215,23 +259,24 @@ impl Edge {
         self: &Arc<Self>,
         request: Request<B>,
         destination: Destination,
-        client: IpAddr,
-        way: &Way,
-        request_id: &HeaderValue,
+        from: &From<'_>,
         upgrade: Option<U>,
-    ) -> Response<AnswerBody>
+        record: &mut Record,
+    ) -> Result<Response<AnswerBody>, Own>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         U: Upgrade,
     {
         let Destination { app, host } = destination;
         let (mut parts, body) = request.into_parts();
-        let upload = Upload::new(body);
+        let upload = Upload::new(body, record.passed.clone());
         let protocol = parts.headers.get(UPGRADE).cloned();
         strip_hop_by_hop(&mut parts.headers);
         strip_ours(&mut parts.headers);
         parts.headers.remove(http::header::EXPECT);
-        stamp_request(&mut parts.headers, &way.stamp, client, request_id);
+        stamp_request(&mut parts.headers, &from.way.stamp, from.client, from.request_id);
+        let draw = || (u128::from(self.chance()) << 64 | u128::from(self.chance()), self.chance());
+        record.traced(trace::stamp(&mut parts.headers, draw));
         let wanted = wanted_by(&parts.headers);
         let passing = match (upgrade, protocol) {
             (Some(client), Some(protocol)) => {
@@ -241,19 +286,13 @@ impl Edge {
             _ => {
                 parts.headers.remove(HOST);
                 let Some(uri) = target(&host, &parts.uri) else {
-                    return Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host").into_response();
+                    return Err(Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host"));
                 };
                 let (method, headers) = (parts.method, parts.headers);
                 Passing::Http(HttpAttempt { method, uri, headers, upload: Some(upload), by: None })
             }
         };
-        match self.to_machine(passing, app, wanted, Entrance::Http(way.port)).await {
-            Ok(response) => response,
-            Err(own) => {
-                self.metrics.turned_away(own.reason);
-                own.into_response()
-            }
-        }
+        self.to_machine(passing, app, wanted, Entrance::Http(from.way.port), record).await
     }
 
     /// Until a Machine answers that does not send the request on to another.
@@ -263,6 +302,7 @@ impl Edge {
         mut app: Arc<App>,
         mut wanted: Wanted,
         entrance: Entrance,
+        record: &mut Record,
     ) -> Result<Response<AnswerBody>, Own>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -270,7 +310,7 @@ impl Edge {
     {
         let cannot = |reason, text: &str| Own::new(StatusCode::BAD_GATEWAY, reason, text);
         for _ in 0..=replay::MAX_REPLAYS {
-            let (mut response, by) = match self.once(&mut passing, &app, &wanted, entrance).await {
+            let (mut response, by) = match self.once(&mut passing, &app, &wanted, entrance, record).await {
                 Ok(served) => served,
                 Err(turned) => {
                     tracing::debug!(app = %app.name, ?turned, "a request was turned away");
@@ -295,6 +335,7 @@ impl Edge {
                 passing.headers_mut().insert(FLY_REPLAY_SRC, source);
             }
             self.metrics.replays.inc();
+            record.trail.replays += 1;
         }
         Err(cannot("replay_loop", "it was sent on too often"))
     }
@@ -305,6 +346,7 @@ impl Edge {
         app: &Arc<App>,
         wanted: &Wanted,
         entrance: Entrance,
+        record: &mut Record,
     ) -> Result<(Response<AnswerBody>, Option<ServedBy>), Turned>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -312,12 +354,12 @@ impl Edge {
     {
         match passing {
             Passing::Http(attempt) => {
-                let response = find(self, app, wanted, entrance, attempt).await?;
+                let response = find(self, app, wanted, entrance, &mut record.trail, attempt).await?;
                 Ok((response, attempt.by.take()))
             }
             Passing::Upgrade(head, client) => {
                 let mut attempt = TunnelAttempt::upgrade();
-                let (tunnel, in_flight) = find(self, app, wanted, entrance, &mut attempt).await?;
+                let (tunnel, in_flight) = find(self, app, wanted, entrance, &mut record.trail, &mut attempt).await?;
                 Ok((self.upgraded(head, tunnel, in_flight, client).await, attempt.by.take()))
             }
         }
@@ -399,18 +441,20 @@ impl Edge {
         };
         strip_ours(response.headers_mut());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return response.map(|body| AnswerBody::Declined(Box::new(body), in_flight));
+            return response.map(|body| AnswerBody::Declined { body: Box::new(body), _in_flight: in_flight });
         }
         let (head, body) = response.into_parts();
         let client = client.take();
+        let (give, record) = oneshot::channel::<Record>();
         self.group.spawn(async move {
             let _in_flight = in_flight;
-            let Some(client) = client else { return };
-            if let (Some(mut machine), Some(mut client)) = (body.into_switched(), client.await) {
+            let (Some(client), Ok(mut record)) = (client, record.await) else { return };
+            if let (Some(mut machine), Some(io)) = (body.into_switched(), client.await) {
+                record.switched();
                 // However it ends, both sides end.
-                let _ = copy(&mut client, &mut machine).await;
+                let _ = copy(&mut Metered { io, passed: record.passed.clone() }, &mut machine).await;
             }
         });
-        Response::from_parts(head, AnswerBody::Empty)
+        Response::from_parts(head, AnswerBody::Switching(Some(give)))
     }
 }

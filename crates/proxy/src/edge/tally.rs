@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::eject::{Failure, Health, Standing};
+
 /// What a door said of other edges' load is believed for so long.
 const OTHERS_LIFE_MS: u64 = 1_000;
 
@@ -47,6 +49,9 @@ impl Tally {
 pub struct Tallies {
     waking: AtomicBool,
     avoid_until_ms: AtomicU64,
+    /// Whether `health` has anything to say: nearly never, and then no request takes the lock.
+    troubled: AtomicBool,
+    health: Mutex<Health>,
     ports: Mutex<Vec<(u16, Arc<Tally>)>>,
 }
 
@@ -75,6 +80,54 @@ impl Tallies {
 
     pub fn welcome(&self) {
         self.avoid_until_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// It is another one now: elsewhere, or made anew.
+    pub fn renew(&self) {
+        self.welcome();
+        self.health(|health| *health = Health::default());
+    }
+
+    pub fn standing(&self, now_ms: u64) -> Standing {
+        if self.troubled.load(Ordering::Relaxed) {
+            self.health(|health| health.standing(now_ms))
+        } else {
+            Standing::Healthy
+        }
+    }
+
+    /// A request is about to be sent there: false if another was faster.
+    pub fn send(&self, now_ms: u64) -> bool {
+        !self.troubled.load(Ordering::Relaxed) || self.health(|health| health.send(now_ms))
+    }
+
+    /// True if it was left alone and is back.
+    pub fn answered(&self, well: bool, now_ms: u64) -> bool {
+        self.troubled.load(Ordering::Relaxed) && self.health(|health| health.answered(well, now_ms))
+    }
+
+    /// The port of a fresh start accepts.
+    pub fn started(&self, now_ms: u64) -> bool {
+        self.welcome();
+        self.troubled.load(Ordering::Relaxed) && self.health(|health| health.started(now_ms))
+    }
+
+    pub fn learned_nothing(&self) {
+        if self.troubled.load(Ordering::Relaxed) {
+            self.health(Health::learned_nothing);
+        }
+    }
+
+    /// True if it is left alone from now on.
+    pub fn failed(&self, why: Failure, now_ms: u64) -> bool {
+        self.health(|health| health.failed(why, now_ms))
+    }
+
+    fn health<T>(&self, f: impl FnOnce(&mut Health) -> T) -> T {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = f(&mut health);
+        self.troubled.store(!health.is_clear(), Ordering::Relaxed);
+        told
     }
 
     pub fn is_avoided(&self, now_ms: u64) -> bool {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::app::App;
 use super::attempt::TunnelAttempt;
 use super::find::find;
+use super::record::Trail;
 use super::tls::Manner;
 use super::view::Entrance;
 use super::{Edge, peers};
@@ -140,7 +141,7 @@ impl Client for TlsStream<TcpStream> {
 
 async fn carry<C: Client>(edge: &Arc<Edge>, app: &Arc<App>, mut client: C, ends: Ends, port: u16) {
     let mut attempt = TunnelAttempt::tcp(port);
-    match find(edge, app, &Wanted::default(), Entrance::Tcp(port), &mut attempt).await {
+    match find(edge, app, &Wanted::default(), Entrance::Tcp(port), &mut Trail::default(), &mut attempt).await {
         Ok((mut machine, _in_flight)) => {
             let header = attempt.announced.map(|version| match version {
                 ProxyVersion::V1 => proxy_protocol::v1(ends),

@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use h2::SendStream;
 use http::HeaderMap;
 use http_body::Body;
 
+use super::record::Passed;
 use crate::link::send::{Broken, poll_capacity};
 
 /// Kept of a body in case it must be sent again.
@@ -27,6 +30,7 @@ pub struct Upload<B> {
     whole: bool,
     ended: bool,
     trailers: Option<HeaderMap>,
+    passed: Arc<Passed>,
 }
 
 /// How far one attempt has come with it.
@@ -41,9 +45,9 @@ impl<B> Upload<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    pub fn new(body: B) -> Self {
+    pub fn new(body: B, passed: Arc<Passed>) -> Self {
         let ended = body.is_end_stream();
-        Self { body, kept: VecDeque::new(), kept_bytes: 0, whole: true, ended, trailers: None }
+        Self { body, kept: VecDeque::new(), kept_bytes: 0, whole: true, ended, trailers: None, passed }
     }
 
     /// There is nothing to send.
@@ -113,6 +117,7 @@ where
     }
 
     fn take(&mut self, data: Bytes, progress: &mut Progress, admitted: bool) {
+        self.passed.inward.fetch_add(data.len() as u64, Ordering::Relaxed);
         if self.whole && admitted && self.kept_bytes + data.len() > REPLAY_BYTES {
             // It will never be sent again from here.
             self.whole = false;
@@ -135,7 +140,7 @@ mod tests {
 
     #[test]
     fn an_empty_body_is_known_at_once() {
-        assert!(Upload::new(Full::new(Bytes::new())).is_empty());
-        assert!(!Upload::new(Full::new(Bytes::from_static(b"x"))).is_empty());
+        assert!(Upload::new(Full::new(Bytes::new()), Arc::default()).is_empty());
+        assert!(!Upload::new(Full::new(Bytes::from_static(b"x")), Arc::default()).is_empty());
     }
 }

@@ -149,6 +149,7 @@ impl Target {
             cordoned: self.cordoned,
             waking: self.tallies.is_waking(),
             avoided: !fresh && self.tallies.is_avoided(now_ms),
+            standing: self.tallies.standing(now_ms),
             load: if fresh { service.tally.own() } else { service.tally.load(now_ms) },
             soft: service.soft,
             hard: service.hard,
@@ -306,9 +307,9 @@ pub fn build(
                     lessons.remove(&machine.machine);
                 }
             }
-            if before.is_some_and(|before| before.door_addr != target.door_addr) {
-                // What it did elsewhere is no reason to pass it over here.
-                target.tallies.welcome();
+            if before.is_some_and(|before| before.door_addr != target.door_addr || before.epoch < target.epoch) {
+                // What it did elsewhere, or before it was made anew, is no reason to pass it over here.
+                target.tallies.renew();
             }
             targets.push(target);
         }

@@ -15,10 +15,11 @@ use tokio::time::Instant;
 use super::Edge;
 use super::app::{App, word_of};
 use super::call::{self, CallError};
-use super::find::{AVOID_AWAY_MS, AVOID_BUSY_MS, AVOID_FAILED_MS, AVOID_FULL_MS, AVOID_UNKNOWN_MS};
+use super::find::{AVOID_AWAY_MS, AVOID_BUSY_MS, AVOID_FULL_MS, AVOID_UNKNOWN_MS};
 use super::gate::{Waking, Woken};
 use super::tally::Tallies;
 use super::view::{Origin, Target, Word};
+use crate::eject::Failure;
 use crate::link::client::Link;
 
 /// Between two questions to an end of a move.
@@ -36,7 +37,7 @@ pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Wak
             port,
             at: End::new(edge, target.as_origin()),
             origin: target.origin.clone().map(|origin| End::new(edge, origin)),
-            deadline: Instant::now() + edge.gate_deadline,
+            deadline: Instant::now() + edge.gate_deadline(),
         };
         let (app, asked, tallies) = (app.clone(), target.standing(), target.tallies.clone());
         let (routes, metrics) = (edge.routes.clone(), edge.metrics.clone());
@@ -49,7 +50,9 @@ pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Wak
             }
             let ended = match heard.reply {
                 Ok(StartReply::Ready { epoch }) => {
-                    tallies.welcome();
+                    if tallies.started(now_ms) {
+                        tracing::info!(machine = %start.machine, "a Machine is served again");
+                    }
                     app.learn(&start.machine, Word::Running, epoch, now_ms);
                     Woken::Ready
                 }
@@ -66,7 +69,7 @@ pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Wak
                     }
                 }
                 Ok(StartReply::Failed { error }) => {
-                    tallies.avoid(now_ms + AVOID_FAILED_MS);
+                    metrics.ejected(&start.machine, Failure::Start, tallies.failed(Failure::Start, now_ms));
                     metrics.wakes_failed.inc();
                     Woken::Failed(error.into())
                 }

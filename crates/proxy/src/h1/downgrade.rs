@@ -27,6 +27,9 @@ pub fn check(method: &Method, uri: &Uri, headers: &HeaderMap, limits: &Limits) -
         return Err(Refusal::TooManyFields);
     }
     for (name, value) in headers {
+        if value.as_bytes().trim_ascii().len() != value.len() {
+            return Err(Refusal::PaddedValue);
+        }
         match classify(name.as_str().as_bytes()) {
             Class::TransferEncoding => return Err(Refusal::BadEncoding),
             // The one that means something here, and only so.

@@ -12,6 +12,8 @@ pub enum Refusal {
     Nul,
     /// A control character other than HTAB in a value.
     ControlCharacter,
+    /// A value of HTTP/2 with blanks around it (RFC 9113 section 8.2.1).
+    PaddedValue,
     /// A head that is not finished within its limit.
     HeadTooLarge,
     TooManyFields,
@@ -74,11 +76,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::BareLf,
         Self::BareCr,
         Self::Nul,
         Self::ControlCharacter,
+        Self::PaddedValue,
         Self::HeadTooLarge,
         Self::TooManyFields,
         Self::CutHead,
@@ -129,6 +132,7 @@ impl Refusal {
             Self::BareCr => "bare_cr",
             Self::Nul => "nul",
             Self::ControlCharacter => "control_character",
+            Self::PaddedValue => "padded_value",
             Self::HeadTooLarge => "head_too_large",
             Self::TooManyFields => "too_many_fields",
             Self::CutHead => "cut_head",
@@ -171,6 +175,21 @@ impl Refusal {
             Self::TooManyInterim => "too_many_interim",
             Self::Unasked => "unasked",
         }
+    }
+
+    /// It was found in a body, behind a head that was served.
+    pub const fn is_of_body(self) -> bool {
+        matches!(
+            self,
+            Self::BadChunkSize
+                | Self::ChunkTooLarge
+                | Self::BadChunkExtension
+                | Self::BadChunkEnd
+                | Self::ChunkOverhead
+                | Self::BadTrailer
+                | Self::TrailersTooLarge
+                | Self::CutBody
+        )
     }
 
     /// What a client is told. (What a Machine did wrong is a 502 to the client, whatever it was.)

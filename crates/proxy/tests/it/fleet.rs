@@ -103,6 +103,9 @@ pub struct EdgeHandle {
     /// Holds what the edge serves HTTPS with.
     pub certificates: PathBuf,
     pub admin: SocketAddr,
+    pub access_log: PathBuf,
+    /// Changes what may change while it serves.
+    pub settings: tokio::sync::watch::Sender<godwit_proxy::edge::Live>,
     pub role: Role,
 }
 
@@ -159,6 +162,7 @@ pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
         snapshot_dir: folder.join("routes"),
         suffixes: vec!["localhost".into()],
         names: ["www.example.com", "a", "[::1]"].map(|name| (name.to_owned(), "web".to_owned())).into(),
+        access_log: Some(folder.join("access.log")),
         gate_deadline_ms: setup.gate_deadline_ms,
         autostop_interval_ms: setup.autostop_interval_ms,
         autostop_idle_ms: Some(0),
@@ -175,8 +179,9 @@ pub async fn start_edge(folder: &Path, store: Arc<dyn Store>, setup: &Setup) -> 
     let https = edge.https_addr().unwrap();
     let identity = Identity { id: EdgeId::parse("edge-1").unwrap(), key: EDGE_KEY.into() };
     let shutdown = CancellationToken::new();
+    let (settings, access_log) = (edge.settings(), folder.join("access.log"));
     let role = Role::spawn(edge.serve(identity, store, shutdown.clone()), shutdown);
-    EdgeHandle { addr, https, certificates, admin, role }
+    EdgeHandle { addr, https, certificates, admin, access_log, settings, role }
 }
 
 /// An HTTP service on the usual port.

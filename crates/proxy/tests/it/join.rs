@@ -89,7 +89,7 @@ async fn an_edge_joins_once_and_serves_with_its_own_key() {
         let config = config(&folder, &url, TOKEN);
         let addr = config.listen_http[0];
         let shutdown = CancellationToken::new();
-        let running = tokio::spawn(edge::run(config, shutdown.clone()));
+        let running = tokio::spawn(edge::run(config, shutdown.clone(), tokio::sync::mpsc::channel(1).1));
         until("it listens", async || tokio::net::TcpStream::connect(addr).await.ok()).await;
         assert_eq!(Browser::new(addr, "web.localhost").get("/").await.code, 200);
         shutdown.cancel();
@@ -110,6 +110,7 @@ async fn an_edge_with_a_wrong_token_says_so_and_ends() {
     let (fleet, _host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
     let (url, _group) = serve(fleet.store.clone(), Arc::default()).await;
     let folder = TempDir::new().unwrap();
-    let ended = edge::run(config(&folder, &url, "gwj_wrong"), CancellationToken::new()).await;
+    let ended =
+        edge::run(config(&folder, &url, "gwj_wrong"), CancellationToken::new(), tokio::sync::mpsc::channel(1).1).await;
     assert!(matches!(ended, Err(Error::Join { .. })), "{ended:?}");
 }

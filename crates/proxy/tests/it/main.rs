@@ -11,8 +11,10 @@ mod relay;
 #[path = "../h1/table.rs"]
 mod table;
 
+mod access;
 mod bodies;
 mod certificates;
+mod eject;
 mod failures;
 mod h2_downgrade;
 mod handlers;
@@ -22,6 +24,7 @@ mod limits;
 mod moves;
 mod proxy_protocol;
 mod replay;
+mod rfc9113;
 mod sleep;
 mod smuggling;
 mod tls;

@@ -19,11 +19,12 @@ const SECOND_FORWARDED: &[u8] = b"GET /second HTTP/1.1\r\nhost: a\r\n\r\n";
 const ONE_READ_BYTES: usize = 4000;
 
 /// What the edge adds to each request, once.
-pub const STAMPS: [&str; 8] = [
+pub const STAMPS: [&str; 9] = [
     "fly-client-ip: 127.0.0.1",
     "fly-forwarded-port: 80",
     "fly-region: fra",
     "fly-request-id: ID",
+    "traceparent: ID",
     "via: 1.1 godwit",
     "x-forwarded-for: 127.0.0.1",
     "x-forwarded-port: 80",
@@ -51,7 +52,9 @@ impl Recorder {
                         let ended = socket.read_buf(&mut bytes).await.unwrap_or(0) == 0;
                         let whole = is_whole(&bytes);
                         if (whole || ended) && !bytes.is_empty() {
-                            kept.lock().unwrap().push(String::from_utf8(std::mem::take(&mut bytes)).unwrap());
+                            kept.lock()
+                                .unwrap()
+                                .push(String::from_utf8_lossy(&std::mem::take(&mut bytes)).into_owned());
                         }
                         if ended {
                             return;
@@ -77,7 +80,11 @@ pub fn in_order(request: &str) -> String {
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
     let mut lines: Vec<_> = head
         .split("\r\n")
-        .map(|line| if line.starts_with("fly-request-id: ") { "fly-request-id: ID" } else { line })
+        .map(|line| match line.split_once(": ") {
+            Some(("fly-request-id", _)) => "fly-request-id: ID",
+            Some(("traceparent", _)) => "traceparent: ID",
+            _ => line,
+        })
         .collect();
     lines[1..].sort_unstable();
     format!("{}\r\n\r\n{body}", lines.join("\r\n"))

@@ -58,7 +58,7 @@ pub async fn connected(addr: SocketAddr, config: &Arc<ClientConfig>, name: &str)
     until("the certificate is served", async || handshake(addr, config, name).await.ok()).await
 }
 
-fn request(method: Method, uri: &str, body: Body) -> Request<Body> {
+pub fn request(method: Method, uri: &str, body: Body) -> Request<Body> {
     Request::builder().method(method).uri(uri).body(body).unwrap()
 }
 
