@@ -182,6 +182,8 @@ pub struct Port {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_options: Option<TlsOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_options: Option<HttpOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_proto_options: Option<ProxyProtoOptions>,
 }
 
@@ -195,6 +197,15 @@ pub struct TlsOptions {
     /// `TLSv1.2`, `TLSv1.3`; both if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub versions: Vec<String>,
+}
+
+/// How a port with the handler `http` is served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct HttpOptions {
+    /// The Machine speaks HTTP/2 without TLS on this service's port.
+    #[serde(skip_serializing_if = "is_default")]
+    pub h2_backend: bool,
 }
 
 /// How a Machine behind a port with the handler `proxy_proto` is told of its clients.
@@ -348,6 +359,9 @@ impl Port {
     }
     pub fn is_http(&self) -> bool {
         self.has("http")
+    }
+    pub fn is_h2_backend(&self) -> bool {
+        self.is_http() && self.http_options.as_ref().is_some_and(|options| options.h2_backend)
     }
     /// TLS ends at the edge.
     pub fn is_tls(&self) -> bool {

@@ -167,13 +167,11 @@ fn tls_options(port: &Port, options: &TlsOptions, at: &str) -> Result<(), ApiErr
     if options.alpn.iter().any(|name| name == "acme-tls/1") {
         return Err(wrong(format!("{at}.alpn: acme-tls/1 is the edge's own")));
     }
-    // All apps share the port for HTTPS, and what is offered there is for all of them.
-    let differs = |given: &[String], of_all: &[&str]| !given.is_empty() && given != of_all;
-    if port.is_http() && differs(&options.alpn, &HTTPS_ALPN) {
-        return Err(wrong(format!("{at}.alpn: with http it is {}; leave it out", HTTPS_ALPN.join(", "))));
-    }
-    if port.is_http() && differs(&options.versions, &TLS_VERSIONS) {
-        return Err(wrong(format!("{at}.versions: with http they are {}; leave them out", TLS_VERSIONS.join(", "))));
+    // What is spoken there is HTTP, whatever is offered.
+    if port.is_http()
+        && let Some(name) = options.alpn.iter().find(|name| !HTTPS_ALPN.contains(&name.as_str()))
+    {
+        return Err(wrong(format!("{at}.alpn: {name:?} is no HTTP: with that handler, {}", HTTPS_ALPN.join(", "))));
     }
     Ok(())
 }
@@ -362,7 +360,7 @@ mod tests {
             (json!({ "handlers": ["tls"], "tls_options": { "versions": ["TLSv1.1"] } }), "tls_options.versions"),
             (json!({ "handlers": ["tls"], "tls_options": { "alpn": [""] } }), "tls_options.alpn"),
             (json!({ "handlers": ["tls"], "tls_options": { "alpn": ["acme-tls/1"] } }), "the edge's own"),
-            (json!({ "handlers": ["tls", "http"], "tls_options": { "alpn": ["h2"] } }), "with http it is"),
+            (json!({ "handlers": ["tls", "http"], "tls_options": { "alpn": ["h2", "ftp"] } }), "is no HTTP"),
             (json!({ "handlers": ["proxy_proto"], "proxy_proto_options": { "version": "v3" } }), "neither v1 nor v2"),
         ] {
             let mut port = port;

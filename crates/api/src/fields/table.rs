@@ -76,7 +76,7 @@ pub const TABLES: &[Table] = &[
             none("config.services[].ports[].tls_options.default_self_signed", &["false"]),
             built("config.services[].ports[].http_options"),
             none("config.services[].ports[].http_options.compress", &["false"]),
-            none("config.services[].ports[].http_options.h2_backend", &["false"]),
+            built("config.services[].ports[].http_options.h2_backend"),
             none("config.services[].ports[].http_options.idle_timeout", &["0"]),
             none("config.services[].ports[].http_options.headers_read_timeout", &["0"]),
             none("config.services[].ports[].http_options.replay_cache", &["[]"]),

@@ -1,4 +1,4 @@
-//! Certificates from an authority: control orders and renews them, edges answer for it (`docs/decisions/0013`).
+//! Certificates from an authority: control orders and renews them, edges answer for it (`docs/decisions/0014`).
 //!
 //! `plan` says which host names are due, `order` carries one order through. An order is claimed in the name's row first, so
 //! that of several controls one makes it; a claim whose control died lapses.

@@ -15,6 +15,7 @@ mod serve;
 mod start;
 mod tunnel;
 mod upstream;
+mod upstream_h2;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use super::app::App;
 use super::attempt::TunnelAttempt;
 use super::find::find;
 use super::record::Trail;
-use super::tls::{Manner, Versions};
+use super::tls::Manner;
 use super::view::Entrance;
 use super::{Edge, peers};
 use crate::link::tunnel::copy;
@@ -118,9 +118,8 @@ async fn connection(edge: &Arc<Edge>, mut client: TcpStream, from: SocketAddr, p
 /// How a port shakes hands, if TLS ends here.
 fn manner(app: &App, port: u16) -> Option<Manner> {
     let view = app.view();
-    let options = view.raw_port(port).filter(|one| one.is_tls())?.tls_options.clone().unwrap_or_default();
-    let alpn = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    Some(Manner { alpn, versions: Versions::named(&options.versions) })
+    let one = view.raw_port(port).filter(|one| one.is_tls())?;
+    Some(one.tls_options.as_ref().map(Manner::of).unwrap_or_default())
 }
 
 /// A client's stream, with or without TLS around it.

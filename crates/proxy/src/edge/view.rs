@@ -86,6 +86,14 @@ impl View {
         by.is_some_and(|one| one.force_https)
     }
 
+    /// The port for HTTPS as its service describes it.
+    pub fn https_port(&self, port: u16) -> Option<&Port> {
+        let target = self.targets.iter().find(|target| target.service(Entrance::Http(port)).is_some())?;
+        let service = &target.services[target.service(Entrance::Http(port))?].service;
+        let secured = || service.ports.iter().filter(|one| one.is_http() && one.is_tls());
+        secured().find(|one| one.covers(port)).or_else(|| secured().next())
+    }
+
     /// The raw port as its service describes it.
     pub fn raw_port(&self, port: u16) -> Option<&Port> {
         let services = self.targets.iter().flat_map(|target| &target.services);

@@ -63,6 +63,62 @@ pub async fn add(fleet: &Fleet, hostname: &str) -> CertificateDer<'static> {
     made.der
 }
 
+/// As control makes it: with the critical extension that only an authority understands.
+fn challenge_of(hostname: &str) -> Made {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![hostname.to_owned()]).unwrap();
+    params.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(&[7; 32])];
+    let certificate = params.self_signed(&key).unwrap();
+    Made { chain_pem: certificate.pem(), key_pem: KeyPem(key.serialize_pem()), der: certificate.der().clone() }
+}
+
+/// Looks at nothing but whether it gets this very certificate.
+#[derive(Debug)]
+struct Exactly(CertificateDer<'static>, Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for Exactly {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        let same = *leaf == self.0;
+        same.then(rustls::client::danger::ServerCertVerified::assertion)
+            .ok_or_else(|| rustls::Error::General("another certificate".into()))
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.1.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn authority(expects: &CertificateDer<'static>) -> Arc<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = Arc::new(Exactly(expects.clone(), provider.clone()));
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+    Arc::new(config)
+}
+
 async fn put(fleet: &Fleet, op: Op) {
     fleet.store.txn(Txn::of([op])).await.unwrap();
 }
@@ -184,11 +240,11 @@ async fn an_authority_is_answered_for_the_name_that_it_asks_for_and_no_other() {
     let own = Browser::new(edge.addr, "web.localhost").get("/.well-known/acme-challenge/tok-1").await;
     assert_ne!(own.text(), "tok-1.thumb");
 
-    let challenge = made(&[host]);
+    let challenge = challenge_of(host);
     let served = add(&fleet, host).await;
     let (chain_pem, key_pem) = (challenge.chain_pem.clone(), challenge.key_pem.clone());
     put(&fleet, put_json(key.clone(), &row(ChallengeAnswer::TlsAlpn01 { chain_pem, key_pem })).unwrap()).await;
-    let authority = trust(&[&challenge.der], &[b"acme-tls/1"]);
+    let authority = authority(&challenge.der);
     let mut stream = connected(edge.https, &authority, host).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"acme-tls/1"[..]));
     let mut said = [0; 16];

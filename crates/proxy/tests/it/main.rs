@@ -13,8 +13,8 @@ mod table;
 
 mod access;
 mod bodies;
-mod eject;
 mod certificates;
+mod eject;
 mod failures;
 mod h2_downgrade;
 mod handlers;

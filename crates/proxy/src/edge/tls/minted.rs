@@ -36,7 +36,8 @@ impl Mint {
     pub fn new(path: &Path, suffixes: &[String], provider: Arc<CryptoProvider>) -> Result<Self, Error> {
         let pem = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
         let wrong = |why: String| Error::config("mint_from", why);
-        let key = KeyPair::from_pem(&pem).map_err(|error| wrong(error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| wrong(error.to_string()))?;
+        let key = KeyPair::try_from(&key).map_err(|error| wrong(error.to_string()))?;
         let root = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| wrong(error.to_string()))?;
         let issuer = Issuer::from_ca_cert_der(&root, key).map_err(|error| wrong(error.to_string()))?;
         let suffixes = suffixes.iter().map(|suffix| format!(".{suffix}")).collect();

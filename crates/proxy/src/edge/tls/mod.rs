@@ -13,13 +13,14 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use godwit_api::config::TlsOptions;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{Acceptor, ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor};
 
 use certificates::{Certificate, Certificates};
 pub use folder::follow as follow_folder;
@@ -27,7 +28,7 @@ pub use rows::follow as follow_rows;
 
 /// A client that has not shaken hands by then is closed.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Ways of shaking hands that differ, of raw ports: each is kept ready.
+/// Ways of shaking hands that differ: each is kept ready.
 const MAX_MANNERS: usize = 64;
 pub const ALPN_H2: &[u8] = b"h2";
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
@@ -77,6 +78,24 @@ pub enum Versions {
 static ONLY_12: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS12];
 static ONLY_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 
+impl Manner {
+    /// As a Machine's configuration has it.
+    pub fn of(options: &TlsOptions) -> Self {
+        let alpn = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Self { alpn, versions: Versions::named(&options.versions) }
+    }
+
+    /// The same for the port that all apps share: it speaks HTTP, and nothing else whatever is asked for.
+    pub fn of_https(options: &TlsOptions) -> Self {
+        let mut manner = Self::of(options);
+        manner.alpn.retain(|name| name == ALPN_H2 || name == ALPN_HTTP1);
+        if manner.alpn.is_empty() {
+            manner.alpn = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
+        }
+        manner
+    }
+}
+
 impl Versions {
     /// As a Machine's configuration names them.
     pub fn named(names: &[String]) -> Self {
@@ -100,9 +119,9 @@ impl Versions {
 pub struct Tls {
     provider: Arc<CryptoProvider>,
     live: Arc<Live>,
-    https: TlsAcceptor,
+    https: Arc<ServerConfig>,
     ticketer: Arc<dyn rustls::server::ProducesTickets>,
-    manners: Mutex<HashMap<Manner, TlsAcceptor>>,
+    manners: Mutex<HashMap<Manner, Arc<ServerConfig>>>,
 }
 
 impl Tls {
@@ -116,26 +135,31 @@ impl Tls {
         let ticketer = aws_lc_rs::Ticketer::new().map_err(unusable)?;
         let alpn = [ALPN_H2, ALPN_HTTP1, ALPN_ACME].map(<[u8]>::to_vec).into();
         let manner = Manner { alpn, versions: Versions::All };
-        let https = acceptor(&provider, &live, &ticketer, &manner).map_err(unusable)?;
+        let https = configure(&provider, &live, &ticketer, &manner).map_err(unusable)?;
         Ok(Arc::new(Self { provider, live, https, ticketer, manners: Mutex::default() }))
     }
 
-    /// A handshake for HTTPS.
-    pub async fn handshake(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        in_time(&self.https, socket).await
+    /// A handshake for HTTPS, for an app that wants it in a manner of its own if there is one.
+    pub async fn finish(&self, hello: Hello, manner: Option<Manner>) -> io::Result<TlsStream<TcpStream>> {
+        let config = match manner {
+            Some(manner) => self.of(&manner).map_err(io::Error::other)?,
+            None => self.https.clone(),
+        };
+        in_time(hello.start.into_stream(config)).await
     }
 
     /// A handshake of a raw port.
     pub async fn handshake_of(&self, manner: &Manner, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        in_time(&self.of(manner).map_err(io::Error::other)?, socket).await
+        let config = self.of(manner).map_err(io::Error::other)?;
+        in_time(TlsAcceptor::from(config).accept(socket)).await
     }
 
-    fn of(&self, manner: &Manner) -> Result<TlsAcceptor, rustls::Error> {
+    fn of(&self, manner: &Manner) -> Result<Arc<ServerConfig>, rustls::Error> {
         let mut manners = self.manners.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = manners.get(manner) {
             return Ok(known.clone());
         }
-        let made = acceptor(&self.provider, &self.live, &self.ticketer, manner)?;
+        let made = configure(&self.provider, &self.live, &self.ticketer, manner)?;
         if manners.len() >= MAX_MANNERS {
             manners.clear();
         }
@@ -162,22 +186,41 @@ fn set(table: &RwLock<Arc<Certificates>>, certificates: &[Certificate]) {
     *table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
 }
 
-fn acceptor(
+fn configure(
     provider: &Arc<CryptoProvider>,
     live: &Arc<Live>,
     ticketer: &Arc<dyn rustls::server::ProducesTickets>,
     manner: &Manner,
-) -> Result<TlsAcceptor, rustls::Error> {
+) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(manner.versions.supported())?
         .with_no_client_auth()
         .with_cert_resolver(live.clone());
     config.alpn_protocols = manner.alpn.clone();
     config.ticketer = ticketer.clone();
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
-async fn in_time(acceptor: &TlsAcceptor, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await;
-    shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let done = tokio::time::timeout(HANDSHAKE_TIMEOUT, step).await;
+    done.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// A handshake whose client has said what it wants and is not answered yet.
+pub struct Hello {
+    start: StartHandshake<TcpStream>,
+}
+
+impl Hello {
+    pub async fn read(socket: TcpStream) -> io::Result<Self> {
+        let start = in_time(LazyConfigAcceptor::new(Acceptor::default(), socket)).await?;
+        Ok(Self { start })
+    }
+
+    /// Whom it wants, unless it is an authority that looks at the edge itself.
+    pub fn name(&self) -> Option<String> {
+        let hello = self.start.client_hello();
+        let is_authority = hello.alpn().is_some_and(|mut offered| offered.any(|one| one == ALPN_ACME));
+        hello.server_name().filter(|_| !is_authority).map(str::to_owned)
+    }
 }

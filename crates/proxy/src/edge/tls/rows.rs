@@ -14,7 +14,7 @@ use godwit_api::keys;
 use godwit_store::{Mirror, Store, Update, follow as follow_store};
 
 use super::Tls;
-use super::certificates::Certificate;
+use super::certificates::{Certificate, challenge};
 
 /// Which of two certificates of a name is valid changes with time alone.
 const REVIEW_INTERVAL: Duration = Duration::from_secs(30);
@@ -149,8 +149,8 @@ fn answers(tls: &Tls, rows: &Mirror) -> HashMap<String, Arc<rustls::sign::Certif
             continue;
         };
         if let ChallengeAnswer::TlsAlpn01 { chain_pem, key_pem } = row.answer {
-            match Certificate::from_pem(format!("{chain_pem}{}", key_pem.0).as_bytes(), &tls.provider) {
-                Ok(certificate) => drop(answers.insert(row.hostname.to_string(), certificate.key())),
+            match challenge(&chain_pem, &key_pem.0, &tls.provider) {
+                Ok(answer) => drop(answers.insert(row.hostname.to_string(), answer)),
                 Err(error) => tracing::warn!(key, error = godwit_base::telemetry::chain(&error), "a challenge"),
             }
         }
