@@ -27,4 +27,5 @@ mod sleep;
 mod smuggling;
 mod tls;
 mod tunnels;
+mod upgrade;
 mod wake;

@@ -51,7 +51,7 @@ pub struct Tls {
 }
 
 /// A file as it was when it was last read.
-struct Known {
+pub struct Known {
     stamp: Stamp,
     certificate: Option<Certificate>,
 }
@@ -63,7 +63,7 @@ struct Stamp {
     length: u64,
 }
 
-type Files = BTreeMap<PathBuf, Known>;
+pub type Files = BTreeMap<PathBuf, Known>;
 
 impl Tls {
     pub fn new(folder: &Path) -> Result<Arc<Self>, crate::Error> {
@@ -88,18 +88,26 @@ impl Tls {
     }
 
     /// Keeps what is served in step with the folder, for ever.
-    pub async fn follow(self: Arc<Self>) {
-        let mut files = Files::new();
+    pub async fn follow(self: Arc<Self>, mut files: Files) {
         loop {
-            let tls = self.clone();
-            let looked = tokio::task::spawn_blocking(move || {
-                tls.look(&mut files);
-                files
-            });
-            // A look that panics is begun anew from nothing; what is served stays.
-            files = looked.await.unwrap_or_default();
             tokio::time::sleep(LOOK_INTERVAL).await;
+            files = self.look_again(files).await;
         }
+    }
+
+    /// What is there when an edge starts.
+    pub async fn first_look(self: &Arc<Self>) -> Files {
+        self.look_again(Files::new()).await
+    }
+
+    async fn look_again(self: &Arc<Self>, mut files: Files) -> Files {
+        let tls = self.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            tls.look(&mut files);
+            files
+        });
+        // A look that panics is begun anew from nothing; what is served stays.
+        looked.await.unwrap_or_default()
     }
 
     fn look(&self, files: &mut Files) {
