@@ -53,6 +53,7 @@ pub struct HostApi {
 pub fn router(api: HostApi) -> Router {
     // These name their callers by the ticket.
     let moves = Router::new()
+        .route("/host/v1/moves/prepare", post(moves::prepare))
         .route("/host/v1/moves/handoff", post(moves::handoff))
         .route("/host/v1/moves/take-back", post(moves::take_back))
         .route("/host/v1/moves/cancel", post(moves::cancel))

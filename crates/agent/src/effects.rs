@@ -1,6 +1,7 @@
 //! Carrying out steps. Each runs on a task of its own and tells its outcome as an event; whatever went wrong becomes
 //! one of the outcomes that `machine` knows. It must not decide what comes next.
 
+mod ahead;
 mod steps;
 mod volumes;
 

@@ -20,6 +20,7 @@ use godwit_api::event::MachineEvent;
 use godwit_api::fact::{MachineFact, Resources};
 use godwit_api::ids::{InstanceId, MachineId};
 use godwit_api::machine::CheckStatus;
+use godwit_api::migration::PrecopyFact;
 use godwit_api::row::Placement;
 use godwit_api::ticket::{SignedTicket, Ticket};
 use godwit_api::volume::HydrationFact;
@@ -68,6 +69,11 @@ pub enum Input {
         volume: MachineId,
         fact: HydrationFact,
         allocated_bytes: u64,
+    },
+    /// How far the copying before a Machine's handoff has come.
+    Precopy {
+        machine: MachineId,
+        fact: PrecopyFact,
     },
     /// Facts that have arrived.
     Published(Vec<(String, u64)>),
@@ -167,6 +173,8 @@ struct Slot {
     checked: Option<(String, Vec<NamedCheck>)>,
     /// Of a volume: what was last told of its filling, and of the disk that it takes.
     hydration: Option<HydrationFact>,
+    /// Of the last move hither.
+    precopy: Option<PrecopyFact>,
     allocated_bytes: u64,
 }
 
@@ -178,6 +186,7 @@ impl Slot {
             checks: BTreeMap::new(),
             checked: None,
             hydration: None,
+            precopy: None,
             allocated_bytes: 0,
         }
     }
@@ -218,6 +227,7 @@ impl Engine {
             Input::Pulled { generation, revision, rows, tickets } => {
                 self.pulled(generation, revision, rows, tickets, now_ms, &mut out)
             }
+            Input::Precopy { machine, fact } => self.precopy_told(&machine, fact, &mut out),
             Input::Hydration { volume, fact, allocated_bytes } => {
                 self.hydration_told(&volume, fact, allocated_bytes, &mut out)
             }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_api::ids::{MachineId, MigrationId};
 use godwit_api::ticket::ExportGrant;
@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 pub struct Exports {
     served: Arc<Mutex<HashMap<MachineId, (MigrationId, ExportGrant)>>>,
     stirred: Arc<Notify>,
+    /// Served ahead of a handoff that may never come: the migration's id, and until when.
+    leases: Arc<Mutex<HashMap<MachineId, (String, Instant)>>>,
 }
 
 impl Exports {
@@ -27,6 +29,34 @@ impl Exports {
         if before.is_none() {
             self.stirred.notify_waiters();
         }
+    }
+
+    fn leases(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, (String, Instant)>> {
+        // Every change is one call on the map.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn lease(&self, volume: &MachineId, migration: &str, until: Instant) {
+        self.leases().insert(volume.clone(), (migration.to_owned(), until));
+    }
+
+    /// Those that nobody has asked for in time.
+    pub fn leased_until(&self, now: Instant) -> Vec<MachineId> {
+        self.leases().iter().filter(|(_, (_, until))| *until <= now).map(|(volume, _)| volume.clone()).collect()
+    }
+
+    /// Was it for this migration?
+    pub fn drop_lease(&self, volume: &MachineId, migration: &str) -> bool {
+        let mut leases = self.leases();
+        let found = leases.get(volume).is_some_and(|(of, _)| of == migration);
+        found && leases.remove(volume).is_some()
+    }
+
+    /// For whom it was, if its time is over still.
+    pub fn end_lease(&self, volume: &MachineId, now: Instant) -> Option<String> {
+        let mut leases = self.leases();
+        leases.get(volume).filter(|(_, until)| *until <= now)?;
+        leases.remove(volume).map(|(migration, _)| migration)
     }
 
     pub fn end(&self, volume: &MachineId) {

@@ -131,6 +131,7 @@ impl Parts {
         };
         let mut owner = owner::Owner::new(resumed.engine, journal, receiver, outlets).spawn(group.token())?;
 
+        let leaving = view.clone();
         let api = api::HostApi {
             identity: identity.clone(),
             inputs: inputs.clone(),
@@ -144,6 +145,10 @@ impl Parts {
         let door_router = door::server::router(hub, inputs.clone(), soon.clone(), group.token());
         group.spawn(serve_unix(door_socket, door_router, group.clone()));
         group.spawn_cancellable(tell(outbox, store.clone(), inputs.clone()));
+        {
+            let (effects, view) = (effects.clone(), leaving);
+            group.spawn_cancellable(async move { effects.end_leases(view).await });
+        }
         let puller = pull::Puller {
             store: store.clone(),
             host: host.clone(),

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use godwit_api::fact::MachineFact;
 use godwit_api::ids::MachineId;
+use godwit_api::migration::{MigrationFact, MovePart, MoveRole};
 
 use crate::engine::Seen;
 
@@ -54,6 +55,18 @@ impl View {
             }
         };
         tokio::time::timeout(bound, look).await.ok()
+    }
+
+    /// Is this volume on its way to another host by that move, or read by it?
+    pub fn is_leaving(&self, volume: &MachineId, migration: &str) -> bool {
+        let facts = self.facts.read().unwrap_or_else(PoisonError::into_inner);
+        let lent = facts.get(volume).and_then(|fact| fact.volume.as_ref()).is_some_and(|of| of.lent_to.is_some());
+        let leaves = |told: &MigrationFact| {
+            told.id.as_str() == migration
+                && told.role == MoveRole::Source
+                && matches!(told.part, MovePart::Preparing | MovePart::HandedOff)
+        };
+        lent || facts.values().filter_map(|fact| fact.migration.as_ref()).any(leaves)
     }
 
     pub fn get(&self, machine: &MachineId) -> Option<MachineFact> {

@@ -19,6 +19,14 @@ pub struct Migrate {
     /// Bound on the background copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_bytes_per_s: Option<u64>,
+    /// Copy what the volumes hold before the Machine is stopped, and afterwards only what changed meanwhile. The source
+    /// goes on serving; the move takes longer, and the target waits for fewer blocks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub precopy: bool,
+    /// Start it at the target before it is stopped at the source. For Machines without volumes whose program bears two
+    /// copies of itself for a while.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub start_first: bool,
     /// Say what would be done, and do nothing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
@@ -75,6 +83,9 @@ pub struct MigrationEvent {
 pub struct MigrationProgress {
     /// From the closed door at the source to the running process at the target, or until now.
     pub downtime_ms: Option<u64>,
+    /// What was copied before the handoff, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precopy: Option<PrecopyFact>,
     pub data_bytes: u64,
     pub hydrated_bytes: u64,
     pub wire_bytes: u64,
@@ -92,6 +103,20 @@ pub struct MigrationProgress {
     pub verified: bool,
     /// Why nothing moves, if nothing does.
     pub stalled: Option<String>,
+}
+
+/// How far the copying before the handoff has come. Sums over the volumes; the pass is the latest of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PrecopyFact {
+    /// From 1. Each looks at all of a volume, and brings what differs.
+    pub pass: u64,
+    /// How much of the volumes this pass has looked at, of how much.
+    pub seen_bytes: u64,
+    pub size_bytes: u64,
+    /// Over all passes.
+    pub copied_bytes: u64,
+    pub wire_bytes: u64,
 }
 
 /// A move as `GET /v1/migrations` shows it.
@@ -178,4 +203,7 @@ pub struct MigrationFact {
     /// start (`running`).
     #[serde(default)]
     pub at_ms: std::collections::BTreeMap<String, u64>,
+    /// Target: what it copied before the handoff.
+    #[serde(default)]
+    pub precopy: Option<PrecopyFact>,
 }

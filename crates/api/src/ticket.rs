@@ -3,6 +3,7 @@
 //!
 //! | call at the source's host API | body → answer |
 //! |---|---|
+//! | `POST /host/v1/moves/prepare` (the target) | `HandoffAsk` → `PrepareAnswer`; the Machine goes on. Good for `PREPARED_FOR`, then asked again |
 //! | `POST /host/v1/moves/handoff` (the target) | `HandoffAsk` → `HandoffAnswer`; held open for a while, then `pending`: ask again |
 //! | `POST /host/v1/moves/take-back` (the target) | `SignedTicket` → `TakeBackAnswer` |
 //! | `POST /host/v1/moves/release` (the target) | `Release` → `Acknowledged`; done already is done |
@@ -19,6 +20,11 @@ use crate::row::Placement;
 pub const DRAIN_TIMEOUT_MS: u64 = 5_000;
 /// A ticket that nobody has used by then is void. A handoff that has happened does not expire.
 pub const TICKET_TTL_MS: u64 = 60 * 60 * 1000;
+
+/// Of a move that copies first: a terabyte takes hours.
+pub const PRECOPY_TICKET_TTL_MS: u64 = 24 * TICKET_TTL_MS;
+/// What a source prepared it takes down again, unless it was asked anew or has handed off by then.
+pub const PREPARED_FOR: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ticket {
@@ -40,6 +46,12 @@ pub struct Ticket {
     /// Bound on the background copy; 0: none.
     #[serde(default)]
     pub rate_bytes_per_s: u64,
+    /// Copy before the handoff what the volumes hold by then.
+    #[serde(default)]
+    pub precopy: bool,
+    /// Start it at the target before the source stops it: for a while there are two, by its owner's wish.
+    #[serde(default)]
+    pub start_first: bool,
     pub expires_at_ms: u64,
 }
 
@@ -73,6 +85,16 @@ pub struct HandoffAsk {
     /// PEM; whoever reads the volumes must show it. Empty when there are none.
     #[serde(default)]
     pub client_certificate: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum PrepareAnswer {
+    /// Where the volumes can be read while their Machine runs and writes, and after the handoff if nothing comes
+    /// between: what counts then is its grant.
+    Prepared { exports: Vec<ExportGrant> },
+    /// Not as things stand.
+    Refused { reason: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

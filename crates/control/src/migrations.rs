@@ -281,6 +281,8 @@ pub fn progress(sight: &Sight, hydration: &BTreeMap<MachineId, HydrationFact>) -
         sum.eta_s = (sum.rate_bytes_per_s > 0).then(|| left.div_ceil(sum.rate_bytes_per_s));
     }
     sum.downtime_ms = downtime_ms(sight);
+    let precopy = part(sight.target, row).and_then(|told| told.precopy.clone());
+    sum.precopy = precopy.or_else(|| row.progress.precopy.clone());
     sum
 }
 
@@ -303,7 +305,8 @@ fn downtime_ms(sight: &Sight) -> Option<u64> {
 pub fn signature(sight: &Sight, progress: &MigrationProgress) -> String {
     let told = |fact| part(fact, sight.row).map(|told| (told.part, told.step.clone()));
     let (phase, source, target) = (sight.row.phase, told(sight.source), told(sight.target));
-    format!("{phase:?} {source:?} {target:?} {} {}", progress.done_blocks, progress.hydrated_bytes)
+    let ahead = progress.precopy.as_ref().map(|ahead| (ahead.pass, ahead.seen_bytes));
+    format!("{phase:?} {source:?} {target:?} {ahead:?} {} {}", progress.done_blocks, progress.hydrated_bytes)
 }
 
 /// Why a move that stands still may stand still: who is waited for.

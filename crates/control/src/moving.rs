@@ -9,7 +9,7 @@ use godwit_api::error::Status;
 use godwit_api::machine::MachineState;
 use godwit_api::migration::{Migrate, Migration, MigrationEvent, MigrationPhase};
 use godwit_api::row::{HostRow, MigrationRow, Placement};
-use godwit_api::ticket::{Carried, DRAIN_TIMEOUT_MS, TICKET_TTL_MS, Ticket};
+use godwit_api::ticket::{Carried, DRAIN_TIMEOUT_MS, PRECOPY_TICKET_TTL_MS, TICKET_TTL_MS, Ticket};
 use godwit_api::{ApiError, AppName, HostId, MachineId, MigrationId, VolumeId, keys};
 use godwit_base::{clock, secret, ticket};
 use godwit_machine::capacity;
@@ -100,6 +100,16 @@ impl Control {
         if drain_timeout_ms > DRAIN_TIMEOUT_MAX_MS {
             return Err(ApiError::unprocessable(format!("drain_timeout_ms: at most {DRAIN_TIMEOUT_MAX_MS}")));
         }
+        if wish.start_first && !load.volumes.is_empty() {
+            let text = format!(
+                "start_first: {} has volumes, and those are written by one copy of it alone",
+                load.lead.words()
+            );
+            return Err(ApiError::unprocessable(text));
+        }
+        if wish.start_first && matches!(load.lead, Subject::Volume(_)) {
+            return Err(ApiError::unprocessable("start_first: a volume does not run"));
+        }
         let host = self.target(world, &load, wish)?;
         let target = world.hosts.get(&host).ok_or_else(contended)?;
         let now_ms = clock::unix_ms();
@@ -129,7 +139,9 @@ impl Control {
             volumes,
             drain_timeout_ms,
             rate_bytes_per_s: wish.rate_bytes_per_s.unwrap_or(0),
-            expires_at_ms: now_ms + TICKET_TTL_MS,
+            precopy: wish.precopy,
+            start_first: wish.start_first,
+            expires_at_ms: now_ms + if wish.precopy { PRECOPY_TICKET_TTL_MS } else { TICKET_TTL_MS },
         };
         let signed = ticket::sign(&ticket, &load.source.control_key, &target.control_key)
             .map_err(|error| ApiError::internal(error.to_string()))?;

@@ -1,9 +1,9 @@
 //! `make bench-migrate`: how long clients go without an answer while a Machine moves with its volume, for volumes of
-//! 1, 10 and 100 GiB with the same data in each (900 MiB: about what the smallest has room for), and once more with
-//! requests of two seconds and uploads of 100 MB in flight. Moves of all sizes take turns, so that whatever else the
+//! 1, 10 and 100 GiB with the same data in each (900 MiB: about what the smallest has room for), copied after the
+//! handoff and copied ahead of it, and once more with requests of two seconds and uploads of 100 MB in flight. Moves of all sizes take turns, so that whatever else the
 //! machine does meets each alike.
 //!
-//! `--moves N`, `--sizes 1,10`, `--data-mib N`, `--rate N`, `--quick-only`, `--json` shorten or change it.
+//! `--moves N`, `--sizes 1,10`, `--data-mib N`, `--rate N`, `--quick-only`, `--no-precopy`, `--json` shorten or change it.
 
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,9 @@ struct Options {
     /// Without the row of long requests
     #[arg(long)]
     quick_only: bool,
+    /// Without the rows that copy ahead
+    #[arg(long)]
+    no_precopy: bool,
     #[arg(long)]
     json: bool,
 }
@@ -54,6 +57,7 @@ struct Row {
     app: String,
     machine: String,
     busy: bool,
+    precopy: bool,
     moves: Vec<Measured>,
     failed: u64,
     sent: u64,
@@ -79,11 +83,14 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     for size_gb in options.sizes.iter().copied() {
         let (app, machine) = runtime.block_on(prepare(&fleet, &options, size_gb))?;
-        rows.push(Row { size_gb, app, machine, busy: false, moves: Vec::new(), failed: 0, sent: 0 });
+        for precopy in [false, true].into_iter().filter(|precopy| !(*precopy && options.no_precopy)) {
+            let (app, machine) = (app.clone(), machine.clone());
+            rows.push(Row { size_gb, app, machine, busy: false, precopy, moves: Vec::new(), failed: 0, sent: 0 });
+        }
     }
     if let (Some(size_gb), false) = (options.sizes.first().copied(), options.quick_only) {
         let (app, machine) = (rows[0].app.clone(), rows[0].machine.clone());
-        rows.push(Row { size_gb, app, machine, busy: true, moves: Vec::new(), failed: 0, sent: 0 });
+        rows.push(Row { size_gb, app, machine, busy: true, precopy: false, moves: Vec::new(), failed: 0, sent: 0 });
     }
     for round in 0..options.moves {
         for row in &mut rows {
@@ -125,7 +132,9 @@ fn one_move(fleet: &Fleet, options: &Options, row: &mut Row, addr: std::net::Soc
     }
     std::thread::sleep(BREATH);
     let from = Instant::now();
-    let told = fleet.cli_ok(&["machine", "migrate", &row.machine, "-a", &row.app, "--json"])?;
+    let precopy = row.precopy.then_some("--precopy");
+    let words = ["machine", "migrate", &row.machine, "-a", &row.app, "--json"];
+    let told = fleet.cli_ok(&words.into_iter().chain(precopy).collect::<Vec<_>>())?;
     let migration: Migration = serde_json::from_str(&told)?;
     let gap = traffic.longest_gap(from, Instant::now());
     let (report, _) = traffic.stop();
@@ -149,7 +158,8 @@ fn one_move(fleet: &Fleet, options: &Options, row: &mut Row, addr: std::net::Soc
 
 fn name(row: &Row) -> String {
     let busy = if row.busy { ", long requests" } else { "" };
-    format!("{} GiB{busy}", row.size_gb)
+    let ahead = if row.precopy { ", copied ahead" } else { "" };
+    format!("{} GiB{ahead}{busy}", row.size_gb)
 }
 
 /// The value that this share of the sorted values does not exceed.

@@ -73,9 +73,17 @@ pub enum Step {
     /// At the target: empty files, maps and keys for the volumes that come.
     MakeReplicas,
     RemoveReplicas,
+    /// At the target: what the volumes held while their Machine still ran is here, if that was asked for. A guess, which
+    /// costs the move nothing when it fails.
+    CopyAhead,
+    /// At the target: whatever will show the volumes has started, and waits for the handoff.
+    StandBy,
+    /// At the target, if that was asked for: the process runs before the source's is stopped, and serves nobody yet. What
+    /// StartProcess finds later is this one.
+    StartAhead,
     /// The source was asked, and has answered.
     AskHandoff,
-    /// At the source: whatever serves the volumes after the handoff waits for it. Nobody can reach it yet.
+    /// At the source: whatever serves the volumes after the handoff waits for it.
     PrepareExport,
     /// The source's decision. Done is the row that says so.
     HandOff,
@@ -226,8 +234,16 @@ const DESTROY: &[StepRow] = &[
     row(Step::AcknowledgeTombstone, When::Always, OnAbort::Never),
 ];
 
-const UNDO_ARRIVAL: &[Step] = &[Step::RemoveNetwork, Step::RemoveReplicas];
-const HAND_BACK: &[Step] = &[Step::HandBack, Step::DetachVolumes, Step::RemoveNetwork, Step::RemoveReplicas];
+// A process that was started ahead ends first: before its address goes, and before the source may run it again.
+const UNDO_ARRIVAL: &[Step] = &[Step::KillProcess, Step::RemoveNetwork, Step::RemoveDriverState, Step::RemoveReplicas];
+const HAND_BACK: &[Step] = &[
+    Step::KillProcess,
+    Step::HandBack,
+    Step::DetachVolumes,
+    Step::RemoveNetwork,
+    Step::RemoveDriverState,
+    Step::RemoveReplicas,
+];
 
 // Whatever takes long comes before the source is asked. `AskHandoff` is given up only by the source's own no: an answer
 // that was lost is asked for again.
@@ -236,6 +252,9 @@ const MOVE_IN: &[StepRow] = &[
     row(Step::UnpackImage, When::Always, OnAbort::Drop),
     row(Step::MakeReplicas, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
     row(Step::EnsureNetwork, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::CopyAhead, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::StandBy, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
+    row(Step::StartAhead, When::Starting, OnAbort::Unwind(UNDO_ARRIVAL)),
     row(Step::AskHandoff, When::Always, OnAbort::Unwind(UNDO_ARRIVAL)),
     row(Step::AttachVolumes, When::Always, OnAbort::Unwind(HAND_BACK)),
     row(Step::StartProcess, When::Starting, OnAbort::Unwind(UNDO_START)),
@@ -275,6 +294,7 @@ const VOLUME_DESTROY: &[StepRow] = &[
 
 const VOLUME_MOVE_IN: &[StepRow] = &[
     row(Step::MakeReplicas, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
+    row(Step::CopyAhead, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
     row(Step::AskHandoff, When::Always, OnAbort::Unwind(&[Step::RemoveReplicas])),
     row(
         Step::AttachVolumes,
@@ -422,6 +442,9 @@ impl Step {
             Self::DetachVolumes => "detach_volumes",
             Self::MakeReplicas => "make_replicas",
             Self::RemoveReplicas => "remove_replicas",
+            Self::CopyAhead => "copy_ahead",
+            Self::StandBy => "stand_by",
+            Self::StartAhead => "start_ahead",
             Self::AskHandoff => "ask_handoff",
             Self::PrepareExport => "prepare_export",
             Self::HandOff => "hand_off",
@@ -445,7 +468,7 @@ impl Step {
 
     /// May its effect be cut off at any instant?
     pub fn is_interruptible(self) -> bool {
-        matches!(self, Self::FetchImage | Self::CloseDoor | Self::ServeExport | Self::AwaitWhole)
+        matches!(self, Self::FetchImage | Self::CopyAhead | Self::CloseDoor | Self::ServeExport | Self::AwaitWhole)
     }
 
     /// Somebody else decides how it ends: a later wish of ours must not end it in between.
@@ -520,7 +543,13 @@ mod tests {
     fn the_target_hands_back_what_it_cannot_attach() {
         for kind in [JobKind::MoveIn, JobKind::VolumeMoveIn] {
             let attach = table(kind).iter().find(|row| row.step == Step::AttachVolumes).unwrap();
-            assert!(matches!(attach.on_abort, OnAbort::Unwind([Step::HandBack, ..])), "{kind:?}");
+            // A copy that was started ahead must be dead before the source may start its own.
+            let hands_back = match attach.on_abort {
+                OnAbort::Unwind([Step::KillProcess, Step::HandBack, ..]) => kind == JobKind::MoveIn,
+                OnAbort::Unwind([Step::HandBack, ..]) => kind == JobKind::VolumeMoveIn,
+                _ => false,
+            };
+            assert!(hands_back, "{kind:?}");
         }
     }
 

@@ -73,6 +73,10 @@ pub enum What {
         signed: SignedTicket,
         ticket: Box<Ticket>,
     },
+    /// The target asks whether it could be handed off now, and may read its volumes before. It changes nothing.
+    PrepareMove {
+        ticket: Box<Ticket>,
+    },
     /// The target asks for it. Answered when accepted; the record tells how it goes on.
     MoveOut {
         signed: SignedTicket,

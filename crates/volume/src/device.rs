@@ -268,10 +268,16 @@ impl CloneDevice {
 
     pub fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.inner.check(offset, buf.len() as u64)?;
-        self.inner.change(offset, buf.len() as u64, &|inner, at, len| {
+        let done = self.inner.change(offset, buf.len() as u64, &|inner, at, len| {
             let from = (at - offset) as usize;
             inner.backing.write(at, &buf[from..from + len as usize])
-        })
+        });
+        if let Err(VolumeError::Io { source, .. }) = &done
+            && source.kind() == std::io::ErrorKind::StorageFull
+        {
+            self.inner.count(Tally::NoSpace, 1);
+        }
+        done
     }
 
     /// Zeros in this range from now on. With `keep_space` the file keeps its blocks.

@@ -43,14 +43,14 @@ pub struct VolumeSpec {
     pub control: PathBuf,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum SourceSpec {
     File(PathBuf),
     Nbd { address: AddressSpec, export: String, tls: Option<TlsSpec> },
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum AddressSpec {
     Tcp(SocketAddr),
@@ -58,7 +58,7 @@ pub enum AddressSpec {
 }
 
 /// PEM files.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSpec {
     pub certificates: PathBuf,

@@ -9,9 +9,10 @@ use godwit_api::ApiError;
 use godwit_api::machine::Acknowledged;
 use godwit_api::migration::{MigrationFact, MovePart};
 use godwit_api::ticket::{
-    CancelAnswer, Grant, HandoffAnswer, HandoffAsk, Release, SignedTicket, TakeBackAnswer, Ticket,
+    CancelAnswer, Grant, HandoffAnswer, HandoffAsk, PrepareAnswer, Release, SignedTicket, TakeBackAnswer, Ticket,
 };
 use godwit_base::http::Failure;
+use godwit_base::telemetry::chain;
 use godwit_base::ticket;
 use godwit_machine::{Answer, Refusal, Source, Until, What};
 
@@ -33,6 +34,25 @@ impl HostApi {
     }
 }
 
+/// Before anything stops: may the target read, and where. Nothing is journaled by it.
+pub async fn prepare(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) -> Result<Json<PrepareAnswer>, Failure> {
+    let ticket = api.ticket(&ask.ticket)?;
+    let unit = ticket.lead.machine.clone();
+    match api.ask_move(&unit, What::PrepareMove { ticket: Box::new(ticket.clone()) }).await {
+        Some(Answer::Accepted { .. } | Answer::Ended { .. }) => {}
+        Some(Answer::Refused(Refusal::Failed(reason))) => return Ok(Json(PrepareAnswer::Refused { reason })),
+        Some(Answer::Refused(refusal @ Refusal::Gone)) => {
+            return Ok(Json(PrepareAnswer::Refused { reason: words(&refusal) }));
+        }
+        Some(Answer::Refused(refusal)) => return Err(ApiError::unavailable(words(&refusal), 1).into()),
+        None => return Err(ApiError::unavailable("no answer yet", 1).into()),
+    }
+    match api.effects.prepare(&ticket, &ask.client_certificate).await {
+        Ok(exports) => Ok(Json(PrepareAnswer::Prepared { exports })),
+        Err(error) => Err(ApiError::unavailable(chain(&error), 1).into()),
+    }
+}
+
 pub async fn handoff(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) -> Result<Json<HandoffAnswer>, Failure> {
     let ticket = api.ticket(&ask.ticket)?;
     let unit = ticket.lead.machine.clone();
@@ -43,7 +63,10 @@ pub async fn handoff(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) ->
     };
     match api.ask_move(&unit, what).await {
         Some(Answer::Accepted { .. } | Answer::Ended { .. }) => {}
-        Some(Answer::Refused(Refusal::Failed(reason))) => return Ok(Json(HandoffAnswer::Refused { reason })),
+        Some(Answer::Refused(Refusal::Failed(reason))) => {
+            api.effects.end_prepared(&ticket, &api.view).await;
+            return Ok(Json(HandoffAnswer::Refused { reason }));
+        }
         // Never held here, or no more: nothing can be handed off.
         Some(Answer::Refused(refusal @ Refusal::Gone)) => {
             return Ok(Json(HandoffAnswer::Refused { reason: words(&refusal) }));
@@ -94,9 +117,10 @@ pub async fn cancel(
 ) -> Result<Json<CancelAnswer>, Failure> {
     let ticket = api.ticket(&signed)?;
     let unit = ticket.lead.machine.clone();
-    match api.ask_move(&unit, What::CancelMove { ticket: Box::new(ticket) }).await {
+    match api.ask_move(&unit, What::CancelMove { ticket: Box::new(ticket.clone()) }).await {
         // One that is not here was never handed off from here, nor will be.
         Some(Answer::Accepted { .. } | Answer::Ended { .. } | Answer::Refused(Refusal::Gone)) => {
+            api.effects.end_prepared(&ticket, &api.view).await;
             Ok(Json(CancelAnswer::Cancelled))
         }
         Some(Answer::Refused(Refusal::Failed(_))) => Ok(Json(CancelAnswer::TooLate)),

@@ -42,6 +42,9 @@ impl Effects {
             Step::DetachVolumes => self.detach_volumes(work).await,
             Step::MakeReplicas => self.make_replicas(work).await,
             Step::RemoveReplicas => self.remove_replicas(work).await,
+            Step::CopyAhead => self.copy_ahead(work).await,
+            Step::StandBy => self.stand_by(work).await,
+            Step::StartAhead => self.start_ahead(work).await,
             Step::AskHandoff => self.ask_handoff(work).await,
             Step::HandBack => self.hand_back(work).await,
             Step::PrepareExport => self.prepare_export(work).await,
@@ -77,7 +80,7 @@ impl Effects {
         }
     }
 
-    async fn start_process(&self, work: &Work) -> Outcome {
+    pub(super) async fn start_process(&self, work: &Work) -> Outcome {
         let placement = wanted(work);
         let Some(run) = &work.job.run else {
             return abort(Fault::System, "the job has no run id".into());
@@ -175,7 +178,7 @@ impl Effects {
         }
     }
 
-    async fn kill_process(&self, work: &Work) -> Outcome {
+    pub(super) async fn kill_process(&self, work: &Work) -> Outcome {
         let handle = match self.find_stalled(work).await {
             Ok(Found::Running(handle)) => handle,
             other => return self.ended(work, other),

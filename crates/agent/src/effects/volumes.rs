@@ -54,7 +54,7 @@ impl Held {
     }
 }
 
-fn retry(error: &VolumeFault) -> Outcome {
+pub(super) fn retry(error: &VolumeFault) -> Outcome {
     Outcome::Retry { reason: chain(error) }
 }
 
@@ -63,7 +63,7 @@ fn abort(reason: String) -> Outcome {
 }
 
 /// The ticket that the job is about: it was verified when it was accepted.
-fn ticket_of(record: &Record) -> Result<(SignedTicket, Ticket), Outcome> {
+pub(super) fn ticket_of(record: &Record) -> Result<(SignedTicket, Ticket), Outcome> {
     let signed = record.moving.as_ref().map(|moving| moving.signed.clone());
     let read = signed.ok_or_else(|| "it has none".to_owned()).and_then(|signed| {
         let ticket = signed.read().map_err(|error| error.to_string())?;
@@ -109,6 +109,13 @@ impl Effects {
     }
 
     pub(super) async fn attach_volumes(&self, work: &Work) -> Outcome {
+        // Started ahead, and stopped at the source meanwhile by somebody else's wish.
+        if work.job.kind.is_arrival() && !work.job.start && work.record.moving.is_some() {
+            let killed = self.kill_process(work).await;
+            if !matches!(killed, Outcome::Done { .. }) {
+                return killed;
+            }
+        }
         match self.attach_all(work).await {
             Ok(_) => Outcome::done(),
             Err(outcome) => outcome,
@@ -248,18 +255,23 @@ impl Effects {
         Client::tcp(&ticket.source_url, None)
     }
 
+    /// By which this host will read the volumes of a move; empty when it has none.
+    pub(super) async fn client_certificate(&self, ticket: &Ticket) -> Result<String, VolumeFault> {
+        match ticket.volumes.first() {
+            None => Ok(String::new()),
+            Some(carried) => Ok(self.shared.organs.volumes.pair_of(&carried.placement.machine).await?.certificate),
+        }
+    }
+
     /// Asked until the source has answered. What it answered is journaled there: a lost answer is asked for again.
     pub(super) async fn ask_handoff(&self, work: &Work) -> Outcome {
         let (signed, ticket) = match ticket_of(&work.record) {
             Ok(ticket) => ticket,
             Err(outcome) => return outcome,
         };
-        let client_certificate = match ticket.volumes.first() {
-            None => String::new(),
-            Some(carried) => match self.shared.organs.volumes.pair_of(&carried.placement.machine).await {
-                Ok(pair) => pair.certificate,
-                Err(error) => return retry(&error),
-            },
+        let client_certificate = match self.client_certificate(&ticket).await {
+            Ok(certificate) => certificate,
+            Err(error) => return retry(&error),
         };
         let ask = HandoffAsk { ticket: signed, client_certificate };
         let client = self.at_source(&ticket);
@@ -295,8 +307,7 @@ impl Effects {
         }
     }
 
-    /// The processes that will serve the volumes, before anything stops: they have names and tokens that nobody knows
-    /// before the handoff.
+    /// The processes that will serve the volumes, before anything stops.
     pub(super) async fn prepare_export(&self, work: &Work) -> Outcome {
         let (_, ticket) = match ticket_of(&work.record) {
             Ok(ticket) => ticket,
@@ -357,9 +368,9 @@ impl Effects {
         let Some(hydration) = &held.hydration else { return Outcome::done() };
         let volumes = &self.shared.organs.volumes;
         let _counted = volumes.count_filling();
-        let mut told = volumes.limits(hydration);
+        let mut told = volumes.limits(hydration.rate_bytes_per_s);
         loop {
-            let limits = volumes.limits(hydration);
+            let limits = volumes.limits(hydration.rate_bytes_per_s);
             if limits != told {
                 match volumes.set_limits(&held.number, limits).await {
                     Ok(()) => told = limits,
@@ -459,7 +470,8 @@ fn hydration_fact(status: &VolumeStatus) -> HydrationFact {
         total_blocks: clone.blocks,
         done_blocks: clone.present_blocks,
         data_bytes: clone.source_data_bytes.unwrap_or_default(),
-        hydrated_bytes: clone.hydrated_bytes,
+        // What was copied ahead counts once it was compared.
+        hydrated_bytes: clone.hydrated_bytes + clone.found_bytes,
         wire_bytes: clone.wire_bytes,
         demand_fetches: clone.demand_fetches,
         mismatches: clone.mismatches,

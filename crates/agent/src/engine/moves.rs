@@ -2,6 +2,7 @@
 //! is to lead, volumes that are not ready to be used. It must not decide what `machine` decides of one.
 
 use godwit_api::ids::MachineId;
+use godwit_api::migration::PrecopyFact;
 use godwit_api::ticket::{SignedTicket, Ticket};
 use godwit_api::volume::HydrationFact;
 use godwit_machine::record::Record;
@@ -25,6 +26,10 @@ impl Engine {
                 .any(|carried| self.slots.get(&carried.placement.machine).is_some_and(|slot| !slot.life.is_quiet()));
             if waits {
                 continue;
+            }
+            if let Some(slot) = self.slots.get_mut(&machine) {
+                let known = slot.life.record.moving.as_ref().is_some_and(|moving| moving.migration == ticket.migration);
+                slot.precopy = slot.precopy.take().filter(|_| known);
             }
             let what = What::MoveIn { signed, ticket: Box::new(ticket) };
             let ask = Ask { id: NOBODY, what, source: Source::User, until: Until::Accepted };
@@ -63,7 +68,9 @@ impl Engine {
                 let mounts = placement.config.mounts.iter();
                 mounts.filter_map(|mount| self.not_here(&mount.volume)).next()
             }
-            Event::Ask(Ask { what: What::MoveOut { ticket, .. }, .. }) => self.cannot_leave(machine, ticket),
+            Event::Ask(Ask { what: What::MoveOut { ticket, .. } | What::PrepareMove { ticket }, .. }) => {
+                self.cannot_leave(machine, ticket)
+            }
             Event::Outcome { step: Step::HandOff, outcome: Outcome::Done { .. }, .. } => {
                 let moving = self.slots.get(machine)?.life.record.moving.as_ref()?;
                 let ticket = moving.signed.read().ok()?;
@@ -110,6 +117,14 @@ impl Engine {
                 _ => None,
             }
         })
+    }
+
+    /// How far the copying before a handoff has come.
+    pub(super) fn precopy_told(&mut self, machine: &MachineId, fact: PrecopyFact, out: &mut Output) {
+        let Some(slot) = self.slots.get_mut(machine) else { return };
+        if slot.precopy.replace(fact.clone()) != Some(fact) {
+            self.show(machine, false, out);
+        }
     }
 
     /// What can be told again at any time is not journaled.

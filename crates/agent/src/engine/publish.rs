@@ -7,7 +7,7 @@ use godwit_api::fact::{FactStamp, HostFact, MachineFact};
 use godwit_api::ids::MachineId;
 use godwit_api::keys;
 use godwit_api::machine::CheckStatus;
-use godwit_api::migration::MigrationFact;
+use godwit_api::migration::{MigrationFact, MoveRole};
 use godwit_api::volume::{HydrationFact, PlacedVolume, VolumeFact};
 use godwit_machine::Step;
 use godwit_store::journal::Write;
@@ -70,6 +70,7 @@ impl Engine {
                 reason: moving.reason.clone(),
                 was_running: moving.was_running,
                 at_ms: moving.at_ms.clone(),
+                precopy: slot.precopy.clone().filter(|_| moving.role == MoveRole::Target),
             }),
             volume: record.placement.volume.as_ref().map(|volume| self.volume_fact(slot, volume)),
         }

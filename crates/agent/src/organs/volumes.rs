@@ -2,9 +2,10 @@
 //! job and its volume's own may come to it at the same time. It must not decide anything about a Machine.
 //!
 //! ```text
-//! DATA/volumes/<number>/ volume.raw   the blocks            keeper.json  what its keeper is told
-//!                        map          which are here        client.*     this host's certificate for the move
-//!                        mnt/         the FUSE file         export/      what another host reads
+//! DATA/volumes/<number>/ volume.raw   the blocks            keeper.json   what its keeper is told
+//!                        map          which are here        precopy.json  what copies before the handoff is told
+//!                        mnt/         the FUSE file         client.*      this host's certificate for the move
+//!                        export/      what another host reads
 //! ```
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use godwit_machine::Hydration;
 use godwit_volume::exporter::{ExportEntry, ExportSpec, ExportTls, ExporterStatus};
 use godwit_volume::host::{self, FileSystem, VolumeStatus};
 use godwit_volume::pace::Limits;
+use godwit_volume::precopy::{PrecopySpec, PrecopyStatus};
 use godwit_volume::roles;
 use godwit_volume::spec::{AddressSpec, SourceSpec, TlsSpec, VolumeSpec};
 
@@ -34,6 +36,8 @@ const CERTIFICATE_NAME: &str = "godwit-move";
 /// For a process that was started to answer.
 const PROCESS_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
+/// Each copies what was written during the one before; it ends early when there was nothing.
+const PRECOPY_PASSES: u32 = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeFault {
@@ -129,6 +133,8 @@ impl Volumes {
 
     /// Nothing of it stays here.
     pub async fn remove(&self, volume: &MachineId) -> Result<()> {
+        self.end_copy_ahead(volume).await?;
+        self.stop_keeper(volume).await?;
         let dir = self.dir(volume);
         blocking(move || match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &dir)(error)),
@@ -150,13 +156,98 @@ impl Volumes {
             let raw = self.raw(volume);
             return blocking(move || Ok(host::attach(&raw)?)).await;
         };
-        let spec = self.keeper_spec(volume, placed, epoch, hydration).await?;
+        let spec = self.keeper_spec(volume, placed, epoch, hydration)?;
+        self.tell_keeper(volume, &spec, &hydration.export).await?;
         let ready = |status: &VolumeStatus| status.keeper.loop_device.clone();
-        if let Some(device) = self.living_keeper(&spec).await?.as_ref().and_then(ready) {
+        if let Some(status) = self.living_keeper(&spec).await?
+            && let Some(device) = ready(&status)
+        {
+            // It stood by for the handoff. Without a server there is no knowing; the next one reads the new spec.
+            if status.clone.is_none_or(|clone| clone.held) {
+                blocking(move || Ok(host::release(&spec).map(drop)?)).await?;
+            }
             return Ok(device);
         }
         let child = self.start_keeper(volume)?;
         self.await_keeper(volume, &spec, child, ready).await
+    }
+
+    /// Ahead of the handoff: the keeper that `attach` will find, with its device. It reads nothing of the source before
+    /// that. Volumes of a move that is given up are detached or removed, and it goes with them.
+    pub async fn stand_by(
+        &self,
+        volume: &MachineId,
+        placed: &PlacedVolume,
+        epoch: Epoch,
+        hydration: &Hydration,
+    ) -> Result<()> {
+        let spec = VolumeSpec { held: true, ..self.keeper_spec(volume, placed, epoch, hydration)? };
+        self.tell_keeper(volume, &spec, &hydration.export).await?;
+        let ready = |status: &VolumeStatus| status.keeper.loop_device.clone();
+        if self.living_keeper(&spec).await?.as_ref().and_then(ready).is_some() {
+            return Ok(());
+        }
+        let child = self.start_keeper(volume)?;
+        self.await_keeper(volume, &spec, child, ready).await.map(drop)
+    }
+
+    /// Begins to copy what a volume holds while its Machine still runs elsewhere, unless that is under way. `None`: it is
+    /// under way already, and its end is known by its silence alone.
+    pub async fn copy_ahead(
+        &self,
+        volume: &MachineId,
+        placed: &PlacedVolume,
+        export: &ExportGrant,
+        limits: Limits,
+    ) -> Result<Option<tokio::process::Child>> {
+        let dir = self.dir(volume);
+        let spec = PrecopySpec {
+            source: self.source_of(volume, export)?,
+            local: self.raw(volume),
+            size_bytes: placed.size_bytes,
+            limits,
+            passes: PRECOPY_PASSES,
+            control: dir.join("precopy.sock"),
+        };
+        let (path, text, server) = (dir.join("precopy.json"), to_json(&spec), export.server_certificate.clone());
+        let runs = {
+            let (dir, path) = (dir.clone(), path.clone());
+            blocking(move || {
+                if host::precopy_status(&spec).is_some() {
+                    return Ok(true);
+                }
+                write(&dir.join("server.pem"), &server)?;
+                write(&path, &text)?;
+                Ok(false)
+            })
+        };
+        match runs.await? {
+            true => Ok(None),
+            false => self.spawn(&dir, "precopy", &path).map(Some),
+        }
+    }
+
+    /// How far the copying ahead has come; `None`: it has ended.
+    pub async fn ahead(&self, volume: &MachineId) -> Result<Option<PrecopyStatus>> {
+        let path = self.dir(volume).join("precopy.json");
+        blocking(move || match path.exists() {
+            true => Ok(host::precopy_status(&PrecopySpec::read(&path)?)),
+            false => Ok(None),
+        })
+        .await
+    }
+
+    /// Nothing of it writes any more.
+    pub async fn end_copy_ahead(&self, volume: &MachineId) -> Result<()> {
+        let path = self.dir(volume).join("precopy.json");
+        blocking(move || {
+            if !path.exists() {
+                return Ok(());
+            }
+            host::precopy_stop(&PrecopySpec::read(&path)?)?;
+            std::fs::remove_file(&path).map_err(io("remove", &path))
+        })
+        .await
     }
 
     /// Makes sure that the volume is being filled; what its keeper says.
@@ -167,7 +258,8 @@ impl Volumes {
         epoch: Epoch,
         hydration: &Hydration,
     ) -> Result<VolumeStatus> {
-        let spec = self.keeper_spec(volume, placed, epoch, hydration).await?;
+        let spec = self.keeper_spec(volume, placed, epoch, hydration)?;
+        self.tell_keeper(volume, &spec, &hydration.export).await?;
         if let Some(report) = self.living_keeper(&spec).await? {
             return Ok(report);
         }
@@ -243,7 +335,25 @@ impl Volumes {
         blocking(move || Ok(host::keeper_status(&spec))).await
     }
 
-    async fn keeper_spec(
+    /// Where a volume is read from.
+    fn source_of(&self, volume: &MachineId, export: &ExportGrant) -> Result<SourceSpec> {
+        let dir = self.dir(volume);
+        let address = export.addr.parse().map_err(|_| {
+            io("understand", &export.addr)(std::io::Error::new(std::io::ErrorKind::InvalidData, "no address and port"))
+        })?;
+        Ok(SourceSpec::Nbd {
+            address: AddressSpec::Tcp(address),
+            export: export.export.clone(),
+            tls: Some(TlsSpec {
+                certificates: dir.join("client.pem"),
+                key: dir.join("client.key"),
+                trusted: dir.join("server.pem"),
+                server_name: CERTIFICATE_NAME.to_owned(),
+            }),
+        })
+    }
+
+    fn keeper_spec(
         &self,
         volume: &MachineId,
         placed: &PlacedVolume,
@@ -251,48 +361,42 @@ impl Volumes {
         hydration: &Hydration,
     ) -> Result<VolumeSpec> {
         let dir = self.dir(volume);
-        let (server, certificate) = (dir.join("server.pem"), hydration.export.server_certificate.clone());
-        let addr = hydration.export.addr.clone();
-        let address = addr.parse().map_err(|_| {
-            io("understand", &addr)(std::io::Error::new(std::io::ErrorKind::InvalidData, "no address and port"))
-        })?;
-        let limits = self.limits(hydration);
-        let spec = VolumeSpec {
+        Ok(VolumeSpec {
             volume: placed.id.as_str().to_owned(),
             epoch,
             size_bytes: placed.size_bytes,
             local: self.raw(volume),
             map: dir.join("map"),
-            source: Some(SourceSpec::Nbd {
-                address: AddressSpec::Tcp(address),
-                export: hydration.export.export.clone(),
-                tls: Some(TlsSpec {
-                    certificates: dir.join("client.pem"),
-                    key: dir.join("client.key"),
-                    trusted: server.clone(),
-                    server_name: CERTIFICATE_NAME.to_owned(),
-                }),
-            }),
+            source: Some(self.source_of(volume, &hydration.export)?),
             held: false,
-            limits,
+            limits: self.limits(hydration.rate_bytes_per_s),
             mountpoint: dir.join("mnt"),
             control: dir.join("keeper.sock"),
-        };
-        let (path, text) = (dir.join("keeper.json"), to_json(&spec));
+        })
+    }
+
+    /// Writes down what its keeper is to do. One that stood by for another export than was granted in the end is stopped:
+    /// nobody has used it yet.
+    async fn tell_keeper(&self, volume: &MachineId, spec: &VolumeSpec, export: &ExportGrant) -> Result<()> {
+        let before = self.written_spec(volume).await?;
+        if before.is_some_and(|before| before.held && before.source != spec.source) {
+            self.stop_keeper(volume).await?;
+        }
+        let dir = self.dir(volume);
+        let (path, text, certificate) = (dir.join("keeper.json"), to_json(spec), export.server_certificate.clone());
         blocking(move || {
             std::fs::create_dir_all(dir.join("mnt")).map_err(io("make", &dir))?;
-            write(&server, &certificate)?;
+            write(&dir.join("server.pem"), &certificate)?;
             write(&path, &text)
         })
-        .await?;
-        Ok(spec)
+        .await
     }
 
     /// The move's own bound, and this volume's share of the host's.
-    pub fn limits(&self, hydration: &Hydration) -> Limits {
+    pub fn limits(&self, rate_bytes_per_s: u64) -> Limits {
         let share = self.config.rate_bytes_per_s / self.filling.load(Ordering::Relaxed).max(1);
         let mut limits = Limits::default();
-        let caps = [hydration.rate_bytes_per_s, share].into_iter().filter(|cap| *cap > 0);
+        let caps = [rate_bytes_per_s, share].into_iter().filter(|cap| *cap > 0);
         limits.cap_bytes_per_s = caps.fold(limits.cap_bytes_per_s, u64::min);
         limits
     }
@@ -398,9 +502,13 @@ impl Volumes {
                 let pair = Pair::read_or_draw(&dir.join("server.pem"), &dir.join("server.key"))?;
                 write(&dir.join("client.pem"), &client)?;
                 let known = if path.exists() { Some(ExportSpec::read(&path)?) } else { None };
-                let spec = match known.filter(|spec| spec.migration == migration) {
-                    Some(spec) => spec,
-                    None => {
+                let spec = match known {
+                    Some(spec) if spec.migration == migration => spec,
+                    known => {
+                        // Prepared for another move, which did not come.
+                        if let Some(spec) = known {
+                            host::export_stop(&spec)?;
+                        }
                         let token = godwit_base::secret::new_key("gwx");
                         let volume = placed_id.as_str().to_owned();
                         let export = ExportEntry { volume, epoch, token, local: raw, size_bytes };
@@ -444,6 +552,29 @@ impl Volumes {
             export: format!("{}@{epoch}+{token}", placed.id),
             server_certificate: pair.certificate,
         })
+    }
+
+    /// What is served to other hosts, and for which migrations.
+    pub async fn exported(&self) -> Result<Vec<(MachineId, String)>> {
+        let dir = self.config.dir.clone();
+        blocking(move || {
+            let mut found = Vec::new();
+            let entries = match std::fs::read_dir(&dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+                entries => entries.map_err(io("list", &dir))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(io("list", &dir))?;
+                let spec = entry.path().join("export/export.json");
+                if let Some(volume) = entry.file_name().to_str().and_then(|name| MachineId::parse(name).ok())
+                    && spec.exists()
+                {
+                    found.push((volume, ExportSpec::read(&spec)?.migration));
+                }
+            }
+            Ok(found)
+        })
+        .await
     }
 
     async fn exporter(&self, spec: &ExportSpec) -> Result<Option<ExporterStatus>> {

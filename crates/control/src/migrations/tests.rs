@@ -46,6 +46,8 @@ fn ticket() -> Ticket {
         volumes: Vec::new(),
         drain_timeout_ms: 0,
         rate_bytes_per_s: 0,
+        precopy: false,
+        start_first: false,
         expires_at_ms: EXPIRES_AT_MS,
     }
 }
@@ -65,6 +67,7 @@ fn says(part: Option<MovePart>, held: Option<u64>) -> MachineFact {
         reason: Some("why".into()),
         was_running: true,
         at_ms: BTreeMap::new(),
+        precopy: None,
     });
     fact
 }

@@ -87,6 +87,7 @@ impl Held {
             reason: None,
             was_running: false,
             at_ms: BTreeMap::new(),
+            precopy: None,
         });
         told.part = part;
         told.at_ms.extend(at_ms.iter().map(|(key, ms)| ((*key).to_owned(), *ms)));

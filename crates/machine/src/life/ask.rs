@@ -61,7 +61,11 @@ impl Life {
             What::TakeBack { ticket } => {
                 matches!(kind, JobKind::TakeBack | JobKind::VolumeTakeBack) && self.is_about(ticket)
             }
-            What::Restart { .. } | What::Destroy | What::CancelMove { .. } | What::Release { .. } => false,
+            What::Restart { .. }
+            | What::Destroy
+            | What::PrepareMove { .. }
+            | What::CancelMove { .. }
+            | What::Release { .. } => false,
         };
         if leads_there && self.waiting.is_empty() {
             self.promise(ask.id, ask.until, previous, out);
@@ -77,6 +81,7 @@ impl Life {
     /// What need not wait for a job to end.
     fn at_once(&mut self, ask: &Ask, cx: &mut Context<'_>, out: &mut Effects) -> bool {
         match &ask.what {
+            What::PrepareMove { ticket } => self.prepare_move(ask.id, ticket, cx, out),
             What::CancelMove { ticket } => self.cancel_move(ask.id, ticket, cx, out),
             What::Release { ticket } => {
                 if self.release(ask.id, ticket, out)
@@ -193,6 +198,7 @@ impl Life {
             What::MoveOut { signed, ticket, client_certificate } => {
                 self.move_out(id, (signed, client_certificate), &ticket, cx, out)
             }
+            What::PrepareMove { ticket } => self.prepare_move(id, &ticket, cx, out),
             What::TakeBack { ticket } => self.take_back(id, &ticket, cx, out),
             What::CancelMove { ticket } => self.cancel_move(id, &ticket, cx, out),
             What::Release { ticket } => drop(self.release(id, &ticket, out)),

@@ -74,6 +74,8 @@ impl World {
             volumes: vec![carried],
             drain_timeout_ms: 5_000,
             rate_bytes_per_s: 0,
+            precopy: true,
+            start_first: false,
             expires_at_ms: u64::MAX,
         };
         let signed = SignedTicket { body: serde_json::to_string(&ticket).unwrap(), ..SignedTicket::default() };

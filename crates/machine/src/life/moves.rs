@@ -106,24 +106,12 @@ impl Life {
                 _ => out.answer(id, Answer::Accepted { previous }),
             };
         }
-        let epoch = ticket.lead.epoch;
         if self.record.epoch() < ticket.from_epoch {
             // The row that says so has not arrived here yet.
             return out.refuse(id, Refusal::Busy);
         }
-        let no = if self.record.refused_handoff.is_some_and(|refused| epoch <= refused) {
-            Some("it was called off".to_owned())
-        } else if !self.record.held || self.record.is_destroyed() {
-            Some("it is not on this host".to_owned())
-        } else if self.record.epoch() != ticket.from_epoch {
-            Some(format!("epoch {} is over; {} is held", ticket.from_epoch, self.record.epoch()))
-        } else if cx.now_ms > ticket.expires_at_ms {
-            Some("the ticket has expired".to_owned())
-        } else {
-            cx.missing.clone()
-        };
-        if let Some(no) = no {
-            self.refuse_handoff(epoch, out);
+        if let Some(no) = self.cannot_go(ticket, cx) {
+            self.refuse_handoff(ticket.lead.epoch, out);
             return out.refuse(id, Refusal::Failed(no));
         }
         let runs = self.record.running || self.record.restart_due_ms.is_some();
@@ -136,6 +124,33 @@ impl Life {
         let stop = if self.record.running { StopMode::Graceful } else { StopMode::Leave };
         let draft = Draft { stop, start: runs, ..Draft::of(kind, Source::User) };
         self.begin(draft, Some((id, Until::Accepted)), cx, out);
+    }
+
+    /// Why it cannot be handed off now, if so.
+    fn cannot_go(&self, ticket: &Ticket, cx: &Context<'_>) -> Option<String> {
+        let record = &self.record;
+        if record.refused_handoff.is_some_and(|refused| ticket.lead.epoch <= refused) {
+            Some("it was called off".to_owned())
+        } else if !record.held || record.is_destroyed() {
+            Some("it is not on this host".to_owned())
+        } else if record.epoch() != ticket.from_epoch {
+            Some(format!("epoch {} is over; {} is held", ticket.from_epoch, record.epoch()))
+        } else if cx.now_ms > ticket.expires_at_ms {
+            Some("the ticket has expired".to_owned())
+        } else {
+            cx.missing.clone()
+        }
+    }
+
+    /// Would it go? Nothing is decided by this: a no is the answer to this question, and another may follow it.
+    pub(super) fn prepare_move(&self, id: AskId, ticket: &Ticket, cx: &Context<'_>, out: &mut Effects) {
+        if self.record.epoch() < ticket.from_epoch {
+            return out.refuse(id, Refusal::Busy);
+        }
+        match self.cannot_go(ticket, cx) {
+            Some(no) => out.refuse(id, Refusal::Failed(no)),
+            None => out.answer(id, Answer::Accepted { previous: self.record.state }),
+        }
     }
 
     /// Journaled before anybody hears of it: no handoff at this epoch, ever.

@@ -150,6 +150,9 @@ impl Life {
             | Step::DetachVolumes
             | Step::MakeReplicas
             | Step::RemoveReplicas
+            | Step::CopyAhead
+            | Step::StandBy
+            | Step::StartAhead
             | Step::AskHandoff
             | Step::HandBack
             | Step::ServeExport

@@ -23,7 +23,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount as mount_at, umount2};
 
@@ -46,6 +46,8 @@ const READERS: usize = 6;
 const MAX_WAITING: usize = 256;
 /// The waiting thread looks again after this when nothing arrives.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// A write to a full disk is tried again after this.
+const FULL_AGAIN: Duration = Duration::from_millis(250);
 
 /// Mounts an empty FUSE file system and returns its descriptor. No server is needed yet: requests wait.
 pub fn mount(folder: &Path) -> Result<File> {
@@ -123,11 +125,21 @@ fn unescaped(text: &str) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// A request that waits for its blocks.
+/// A request that waits: for its blocks, or for room on the host's disk.
 struct Waiting {
     unique: u64,
     operation: Operation,
     payload: Vec<u8>,
+    /// Not before then: the disk was full.
+    again_at: Option<Instant>,
+}
+
+/// What became of a request.
+#[derive(PartialEq, Eq)]
+enum Performed {
+    Answered,
+    /// The host's disk is full. A guest would take an error for a broken disk, and a pause for a slow one.
+    Full,
 }
 
 /// What a thread answers with.
@@ -230,17 +242,27 @@ impl Shared {
         let Some(request) = Request::decode(message) else {
             return Err(io::Error::other("a request that makes no sense"));
         };
-        if !self.is_ready(&request.operation) {
+        let again_at = if !self.is_ready(&request.operation) {
+            None
+        } else if self.perform(request.unique, &request.operation, request.payload, out)? == Performed::Full {
+            Some(Instant::now() + FULL_AGAIN)
+        } else {
+            return Ok(());
+        };
+        {
             let mut waiting = lock(&self.waiting);
-            // When all places are taken, this thread waits itself: the kernel stops sending sooner or later.
             if waiting.len() < MAX_WAITING {
                 let Request { unique, operation, payload } = request;
-                waiting.push_back(Waiting { unique, operation, payload: payload.to_vec() });
+                waiting.push_back(Waiting { unique, operation, payload: payload.to_vec(), again_at });
                 self.came.notify_all();
                 return Ok(());
             }
         }
-        self.perform(request.unique, &request.operation, request.payload, out)
+        // When all places are taken, this thread waits itself: the kernel stops sending sooner or later.
+        while self.perform(request.unique, &request.operation, request.payload, out)? == Performed::Full {
+            std::thread::sleep(FULL_AGAIN);
+        }
+        Ok(())
     }
 
     /// Whether it can be done without waiting for the source. If not, its blocks are asked for.
@@ -269,12 +291,18 @@ impl Shared {
             }
             let all = std::mem::take(&mut *held);
             drop(held);
-            let (ready, rest): (VecDeque<_>, VecDeque<_>) =
-                all.into_iter().partition(|waiting| self.is_ready(&waiting.operation));
+            let now = Instant::now();
+            let (ready, mut rest): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|waiting| {
+                waiting.again_at.is_none_or(|again_at| again_at <= now) && self.is_ready(&waiting.operation)
+            });
             let idle = ready.is_empty();
             for waiting in ready {
-                if let Err(error) = self.perform(waiting.unique, &waiting.operation, &waiting.payload, &mut out) {
-                    tracing::warn!(%error, "a FUSE request could not be answered");
+                match self.perform(waiting.unique, &waiting.operation, &waiting.payload, &mut out) {
+                    Ok(Performed::Answered) => {}
+                    Ok(Performed::Full) => {
+                        rest.push_back(Waiting { again_at: Some(Instant::now() + FULL_AGAIN), ..waiting });
+                    }
+                    Err(error) => tracing::warn!(%error, "a FUSE request could not be answered"),
                 }
             }
             {
@@ -288,7 +316,7 @@ impl Shared {
         }
     }
 
-    fn perform(&self, unique: u64, operation: &Operation, payload: &[u8], out: &mut Out) -> io::Result<()> {
+    fn perform(&self, unique: u64, operation: &Operation, payload: &[u8], out: &mut Out) -> io::Result<Performed> {
         let data = &mut out.facts;
         data.clear();
         let size = self.device.size_bytes();
@@ -323,7 +351,7 @@ impl Shared {
                 let wanted = u64::from(wanted).min(size.saturating_sub(offset)) as usize;
                 let bytes = &mut out.bytes[..wanted.min(MAX_IO_BYTES)];
                 let done = told(self.device.read(offset, bytes));
-                return wire::reply(&self.fuse, unique, done, bytes);
+                return wire::reply(&self.fuse, unique, done, bytes).map(|()| Performed::Answered);
             }
             Operation::Write { offset, size } => {
                 wire::written(size, data);
@@ -339,10 +367,14 @@ impl Shared {
                 Reply::Data
             }
             Operation::Nothing => Reply::Data,
-            Operation::Silent => return Ok(()),
+            Operation::Silent => return Ok(Performed::Answered),
             Operation::Unknown => Reply::Error(libc::ENOSYS),
         };
-        wire::reply(&self.fuse, unique, done, data)
+        let changes = matches!(operation, Operation::Write { .. } | Operation::Allocate { .. });
+        if changes && matches!(done, Reply::Error(libc::ENOSPC)) {
+            return Ok(Performed::Full);
+        }
+        wire::reply(&self.fuse, unique, done, data).map(|()| Performed::Answered)
     }
 
     /// The loop device turns discards and zeroings into these.

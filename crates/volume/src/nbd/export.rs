@@ -16,7 +16,7 @@ use crate::source::{BlockHash, Extent, hash, holes, zero_hash};
 pub trait Export: Send + Sync {
     fn size_bytes(&self) -> u64;
     fn is_read_only(&self) -> bool;
-    /// Whether hashes may be asked for: only of something that does not change.
+    /// Whether hashes may be asked for. Of something that changes they are as good as a guess.
     fn has_manifest(&self) -> bool {
         false
     }

@@ -387,10 +387,10 @@ fn space_for_the_data_is_reserved_or_refused() {
 }
 
 /// A file system of memory that is gone with the test.
-struct Tmpfs(TempDir);
+pub struct Tmpfs(pub TempDir);
 
 impl Tmpfs {
-    fn mount(options: &str) -> Self {
+    pub fn mount(options: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let flags = nix::mount::MsFlags::empty();
         nix::mount::mount(Some("tmpfs"), folder.path(), Some("tmpfs"), flags, Some(options)).expect("mounts (as root)");

@@ -14,6 +14,7 @@ use godwit_volume::nbd::server::{Listener, NbdServer, Security};
 use godwit_volume::pace::Limits;
 use godwit_volume::spec::{AddressSpec, SourceSpec, VolumeSpec};
 
+use crate::device::Tmpfs;
 use crate::protocol::file_export;
 use crate::support::{EPOCH, eventually, kill_hard, pattern, run, tool};
 
@@ -36,6 +37,10 @@ pub fn file_of(index: u64) -> Vec<u8> {
 
 impl Scene {
     pub fn new(files: u64, limits: Limits) -> Self {
+        Self::over(files, limits, None)
+    }
+    /// Its blocks lie in another folder.
+    pub fn over(files: u64, limits: Limits, local: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("content")).expect("a folder");
@@ -50,7 +55,7 @@ impl Scene {
             volume: "vol_1".to_owned(),
             epoch: EPOCH,
             size_bytes: 256 * MIB,
-            local: path("volume.raw"),
+            local: local.map_or_else(|| path("volume.raw"), |local| local.join("volume.raw")),
             map: path("volume.map"),
             source: Some(SourceSpec::Nbd {
                 address: AddressSpec::Unix(path("nbd.sock")),
@@ -171,6 +176,38 @@ pub fn is_attached(folder: &Path) -> bool {
     let over =
         devices.flatten().filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok());
     over.into_iter().any(|file| Path::new(file.trim()).starts_with(folder))
+}
+
+/// To a guest, an error is a broken disk: its file system would stop at the first one.
+#[test]
+fn a_full_disk_of_the_host_is_a_pause_to_the_guest() {
+    const WRITTEN: usize = 24 * MIB as usize;
+    let small = Tmpfs::mount("size=40m");
+    let taken = small.0.path().join("taken");
+    std::fs::write(&taken, vec![1; 20 * MIB as usize]).expect("room for that");
+    let mut scene = Scene::over(2, Limits::default(), Some(small.0.path()));
+    let device = scene.loop_device();
+    let at = scene.mount(&device);
+    let file = at.join("written");
+    let writer = std::thread::spawn(move || -> std::io::Result<PathBuf> {
+        let content = pattern(99, WRITTEN);
+        let direct = std::fs::File::options().create(true).truncate(true).write(true).open(&file)?;
+        content.chunks(MIB as usize).enumerate().try_for_each(|(index, part)| {
+            direct.write_all_at(part, index as u64 * MIB).and_then(|()| direct.sync_data())
+        })?;
+        Ok(file)
+    });
+    let no_space = |scene: &Scene| scene.server(&ServerAsk::Status).map_or(0, |status| status.no_space);
+    eventually("the disk is full", || no_space(&scene) > 1 || writer.is_finished());
+    let (first, seen) = (Instant::now(), no_space(&scene));
+    // It is tried again and again, and the guest waits.
+    eventually("more tries", || no_space(&scene) > seen + 2 || writer.is_finished());
+    assert!(!writer.is_finished(), "after {:?}: {:?}", first.elapsed(), writer.join());
+    std::fs::remove_file(&taken).expect("room again");
+    let file = writer.join().expect("no panic").expect("every write ended well");
+    assert!(std::fs::read(file).expect("reads") == pattern(99, WRITTEN));
+    scene.unmount();
+    scene.stop();
 }
 
 #[test]

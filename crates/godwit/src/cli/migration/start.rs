@@ -33,6 +33,9 @@ pub struct MoveOptions {
     /// Bound on the copy in the background, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = size::rate)]
     rate: Option<u64>,
+    /// Copy the volumes before it stops, and afterwards only what changed meanwhile
+    #[arg(long)]
+    precopy: bool,
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -53,6 +56,9 @@ pub struct RunningOptions {
     /// How long requests in flight may go on; 5s unless set
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     drain_timeout: Option<Duration>,
+    /// Start it there before it is stopped here; only without volumes, and only if two copies may run for a while
+    #[arg(long)]
+    start_first: bool,
 }
 
 impl MoveOptions {
@@ -61,6 +67,7 @@ impl MoveOptions {
             host: self.to.clone(),
             region: self.region.clone(),
             rate_bytes_per_s: self.rate,
+            precopy: self.precopy,
             dry_run: self.dry_run,
             ..Migrate::default()
         }
@@ -76,7 +83,7 @@ pub async fn machine(
     headers: &HeaderMap,
 ) -> Result<()> {
     let drain = running.drain_timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-    let request = Migrate { drain_timeout_ms: drain, ..way.request() };
+    let request = Migrate { drain_timeout_ms: drain, start_first: running.start_first, ..way.request() };
     let begun = begin::<MachinesMigrate>(context, app, machine.id.as_str(), &request, headers).await?;
     go_on(context, begun, way).await
 }

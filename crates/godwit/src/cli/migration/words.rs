@@ -73,6 +73,13 @@ fn filled(migration: &Migration) -> Option<String> {
     (progress.data_bytes > 0).then(|| format!("{} of {}", bytes(progress.hydrated_bytes), bytes(progress.data_bytes)))
 }
 
+/// `512.0 MB copied ahead (pass 2, 40 %)`, if that was asked for.
+fn ahead(migration: &Migration) -> Option<String> {
+    let ahead = migration.progress.precopy.as_ref()?;
+    let looked_at = percent(ahead.seen_bytes, ahead.size_bytes);
+    Some(format!("{} copied ahead (pass {}, {looked_at} %)", bytes(ahead.copied_bytes), ahead.pass))
+}
+
 fn rate(migration: &Migration) -> Option<String> {
     let rate = migration.progress.rate_bytes_per_s;
     (rate > 0 && !migration.phase.is_over()).then(|| format!("{}/s", bytes(rate)))
@@ -143,6 +150,10 @@ pub fn facts(migration: &Migration) -> Vec<(&'static str, String)> {
     facts.extend(migration.ended_at.clone().map(|when| ("Ended", when)));
     facts.push(("Took", format!("{:.1} s", migration.seconds)));
     facts.extend(progress.downtime_ms.map(|down| ("Downtime", ms(down))));
+    if let Some(ahead) = &progress.precopy {
+        let (copied, wire) = (bytes(ahead.copied_bytes), bytes(ahead.wire_bytes));
+        facts.push(("Copied ahead", format!("{copied} in {} passes, {wire} on the wire", ahead.pass)));
+    }
     if let Some(filled) = filled(migration) {
         let rest = [rate(migration), eta(migration).map(|left| format!("{left} left"))];
         let parts: Vec<String> = [Some(filled)].into_iter().chain(rest).flatten().collect();
@@ -243,6 +254,7 @@ pub fn gauge(migration: &Migration) -> Gauge {
     let progress = &migration.progress;
     let parts = [
         stalled(migration).map(|why| format!("STALLED: {why}")),
+        ahead(migration).filter(|_| migration.phase == MigrationPhase::Preparing),
         filled(migration),
         rate(migration),
         eta(migration).map(|left| format!("{left} left")),
@@ -251,12 +263,11 @@ pub fn gauge(migration: &Migration) -> Gauge {
             .map(|down| format!("down for {}{}", ms(down), if is_down(migration) { " so far" } else { "" })),
         (migration.cancel_requested && !migration.phase.is_over()).then(|| "asked to end".to_owned()),
     ];
-    Gauge {
-        phase: phase(migration.phase),
-        filled: (progress.data_bytes > 0)
-            .then_some((progress.hydrated_bytes.min(progress.data_bytes), progress.data_bytes)),
-        message: parts.into_iter().flatten().collect::<Vec<_>>().join(", "),
-    }
+    let ahead = progress.precopy.as_ref().filter(|_| migration.phase == MigrationPhase::Preparing);
+    let filled = (progress.data_bytes > 0)
+        .then_some((progress.hydrated_bytes.min(progress.data_bytes), progress.data_bytes))
+        .or_else(|| ahead.map(|ahead| (ahead.seen_bytes, ahead.size_bytes)));
+    Gauge { phase: phase(migration.phase), filled, message: parts.into_iter().flatten().collect::<Vec<_>>().join(", ") }
 }
 
 /// How it ended: the summary, or why it did not come to be and what next.

@@ -88,7 +88,7 @@ fn either_agent_killed_at_any_step_of_a_move_costs_nothing_but_time() {
             let row = bed.row(format!("kill agent {}", point.label()), End::Moved, async |bed, ends| {
                 let host = if point.is_at_target() { &ends.target } else { &ends.source };
                 arm(host, &point.label())?;
-                let id = bed.begin(json!({})).await?;
+                let id = bed.begin(json!({ "precopy": point.step == Step::CopyAhead })).await?;
                 fired(host).await?;
                 Ok(id)
             });

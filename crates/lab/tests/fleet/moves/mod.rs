@@ -7,10 +7,12 @@
 
 mod bed;
 mod control;
+mod first;
 mod handoff;
 pub mod kills;
 mod ledger;
 mod parts;
+mod precopy;
 mod refusals;
 mod source;
 mod still;
