@@ -16,6 +16,9 @@ pub enum Error {
     Identity { path: PathBuf, source: serde_json::Error },
     #[error("control did not admit this edge")]
     Join { source: godwit_base::http::client::CallError },
+    /// A new process that did not become able to serve: the old one goes on.
+    #[error("not ready to take over: {why}")]
+    NotReady { why: &'static str },
     #[error("told to stop before it was ready")]
     Stopped,
 }

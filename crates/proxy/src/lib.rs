@@ -15,6 +15,7 @@ pub mod eject;
 mod error;
 pub mod excess;
 pub mod h1;
+pub mod handover;
 pub mod headers;
 pub mod link;
 pub mod proxy_protocol;

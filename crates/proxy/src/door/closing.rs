@@ -26,6 +26,7 @@ pub(super) async fn follow(door: Arc<Door>, work: ToClose) {
     quiet_by(&entry, closed, deadline, Entry::awaited).await;
     if entry.total() > 0 && entry.closed() == closed {
         cut_off = entry.cut_off();
+        door.cut_before(&entry.id);
         door.metrics.cut_off.inc_by(u64::from(cut_off));
         quiet_by(&entry, closed, Instant::now() + CUT_TIMEOUT, Entry::total).await;
     }

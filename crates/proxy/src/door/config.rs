@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -19,6 +20,9 @@ pub struct RawDoorConfig {
     pub agent_socket: PathBuf,
     /// Holds what the agent last told, so that a door that starts without its agent serves all the same.
     pub data_dir: PathBuf,
+    /// How long streams may go on after a new process took over.
+    #[serde(default = "crate::edge::config::default_upgrade_drain_ms")]
+    pub upgrade_drain_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,17 +31,23 @@ pub struct DoorConfig {
     pub listen_admin: SocketAddr,
     pub agent_socket: PathBuf,
     pub data_dir: PathBuf,
+    pub upgrade_drain: Duration,
 }
 
 impl TryFrom<RawDoorConfig> for DoorConfig {
     type Error = Error;
 
     fn try_from(raw: RawDoorConfig) -> Result<Self, Error> {
+        let bounds = crate::edge::config::UPGRADE_DRAIN_MS;
+        if !bounds.contains(&raw.upgrade_drain_ms) {
+            return Err(Error::config("upgrade_drain_ms", format!("it must lie in {bounds:?}")));
+        }
         Ok(Self {
             listen: crate::edge::config::address("listen", &raw.listen)?,
             listen_admin: crate::edge::config::address("listen_admin", &raw.listen_admin)?,
             agent_socket: raw.agent_socket,
             data_dir: raw.data_dir,
+            upgrade_drain: Duration::from_millis(raw.upgrade_drain_ms),
         })
     }
 }

@@ -30,6 +30,8 @@ pub struct Gate {
     total: u32,
     /// Those of `total` that have no end of their own.
     tunnels: u32,
+    /// In flight in the process that served before this one: requests and tunnels by port.
+    before: BTreeMap<u16, (u32, u32)>,
     /// Start calls under way: whoever waits for a start is not idle.
     starts: u32,
     closed: Option<Closed>,
@@ -56,14 +58,16 @@ pub enum Admission {
 
 impl Gate {
     pub fn admit(&mut self, port: u16, hard: Option<u32>, kind: Kind) -> Admission {
+        let before = self.before(port);
         let count = self.in_flight.entry(port).or_insert(0);
-        if self.closed.is_some() || hard.is_some_and(|hard| *count >= hard) {
-            return Admission::Busy { load: *count };
+        let load = *count + before;
+        if self.closed.is_some() || hard.is_some_and(|hard| load >= hard) {
+            return Admission::Busy { load };
         }
         *count += 1;
         self.total += 1;
         self.tunnels += u32::from(kind == Kind::Tunnel);
-        Admission::In { load: *count }
+        Admission::In { load: load + 1 }
     }
 
     /// One admitted is done.
@@ -91,16 +95,40 @@ impl Gate {
     }
 
     pub fn load(&self, port: u16) -> u32 {
-        self.in_flight.get(&port).copied().unwrap_or(0)
+        self.in_flight.get(&port).copied().unwrap_or(0) + self.before(port)
+    }
+
+    fn before(&self, port: u16) -> u32 {
+        self.before.get(&port).map_or(0, |(requests, tunnels)| requests + tunnels)
+    }
+
+    /// What the process before this one has in flight now.
+    pub fn set_before(&mut self, before: BTreeMap<u16, (u32, u32)>, now_ms: u64) {
+        if before != self.before {
+            self.before = before;
+            self.busy_ms = now_ms;
+        }
+    }
+
+    /// In flight here, by port: requests and tunnels. (Tunnels are not told apart by port: all stand with the first.)
+    pub fn counts(&self) -> BTreeMap<u16, (u32, u32)> {
+        let mut tunnels = self.tunnels;
+        let mut counts = BTreeMap::new();
+        for (&port, &count) in self.in_flight.iter().filter(|(_, count)| **count > 0) {
+            let here = tunnels.min(count);
+            tunnels -= here;
+            counts.insert(port, (count - here, here));
+        }
+        counts
     }
 
     pub fn total(&self) -> u32 {
-        self.total
+        self.total + self.before.values().map(|(requests, tunnels)| requests + tunnels).sum::<u32>()
     }
 
     /// In flight, without the tunnels.
     pub fn requests(&self) -> u32 {
-        self.total - self.tunnels
+        self.total - self.tunnels + self.before.values().map(|(requests, _)| requests).sum::<u32>()
     }
 
     pub fn closed(&self) -> Option<Closed> {
@@ -132,7 +160,8 @@ impl Gate {
 
     /// Closes, in one step with the look at the count, if nothing was in flight for `idle_ms`.
     pub fn close_if_idle(&mut self, idle_ms: u64, now_ms: u64) -> bool {
-        if self.total > 0 || self.starts > 0 || self.closed.is_some() || now_ms.saturating_sub(self.busy_ms) < idle_ms {
+        if self.total() > 0 || self.starts > 0 || self.closed.is_some() || now_ms.saturating_sub(self.busy_ms) < idle_ms
+        {
             return false;
         }
         self.closed = Some(Closed::Idle);
@@ -187,6 +216,25 @@ mod tests {
         gate.expected(100);
         assert!(!gate.close_if_idle(50, 149));
         assert!(gate.close_if_idle(50, 150));
+    }
+
+    #[test]
+    fn what_the_process_before_has_in_flight_counts_here_too() {
+        let mut old = Gate::default();
+        for kind in [Kind::Request, Kind::Tunnel, Kind::Request] {
+            old.admit(80, None, kind);
+        }
+        old.admit(81, None, Kind::Request);
+        assert_eq!(old.counts(), BTreeMap::from([(80, (2, 1)), (81, (1, 0))]));
+        let mut new = Gate::default();
+        new.set_before(old.counts(), 5);
+        assert_eq!((new.total(), new.requests(), new.load(80)), (4, 3, 3));
+        assert_eq!(new.admit(80, Some(3), Kind::Request), Admission::Busy { load: 3 });
+        assert_eq!(new.admit(80, Some(4), Kind::Request), Admission::In { load: 4 });
+        new.leave(80, Kind::Request, 6);
+        assert!(!new.close_if_idle(0, 99), "the other process has something in flight");
+        new.set_before(BTreeMap::new(), 100);
+        assert!(!new.close_if_idle(50, 149) && new.close_if_idle(50, 150));
     }
 
     proptest! {

@@ -47,13 +47,8 @@ impl Keeper {
             }
             tokio::time::sleep(GATHER).await;
             revision.mark_unchanged();
-            let machines = door.machines.all().into_iter().map(|entry| {
-                let mut machine = entry.machine();
-                machine.closing = None;
-                machine
-            });
-            let snapshot =
-                DoorUpdate::Snapshot { machines: machines.collect(), edges: door.machines.edges().as_ref().clone() };
+            // A closing is told anew by the agent.
+            let snapshot = door.machines.snapshot(false);
             let path = self.path.clone();
             let written = tokio::task::spawn_blocking(move || {
                 let bytes = serde_json::to_vec(&snapshot).map_err(io::Error::other)?;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{SocketAddr, SocketAddrV6};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,9 @@ pub struct View {
     /// It is on its way to another host.
     pub moving: Option<Refused>,
 }
+
+/// Requests and tunnels in flight, by Machine and port.
+pub type Counts = BTreeMap<String, BTreeMap<u16, (u32, u32)>>;
 
 /// A start call under way: it keeps idle stops away until it is dropped.
 pub struct Starting {
@@ -127,6 +131,8 @@ pub struct Machines {
     gone: Mutex<(HashMap<String, Gone>, VecDeque<String>)>,
     edges: RwLock<Arc<Vec<DoorEdge>>>,
     heard: Mutex<Option<Instant>>,
+    /// A new process has taken over: nothing more is admitted here.
+    handed: AtomicBool,
     /// Counts all changes that should be kept on disk.
     pub revision: watch::Sender<u64>,
 }
@@ -139,6 +145,7 @@ impl Default for Machines {
             gone: Mutex::default(),
             edges: RwLock::default(),
             heard: Mutex::new(None),
+            handed: AtomicBool::new(false),
             revision: watch::Sender::new(0),
         }
     }
@@ -225,6 +232,37 @@ impl Entry {
 }
 
 impl Machines {
+    /// From now on a new process admits; whoever comes here is told to come again, and finds that one.
+    pub fn hand_over(&self) {
+        self.handed.store(true, Ordering::Relaxed);
+    }
+
+    /// What is in flight here, by Machine and port.
+    pub fn counts(&self) -> Counts {
+        let counts = self.all().into_iter().map(|entry| (entry.id.to_string(), entry.lock().gate.counts()));
+        counts.filter(|(_, ports)| !ports.is_empty()).collect()
+    }
+
+    /// What the process before this one has in flight now.
+    pub fn set_before(&self, counts: &Counts) {
+        let now_ms = elapsed_ms(self.base);
+        for entry in self.all() {
+            let before = counts.get(entry.id.as_str()).cloned().unwrap_or_default();
+            entry.lock().gate.set_before(before, now_ms);
+            entry.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// All that the agent told, as one update.
+    pub fn snapshot(&self, with_closings: bool) -> DoorUpdate {
+        let machines = self.all().into_iter().map(|entry| {
+            let mut machine = entry.machine();
+            machine.closing = machine.closing.filter(|_| with_closings);
+            machine
+        });
+        DoorUpdate::Snapshot { machines: machines.collect(), edges: self.edges().as_ref().clone() }
+    }
+
     pub fn get(&self, id: &str) -> Option<Arc<Entry>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
@@ -278,6 +316,9 @@ impl Machines {
     pub fn admit(&self, id: &str, port: u16, kind: Kind) -> Result<Admitted, Refused> {
         let Some(entry) = self.get(id) else { return Err(self.absent(id)) };
         let mut inner = entry.lock();
+        if self.handed.load(Ordering::Relaxed) {
+            return Err(Refused { refusal: Refusal::Busy, epoch: Some(inner.machine.epoch), load: 0 });
+        }
         if let Some(refused) = moving(&inner.machine) {
             return Err(refused);
         }
@@ -309,7 +350,8 @@ impl Machines {
     /// Closes the Machine's gate if nothing was in flight for long enough. Answers the load, as an error if it stays.
     pub fn close_if_idle(&self, entry: &Entry, epoch: Epoch, idle_ms: u64) -> Result<(), u32> {
         let mut inner = entry.lock();
-        let stays = inner.machine.moving.is_none();
+        // After a take-over the new process alone knows what is in flight.
+        let stays = inner.machine.moving.is_none() && !self.handed.load(Ordering::Relaxed);
         let running = is_running(inner.machine.state) || inner.ran_by_reply;
         if running && stays && inner.machine.epoch == epoch && inner.gate.close_if_idle(idle_ms, elapsed_ms(self.base))
         {

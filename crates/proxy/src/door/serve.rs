@@ -37,8 +37,9 @@ const CALL_PREFIX: &str = "/.godwit/machines/";
 pub(super) async fn accept(door: Arc<Door>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             () = door.group.stopping() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((socket, _)) => {

@@ -21,8 +21,9 @@ pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<A
         // The semaphore is never closed.
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             () = edge.group.stopping() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((mut socket, from)) => {
@@ -73,7 +74,7 @@ async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, client: IpAddr)
     let shaken = tokio::select! {
         shaken = shake(edge, tls, socket) => shaken,
         // Nothing was asked yet.
-        () = edge.group.stopping() => return,
+        () = edge.left() => return,
     };
     let stream = match shaken {
         Ok(stream) => stream,

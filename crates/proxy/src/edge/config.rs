@@ -74,6 +74,9 @@ pub struct RawEdgeConfig {
     /// How long a request may be held.
     #[serde(default = "default_gate_deadline_ms")]
     pub gate_deadline_ms: u64,
+    /// How long what is in flight may go on after a new process took over: WebSockets, streams, uploads.
+    #[serde(default = "default_upgrade_drain_ms")]
+    pub upgrade_drain_ms: u64,
     /// Between two looks for idle Machines; 0: never.
     #[serde(default = "default_autostop_interval_ms")]
     pub autostop_interval_ms: u64,
@@ -97,6 +100,9 @@ fn default_name() -> String {
 fn default_gate_deadline_ms() -> u64 {
     30_000
 }
+pub(crate) fn default_upgrade_drain_ms() -> u64 {
+    300_000
+}
 fn default_autostop_interval_ms() -> u64 {
     60_000
 }
@@ -106,6 +112,7 @@ fn default_max_apps() -> usize {
 
 /// Bounds of what may be configured.
 const GATE_DEADLINE_MS: std::ops::RangeInclusive<u64> = 100..=120_000;
+pub(crate) const UPGRADE_DRAIN_MS: std::ops::RangeInclusive<u64> = 100..=86_400_000;
 const MAX_APPS: std::ops::RangeInclusive<usize> = 1..=100_000;
 
 /// What may change while an edge serves.
@@ -139,6 +146,7 @@ pub struct EdgeConfig {
     pub suffixes: Vec<String>,
     /// Host names in lower case.
     pub names: BTreeMap<String, AppName>,
+    pub upgrade_drain: Duration,
     pub live: Live,
     pub autostop_interval: Option<Duration>,
     pub autostop_idle: Duration,
@@ -170,6 +178,9 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
         }
         if !GATE_DEADLINE_MS.contains(&raw.gate_deadline_ms) {
             return Err(Error::config("gate_deadline_ms", format!("it must lie in {GATE_DEADLINE_MS:?}")));
+        }
+        if !UPGRADE_DRAIN_MS.contains(&raw.upgrade_drain_ms) {
+            return Err(Error::config("upgrade_drain_ms", format!("it must lie in {UPGRADE_DRAIN_MS:?}")));
         }
         if !MAX_APPS.contains(&raw.max_apps) {
             return Err(Error::config("max_apps", format!("it must lie in {MAX_APPS:?}")));
@@ -207,6 +218,7 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
             snapshot_dir: raw.snapshot_dir,
             suffixes: raw.suffixes.iter().map(|one| one.trim_start_matches('.').to_ascii_lowercase()).collect(),
             names: names.collect::<Result<_, Error>>()?,
+            upgrade_drain: Duration::from_millis(raw.upgrade_drain_ms),
             live: Live { access_log: raw.access_log, gate_deadline: Duration::from_millis(raw.gate_deadline_ms) },
             autostop_interval: (raw.autostop_interval_ms > 0).then(|| Duration::from_millis(raw.autostop_interval_ms)),
             autostop_idle: Duration::from_millis(raw.autostop_idle_ms.unwrap_or(raw.autostop_interval_ms)),

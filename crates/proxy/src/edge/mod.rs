@@ -39,8 +39,8 @@ pub mod view;
 mod wake;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use godwit_api::ids::InstanceId;
@@ -56,11 +56,14 @@ pub use config::{EdgeConfig, Live, RawEdgeConfig};
 pub use join::Identity;
 
 use crate::Error;
+use crate::handover::{self, Given, Giver, Sockets, Successor};
 
 /// How long requests in flight may go on after the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for raw connections.
 const TCP_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a take-over a connection that is idle, or that has only just come, is served once more within this.
+const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Connections that the kernel holds until they are accepted: a burst should not be answered by resets.
 const BACKLOG: u32 = 8_192;
 
@@ -82,6 +85,10 @@ pub struct Edge {
     https_port: u16,
     /// Bounds of a client's connection.
     http1: crate::h1::io::Options,
+    /// What a successor would get.
+    sockets: Sockets,
+    /// How long raw connections may go on after the stop; set with it.
+    raw_drain: OnceLock<Duration>,
     group: TaskGroup,
     /// Draws from here need no call into the kernel.
     seed: u64,
@@ -146,26 +153,51 @@ pub(crate) async fn pause_after_accept_error(error: &std::io::Error) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// An edge with its sockets bound, not serving yet.
+/// An edge with its sockets bound, or taken over, not serving yet.
 pub struct BoundEdge {
     http: Vec<TcpListener>,
     https: Vec<TcpListener>,
     admin: TcpListener,
+    sockets: Sockets,
+    /// From the process that serves with this data folder, if there is one.
+    given: Option<Given>,
     config: EdgeConfig,
     settings: watch::Sender<Live>,
 }
 
+/// The listener that was handed over under this name, or a new one.
+pub(crate) async fn open(
+    given: Option<&Given>,
+    sockets: &Sockets,
+    name: &str,
+    addr: SocketAddr,
+) -> Result<TcpListener, Error> {
+    let listener = match given.and_then(|given| given.take(name)) {
+        Some(listener) => listener,
+        None => listen(addr).await?,
+    };
+    sockets.keep(name, &listener).map_err(|source| Error::Listen { addr, source })?;
+    Ok(listener)
+}
+
 impl BoundEdge {
     pub async fn bind(config: EdgeConfig) -> Result<Self, Error> {
+        let folder = &config.snapshot_dir;
+        let unusable = |source| Error::File { path: folder.clone(), source };
+        std::fs::create_dir_all(folder).map_err(unusable)?;
+        let given = handover::ask(folder).await.map_err(unusable)?;
+        let sockets = Sockets::default();
         let (mut http, mut https) = (Vec::new(), Vec::new());
-        for addr in &config.listen_http {
-            http.push(listen(*addr).await?);
+        for (number, addr) in config.listen_http.iter().enumerate() {
+            http.push(open(given.as_ref(), &sockets, &format!("http {number} {addr}"), *addr).await?);
         }
-        for addr in &config.listen_https {
-            https.push(listen(*addr).await?);
+        for (number, addr) in config.listen_https.iter().enumerate() {
+            https.push(open(given.as_ref(), &sockets, &format!("https {number} {addr}"), *addr).await?);
         }
+        let admin =
+            open(given.as_ref(), &sockets, &format!("admin {}", config.listen_admin), config.listen_admin).await?;
         let settings = watch::Sender::new(config.live.clone());
-        Ok(Self { http, https, admin: listen(config.listen_admin).await?, config, settings })
+        Ok(Self { http, https, admin, sockets, given, config, settings })
     }
 
     /// Changes what may change while it serves. Each sending opens the access log anew.
@@ -187,14 +219,17 @@ impl BoundEdge {
         self.admin.local_addr().ok()
     }
 
-    /// Serves on routes from `store` until told to stop; then requests in flight end within `DRAIN_TIMEOUT`.
+    /// Serves on routes from `store` until told to stop, or until a new process takes over; then what is in flight ends
+    /// within a bound.
+    ///
+    /// Taking over from another process, it accepts nothing before it knows routes and certificates.
     pub async fn serve(
         self,
         identity: Identity,
         store: Arc<dyn Store>,
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
-        let Self { http, https, admin, config, settings } = self;
+        let Self { http, https, admin, sockets, given, config, settings } = self;
         let registry = Metrics::new();
         let group = TaskGroup::new();
         let metrics = metrics::EdgeMetrics::new(&registry);
@@ -216,6 +251,8 @@ impl BoundEdge {
             gate_deadline_ms: AtomicU64::new(0),
             trusted: config.proxy_protocol_from.clone(),
             http1: crate::h1::io::Options::default(),
+            sockets: sockets.clone(),
+            raw_drain: OnceLock::new(),
             group: group.clone(),
             seed: godwit_base::secret::random_u64(),
             drawn: AtomicU64::new(0),
@@ -224,6 +261,24 @@ impl BoundEdge {
         edge.apply(&config.live).await;
         group.spawn_cancellable(edge.clone().follow(live));
         group.spawn_cancellable(metrics::tick(edge.clone()));
+        let tls = match &config.certificates_dir {
+            Some(folder) => Some(tls::Tls::new(folder)?),
+            None => None,
+        };
+        if let Some(tls) = &tls {
+            let files = tls.first_look().await;
+            group.spawn_cancellable(tls.clone().follow(files));
+        }
+        if let Some(given) = &given {
+            tokio::select! {
+                known = tokio::time::timeout(handover::READY_TIMEOUT, routes.known()) => {
+                    known.map_err(|_| Error::NotReady { why: "no routes were heard of" })?;
+                }
+                () = shutdown.cancelled() => return Err(Error::Stopped),
+            }
+            // The old one is left to itself: all that it has to say is that it accepts no more.
+            drop(given.ready().await);
+        }
         let health = routes.clone();
         let admin_routes = godwit_base::metrics::routes(registry, move || {
             // Stale routes are served; an edge is unwell only when it knows none.
@@ -241,21 +296,69 @@ impl BoundEdge {
         for listener in https {
             group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));
         }
-        if let Some(address) = config.listen_tcp {
-            group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone()));
+        match config.listen_tcp {
+            Some(address) => {
+                group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone(), given));
+            }
+            // What nobody took is closed: it is not served any more.
+            None => drop(given),
         }
         if let Some(interval) = config.autostop_interval {
             group.spawn_cancellable(autostop::run(edge.clone(), interval, config.autostop_idle));
         }
+        let unusable = |source| Error::File { path: config.snapshot_dir.clone(), source };
+        let mut giver = Giver::bind(&config.snapshot_dir).map_err(unusable)?;
         tracing::info!(edge = %identity.id, region = config.region, "serving");
-        shutdown.cancelled().await;
-        if !group.drain(DRAIN_TIMEOUT).await {
+        let successor = tokio::select! {
+            () = shutdown.cancelled() => None,
+            successor = giver.successor(&sockets, String::new) => Some(successor),
+        };
+        edge.leave(successor, config.upgrade_drain, &shutdown).await;
+        Ok(())
+    }
+}
+
+impl Edge {
+    /// Resolves when the edge has stopped and a client that was just coming has had its moment.
+    async fn left(&self) {
+        self.group.stopping().await;
+        tokio::time::sleep(Duration::from_millis(self.http1.stop_grace_ms.load(Ordering::Relaxed))).await;
+    }
+
+    /// Accepts nothing more and lets what is in flight end. After a take-over that may take long, for it is in nobody's way.
+    async fn leave(&self, successor: Option<Successor>, upgrade_drain: Duration, shutdown: &CancellationToken) {
+        let handed = successor.is_some();
+        let grace = if handed { STOP_GRACE } else { Duration::ZERO };
+        self.http1.stop_grace_ms.store(u64::try_from(grace.as_millis()).unwrap_or(0), Ordering::Relaxed);
+        let _ = self.raw_drain.set(if handed { upgrade_drain } else { TCP_DRAIN_TIMEOUT });
+        self.group.token().cancel();
+        // With these the last copies go that are this process's own.
+        self.sockets.clear();
+        let _stream = match successor {
+            Some(successor) => {
+                tracing::info!("a new process takes over");
+                Some(successor.take_over().await)
+            }
+            None => None,
+        };
+        let told = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(DRAIN_TIMEOUT).await;
+        };
+        let bound = if handed { upgrade_drain } else { DRAIN_TIMEOUT };
+        let drained = tokio::select! {
+            drained = self.group.drain(bound) => drained,
+            () = told => false,
+        };
+        if !drained {
             tracing::warn!("requests were still in flight when the edge stopped");
         }
-        edge.access.close().await;
-        // What changed since the last round; the disk is all that this waits for.
-        let _ = tokio::task::spawn_blocking(move || routes.keep_now()).await;
-        Ok(())
+        self.access.close().await;
+        if !handed {
+            // What changed since the last round; the disk is all that this waits for. A successor keeps its own.
+            let routes = self.routes.clone();
+            let _ = tokio::task::spawn_blocking(move || routes.keep_now()).await;
+        }
     }
 }
 

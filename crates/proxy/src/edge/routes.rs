@@ -126,6 +126,12 @@ impl Routes {
         })
     }
 
+    /// Resolves when a directory is known, from the store or from disk.
+    pub async fn known(&self) {
+        // The sender is this one's own: it is there.
+        let _ = self.known.subscribe().wait_for(|known| *known).await;
+    }
+
     pub fn is_store_well(&self) -> bool {
         self.age().is_some_and(|age| age < STORE_SILENCE)
     }

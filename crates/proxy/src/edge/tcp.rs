@@ -20,6 +20,7 @@ use super::record::Trail;
 use super::tls::Manner;
 use super::view::Entrance;
 use super::{Edge, peers};
+use crate::handover::Given;
 use crate::link::tunnel::copy;
 use crate::proxy_protocol::{self, Ends};
 use crate::replay::Wanted;
@@ -32,7 +33,7 @@ const MAX_PORTS: usize = 1_024;
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Opens and closes ports as the rows say, until the group stops.
-pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec<u16>>) {
+pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec<u16>>, given: Option<Given>) {
     let mut changes = edge.routes.ports.subscribe();
     let mut open: HashMap<u16, CancellationToken> = HashMap::new();
     loop {
@@ -42,6 +43,7 @@ pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec
         open.retain(|port, token| {
             let keep = wanted.contains(port);
             if !keep {
+                edge.sockets.forget(&format!("tcp {address} {port}"));
                 token.cancel();
             }
             keep
@@ -51,7 +53,8 @@ pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec
             if open.contains_key(&port) {
                 continue;
             }
-            match super::listen(SocketAddr::new(address, port)).await {
+            let name = format!("tcp {address} {port}");
+            match super::open(given.as_ref(), &edge.sockets, &name, SocketAddr::new(address, port)).await {
                 Ok(listener) => {
                     let token = edge.group.token().child_token();
                     edge.group.spawn(accept(edge.clone(), listener, port, token.clone()));
@@ -62,6 +65,10 @@ pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec
                     tracing::warn!(port, error = godwit_base::telemetry::chain(&error), "cannot open a port");
                 }
             }
+        }
+        if let Some(given) = given.as_ref().filter(|_| edge.routes.is_store_well()) {
+            // Until now there may have been fewer rows than there are.
+            given.close_rest();
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
@@ -159,7 +166,8 @@ async fn carry<C: Client>(edge: &Arc<Edge>, app: &Arc<App>, mut client: C, ends:
                     copied = &mut copying => copied.is_ok(),
                     () = edge.group.stopping() => {
                         // A raw connection has no moment at which it could be asked to leave: it gets the drain's time.
-                        matches!(tokio::time::timeout(super::TCP_DRAIN_TIMEOUT, copying).await, Ok(Ok(_)))
+                        let bound = *edge.raw_drain.get_or_init(|| super::TCP_DRAIN_TIMEOUT);
+                        matches!(tokio::time::timeout(bound, copying).await, Ok(Ok(_)))
                     }
                 }
             };

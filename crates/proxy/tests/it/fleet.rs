@@ -51,7 +51,7 @@ pub struct Host {
     pub door_addr: SocketAddr,
     pub door_admin: SocketAddr,
     door: Option<Role>,
-    folder: TempDir,
+    pub folder: TempDir,
 }
 
 impl Host {
@@ -74,6 +74,7 @@ impl Host {
             listen_admin: "127.0.0.1:0".into(),
             agent_socket: self.agent.socket.clone(),
             data_dir: self.folder.path().join("door"),
+            upgrade_drain_ms: 60_000,
         };
         let door = BoundDoor::bind(DoorConfig::try_from(raw).unwrap()).await.unwrap();
         (self.door_addr, self.door_admin) = (door.addr().unwrap(), door.admin_addr().unwrap());
@@ -164,6 +165,7 @@ pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
         names: ["www.example.com", "a", "[::1]"].map(|name| (name.to_owned(), "web".to_owned())).into(),
         access_log: Some(folder.join("access.log")),
         gate_deadline_ms: setup.gate_deadline_ms,
+        upgrade_drain_ms: 60_000,
         autostop_interval_ms: setup.autostop_interval_ms,
         autostop_idle_ms: Some(0),
         max_apps: 16,

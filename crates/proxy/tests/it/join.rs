@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{Browser, until};
 use crate::fleet::{EDGE_KEY, Setup, edge_config, http_service, one_running};
 
-const TOKEN: &str = "gwj_of_the_tests";
+pub const TOKEN: &str = "gwj_of_the_tests";
 
 #[derive(Default)]
-struct Control {
+pub struct Control {
     joins: AtomicU64,
     incarnations: Mutex<Vec<String>>,
 }
@@ -47,7 +47,7 @@ async fn join(
 }
 
 /// Serves what an edge asks of control, on the store of a fleet.
-async fn serve(store: Arc<dyn Store>, control: Arc<Control>) -> (String, TaskGroup) {
+pub async fn serve(store: Arc<dyn Store>, control: Arc<Control>) -> (String, TaskGroup) {
     let authorize = Arc::new(|parts: &http::request::Parts, verb: Verb, key: &str| {
         if godwit_base::http::bearer(&parts.headers) != Some(EDGE_KEY) {
             return Err(Refused::Unauthenticated);

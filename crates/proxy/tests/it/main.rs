@@ -29,4 +29,5 @@ mod sleep;
 mod smuggling;
 mod tls;
 mod tunnels;
+mod upgrade;
 mod wake;

@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -41,6 +43,9 @@ pub struct Options {
     pub head_timeout: Duration,
     /// Without a byte moving, while a body is waited for or an answer is not taken.
     pub stall_timeout: Duration,
+    /// Milliseconds that an idle connection gets for one more request once it is told to stop: to close at once would cross
+    /// with what its client is just sending. Read at that moment.
+    pub stop_grace_ms: Arc<AtomicU64>,
 }
 
 impl Default for Options {
@@ -50,6 +55,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(60),
             head_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(60),
+            stop_grace_ms: Arc::default(),
         }
     }
 }
@@ -89,6 +95,7 @@ where
         server: Server::new(options.limits),
         timer: Timer::default(),
         stopped: false,
+        leaving: false,
     };
     loop {
         let head = match poll_fn(|cx| driver.poll_head(cx, options, stopping.as_mut())).await {
@@ -174,6 +181,8 @@ struct Driver<IO> {
     server: Server,
     timer: Timer,
     stopped: bool,
+    /// It was idle when it was told to stop, and has its last moment.
+    leaving: bool,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
@@ -202,11 +211,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(Ended::Io(error))),
                         Poll::Pending => {
-                            if self.timer.poll(cx).is_ready() {
-                                return Poll::Ready(Err(Ended::Timeout));
+                            if self.server.is_idle() && self.is_stopping(cx, stopping) && !self.leaving {
+                                self.leaving = true;
+                                self.timer.set(Duration::from_millis(options.stop_grace_ms.load(Ordering::Relaxed)));
                             }
-                            if self.server.is_idle() && self.is_stopping(cx, stopping) {
-                                return Poll::Ready(Err(Ended::Closed));
+                            if self.timer.poll(cx).is_ready() {
+                                let ended = if self.leaving { Ended::Closed } else { Ended::Timeout };
+                                return Poll::Ready(Err(ended));
                             }
                             return Poll::Pending;
                         }
