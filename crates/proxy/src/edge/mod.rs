@@ -261,13 +261,13 @@ impl BoundEdge {
         edge.apply(&config.live).await;
         group.spawn_cancellable(edge.clone().follow(live));
         group.spawn_cancellable(metrics::tick(edge.clone()));
-        let tls = match &config.certificates_dir {
-            Some(folder) => Some(tls::Tls::new(folder)?),
-            None => None,
-        };
-        if let Some(tls) = &tls {
-            let files = tls.first_look().await;
-            group.spawn_cancellable(tls.clone().follow(files));
+        let kept = config.snapshot_dir.join("certificates");
+        let rows = tls::rows::first_look(&tls, &kept).await;
+        group.spawn_cancellable(tls::rows::follow(tls.clone(), store.clone(), kept, rows));
+        group.spawn_cancellable(hostnames.follow(store));
+        if let Some(folder) = config.certificates_dir.clone() {
+            let files = tls::folder::first_look(&tls, &folder).await;
+            group.spawn_cancellable(tls::folder::follow(tls.clone(), folder, files));
         }
         if let Some(given) = &given {
             tokio::select! {
@@ -287,11 +287,6 @@ impl BoundEdge {
         group.spawn(godwit_base::http::server::serve_tcp(admin, admin_routes, group.clone()));
         for listener in http {
             group.spawn(clients::accept(edge.clone(), listener, None));
-        }
-        group.spawn_cancellable(hostnames.follow(store.clone()));
-        group.spawn_cancellable(tls::follow_rows(tls.clone(), store, config.snapshot_dir.join("certificates")));
-        if let Some(folder) = config.certificates_dir.clone() {
-            group.spawn_cancellable(tls::follow_folder(tls.clone(), folder));
         }
         for listener in https {
             group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));

@@ -17,7 +17,7 @@ const MAX_FILES: usize = 10_000;
 const MAX_FILE_BYTES: u64 = 256 << 10;
 
 /// A file as it was when it was last read.
-struct Known {
+pub struct Known {
     stamp: Stamp,
     certificate: Option<Certificate>,
 }
@@ -29,21 +29,28 @@ struct Stamp {
     length: u64,
 }
 
-type Files = BTreeMap<PathBuf, Known>;
+pub type Files = BTreeMap<PathBuf, Known>;
 
 /// Keeps what is served in step with the folder, for ever.
-pub async fn follow(tls: Arc<Tls>, folder: PathBuf) {
-    let mut files = Files::new();
+pub async fn follow(tls: Arc<Tls>, folder: PathBuf, mut files: Files) {
     loop {
-        let (tls, folder) = (tls.clone(), folder.clone());
-        let looked = tokio::task::spawn_blocking(move || {
-            look(&tls, &folder, &mut files);
-            files
-        });
-        // A look that panics is begun anew from nothing; what is served stays.
-        files = looked.await.unwrap_or_default();
         tokio::time::sleep(LOOK_INTERVAL).await;
+        files = look_again(tls.clone(), folder.clone(), files).await;
     }
+}
+
+/// What is there when an edge starts.
+pub async fn first_look(tls: &Arc<Tls>, folder: &Path) -> Files {
+    look_again(tls.clone(), folder.to_owned(), Files::new()).await
+}
+
+async fn look_again(tls: Arc<Tls>, folder: PathBuf, mut files: Files) -> Files {
+    let looked = tokio::task::spawn_blocking(move || {
+        look(&tls, &folder, &mut files);
+        files
+    });
+    // A look that panics is begun anew from nothing; what is served stays.
+    looked.await.unwrap_or_default()
 }
 
 fn look(tls: &Tls, folder: &Path, files: &mut Files) {

@@ -4,9 +4,9 @@
 //! `acme-tls/1` is an authority's: it gets the certificate of its challenge and nothing else (RFC 8737).
 
 mod certificates;
-mod folder;
+pub mod folder;
 mod minted;
-mod rows;
+pub mod rows;
 
 use std::collections::HashMap;
 use std::io;
@@ -23,8 +23,6 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor};
 
 use certificates::{Certificate, Certificates};
-pub use folder::follow as follow_folder;
-pub use rows::follow as follow_rows;
 
 /// A client that has not shaken hands by then is closed.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -23,20 +23,25 @@ const MAX_ROWS: usize = 200_000;
 
 /// A row that was understood.
 #[derive(Clone)]
-struct Known {
+pub struct Known {
     revision: u64,
     source: Source,
     not_after_ms: u64,
     certificate: Certificate,
 }
 
-type Rows = BTreeMap<String, Known>;
+pub type Rows = BTreeMap<String, Known>;
+
+/// What an edge kept of the store on its disk: served until the store tells more.
+pub async fn first_look(tls: &Arc<Tls>, folder: &Path) -> Rows {
+    let (of, from) = (tls.clone(), folder.to_owned());
+    let known = tokio::task::spawn_blocking(move || kept(&of, &from)).await.unwrap_or_default();
+    tls.set_rows(&served(&known));
+    known
+}
 
 /// Keeps what is served in step with the store, for ever.
-pub async fn follow(tls: Arc<Tls>, store: Arc<dyn Store>, folder: PathBuf) {
-    let (of, from) = (tls.clone(), folder.clone());
-    let mut known = tokio::task::spawn_blocking(move || kept(&of, &from)).await.unwrap_or_default();
-    tls.set_rows(&served(&known));
+pub async fn follow(tls: Arc<Tls>, store: Arc<dyn Store>, folder: PathBuf, mut known: Rows) {
     let mut certificates = follow_store(store.clone(), keys::CERTIFICATES);
     let mut challenges = follow_store(store, keys::CHALLENGES);
     let (mut rows, mut challenge_rows) = (Mirror::new(), Mirror::new());
