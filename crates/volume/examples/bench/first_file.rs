@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use godwit_volume::pace::Limits;
 
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, clear};
 use crate::{Plan, Table};
 
 const FILES: usize = 200;
@@ -36,8 +36,11 @@ pub fn run(plan: &Plan) {
 fn one(plan: &Plan, image: &Path, table: &mut Table, name: &str, limits: Limits) {
     let at = plan.folder.join("ext4");
     std::fs::create_dir_all(&at).expect("a folder");
+    let clone = plan.folder.join("clone");
+    clear(&clone);
+    nix::unistd::sync();
     let began = Instant::now();
-    let keeper = Keeper::start(&plan.folder.join("clone"), image, limits);
+    let keeper = Keeper::start(&clone, image, limits);
     let device = keeper.device();
     let flags = nix::mount::MsFlags::empty();
     nix::mount::mount(Some(&device), &at, Some("ext4"), flags, None::<&str>).expect("mounts");

@@ -22,7 +22,7 @@ pub struct Keeper {
 impl Keeper {
     /// An empty clone of `source` in `folder`.
     pub fn start(folder: &Path, source: &Path, limits: Limits) -> Self {
-        let _ = std::fs::remove_dir_all(folder);
+        clear(folder);
         std::fs::create_dir_all(folder.join("mnt")).expect("a folder");
         let file = std::fs::File::open(source).expect("the source");
         let size_bytes = file.metadata().expect("its size").len();
@@ -76,6 +76,11 @@ impl Drop for Keeper {
         }
         let _ = self.child.wait();
     }
+}
+
+/// What an earlier clone left. Hundreds of megabytes take their time to be freed, which is nobody's start.
+pub fn clear(folder: &Path) {
+    let _ = std::fs::remove_dir_all(folder);
 }
 
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
