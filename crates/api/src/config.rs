@@ -173,9 +173,54 @@ pub struct Port {
     pub start_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_port: Option<u16>,
-    /// `http` or nothing in this version.
+    /// `http`, `tls`, `proxy_proto`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub handlers: Vec<String>,
+    /// With `http`: what comes in plain is sent to HTTPS.
+    #[serde(skip_serializing_if = "is_default")]
+    pub force_https: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_options: Option<TlsOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_options: Option<HttpOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_proto_options: Option<ProxyProtoOptions>,
+}
+
+/// How a port with the handler `tls` shakes hands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TlsOptions {
+    /// Protocols that are offered, the best first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpn: Vec<String>,
+    /// `TLSv1.2`, `TLSv1.3`; both if empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub versions: Vec<String>,
+}
+
+/// How a port with the handler `http` is served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct HttpOptions {
+    /// The Machine speaks HTTP/2 without TLS on this service's port.
+    #[serde(skip_serializing_if = "is_default")]
+    pub h2_backend: bool,
+}
+
+/// How a Machine behind a port with the handler `proxy_proto` is told of its clients.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ProxyProtoOptions {
+    /// `v1` (the default) or `v2`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyVersion {
+    V1,
+    V2,
 }
 
 /// How much one Machine takes at once.
@@ -306,7 +351,24 @@ impl Port {
             _ => None,
         }
     }
+    pub fn covers(&self, port: u16) -> bool {
+        self.range().is_some_and(|(first, last)| (first..=last).contains(&port))
+    }
+    pub fn has(&self, handler: &str) -> bool {
+        self.handlers.iter().any(|one| one == handler)
+    }
     pub fn is_http(&self) -> bool {
-        self.handlers.iter().any(|handler| handler == "http")
+        self.has("http")
+    }
+    pub fn is_h2_backend(&self) -> bool {
+        self.is_http() && self.http_options.as_ref().is_some_and(|options| options.h2_backend)
+    }
+    /// TLS ends at the edge.
+    pub fn is_tls(&self) -> bool {
+        self.has("tls")
+    }
+    pub fn announcement(&self) -> Option<ProxyVersion> {
+        let version = self.proxy_proto_options.as_ref().map_or("", |options| options.version.as_str());
+        self.has("proxy_proto").then_some(if version == "v2" { ProxyVersion::V2 } else { ProxyVersion::V1 })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::app::{App, AppList, CreateApp, CreatedApp};
+use crate::certificate::{CertificateDetail, CertificateList, ImportCertificate, ListCertificates, RequestCertificate};
 use crate::endpoint::{Empty, Endpoint, Method, Operation};
 use crate::event::MachineEvent;
 use crate::fleet::{Host, Image, Join, Joined};
@@ -103,6 +104,22 @@ endpoints! {
         "Show a move and its events.";
     MigrationsCancel = "Migrations_cancel" Post "/migrations/{migration_id}/cancel" 202 (Empty, Empty) -> Migration,
         "Call a move off, if its source has not handed off yet.";
+    CertificatesList = "Certificates_list" Get "/apps/{app_name}/certificates" 200
+        (ListCertificates, Empty) -> CertificateList, "List the host names of an app and their certificates.";
+    CertificatesAcme = "Certificates_create_acme" Post "/apps/{app_name}/certificates/acme" 201
+        (Empty, RequestCertificate) -> CertificateDetail, "Give an app a host name and request its certificate.";
+    CertificatesCustom = "Certificates_create_custom" Post "/apps/{app_name}/certificates/custom" 201
+        (Empty, ImportCertificate) -> CertificateDetail, "Give an app a host name with a certificate of its owner's.";
+    CertificatesShow = "Certificates_show" Get "/apps/{app_name}/certificates/{hostname}" 200
+        (Empty, Empty) -> CertificateDetail, "Show a host name and its certificates.";
+    CertificatesDelete = "Certificates_delete" Delete "/apps/{app_name}/certificates/{hostname}" 204
+        (Empty, Empty) -> Empty, "Take a host name and all its certificates from an app.";
+    CertificatesCheck = "Certificates_check" Post "/apps/{app_name}/certificates/{hostname}/check" 200
+        (Empty, Empty) -> CertificateDetail, "Look whether a host name leads here, and try a pending certificate now.";
+    CertificatesDeleteAcme = "Certificates_delete_acme" Delete "/apps/{app_name}/certificates/{hostname}/acme" 200
+        (Empty, Empty) -> CertificateDetail, "Give up a certificate that was issued, and request no more.";
+    CertificatesDeleteCustom = "Certificates_delete_custom" Delete "/apps/{app_name}/certificates/{hostname}/custom"
+        200 (Empty, Empty) -> CertificateDetail, "Delete a certificate of the owner's.";
     HostsList = "Hosts_list" Get "/hosts" 200 (Empty, Empty) -> Vec<Host>, "List hosts.";
     HostsShow = "Hosts_show" Get "/hosts/{host_id}" 200 (Empty, Empty) -> Host, "Show a host.";
     HostsCordon = "Hosts_cordon" Post "/hosts/{host_id}/cordon" 200 (Empty, Empty) -> Acknowledged,

@@ -238,12 +238,12 @@ mod tests {
         for (config, name) in [
             (json!({ "services": [{}, { "autostop": "suspend" }] }), "config.services[1].autostop: \"suspend\""),
             (
-                json!({ "services": [{ "ports": [{ "handlers": ["tls", "http"] }] }] }),
+                json!({ "services": [{ "ports": [{ "handlers": ["pg_tls"] }] }] }),
                 "config.services[0].ports[0].handlers[0]",
             ),
             (
-                json!({ "services": [{ "ports": [{ "tls_options": { "alpn": ["h2"] } }] }] }),
-                "config.services[0].ports[0].tls_options.alpn",
+                json!({ "services": [{ "ports": [{ "tls_options": { "default_self_signed": true } }] }] }),
+                "config.services[0].ports[0].tls_options.default_self_signed",
             ),
             (json!({ "checks": { "alive": { "tls_skip_verify": true } } }), "config.checks.alive.tls_skip_verify"),
             (json!({ "mounts": [{ "volume": "v", "encrypted": true }] }), "config.mounts[0].encrypted"),

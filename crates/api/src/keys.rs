@@ -1,6 +1,7 @@
 //! Where each row of the fleet store lives. Every key ends in an exact id; the prefixes below are for reading and
 //! watching only, and each ends in `/`, so that `w1` never covers `w10`.
 
+use crate::hostname::{Hostname, Source};
 use crate::ids::{AppName, EdgeId, HostId, MachineId, MigrationId, VolumeId};
 
 pub const GENERATION: &str = "meta/generation";
@@ -18,6 +19,11 @@ pub const LEASES: &str = "leases/";
 pub const VOLUMES: &str = "volumes/";
 pub const MIGRATIONS: &str = "migrations/";
 pub const TICKETS: &str = "tickets/";
+pub const HOSTNAMES: &str = "hostnames/";
+pub const CERTIFICATES: &str = "certificates/";
+pub const CHALLENGES: &str = "challenges/";
+/// Control's account with its certificate authority; nobody else reads it.
+pub const ACME_ACCOUNT: &str = "acme/account";
 
 pub fn app(app: &AppName) -> String {
     format!("apps/{app}")
@@ -105,4 +111,16 @@ pub fn tickets_of(host: &HostId) -> String {
 }
 pub fn ticket(target: &HostId, migration: &MigrationId) -> String {
     format!("tickets/{target}/{migration}")
+}
+/// Which app a host name of its own belongs to, and what may be known of its certificates; edges watch them all.
+pub fn hostname(hostname: &Hostname) -> String {
+    format!("hostnames/{hostname}")
+}
+/// A chain with its private key: for control and edges only.
+pub fn certificate(hostname: &Hostname, source: Source) -> String {
+    format!("certificates/{hostname}/{}", source.as_str())
+}
+/// What edges answer to a certificate authority.
+pub fn challenge(hostname: &Hostname) -> String {
+    format!("challenges/{hostname}")
 }

@@ -5,6 +5,7 @@
 //! This crate does no IO, reads no clock and draws no randomness; it must not know who serves or calls it.
 
 pub mod app;
+pub mod certificate;
 pub mod config;
 pub mod door;
 pub mod duration;
@@ -16,6 +17,7 @@ pub mod fact;
 pub mod fields;
 pub mod fleet;
 pub mod host;
+pub mod hostname;
 pub mod ids;
 pub mod keys;
 pub mod lease;
@@ -30,4 +32,5 @@ pub mod volume;
 pub use duration::Span;
 pub use endpoint::{Endpoint, Method};
 pub use error::{ApiError, Status};
+pub use hostname::Hostname;
 pub use ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId, MigrationId, VolumeId};

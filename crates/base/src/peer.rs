@@ -92,7 +92,13 @@ pub fn may(peer: &Peer, verb: Verb, key: &str) -> Result<(), Forbidden> {
                 || under(key, keys::EDGES)
         }
         (Peer::Edge(_), Verb::Read | Verb::Watch) => {
-            under(key, keys::ROUTES) || under(key, keys::APP_REGIONS) || under(key, keys::PORTS)
+            under(key, keys::ROUTES)
+                || under(key, keys::APP_REGIONS)
+                || under(key, keys::PORTS)
+                || under(key, keys::HOSTNAMES)
+                // With their private keys: an edge is what shakes hands with them.
+                || under(key, keys::CERTIFICATES)
+                || under(key, keys::CHALLENGES)
         }
         (Peer::Edge(_), Verb::Traffic | Verb::Start | Verb::StopIfIdle) => true,
         _ => false,
@@ -145,6 +151,19 @@ mod tests {
         for verb in [Verb::Write, Verb::Operate, Verb::Command, Verb::Pull] {
             assert!(may(&edge, verb, "routes/fra/app").is_err(), "{verb:?}");
         }
+    }
+
+    #[test]
+    fn private_keys_are_read_by_edges_and_by_nobody_else() {
+        let edge = Peer::Edge(EdgeId::parse("e").unwrap());
+        let host = Peer::Host(HostId::parse("w1").unwrap());
+        for key in ["certificates/", "certificates/a.example/custom", "challenges/"] {
+            assert!(may(&edge, Verb::Watch, key).is_ok() && may(&edge, Verb::Write, key).is_err(), "{key}");
+            for other in [&host, &Peer::Operator("ann".into()), &Peer::Joiner, &Peer::Control] {
+                assert!(may(other, Verb::Read, key).is_err() && may(other, Verb::Watch, key).is_err(), "{other} {key}");
+            }
+        }
+        assert!(may(&edge, Verb::Read, keys::ACME_ACCOUNT).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Control's configuration: raw TOML, then checked.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,7 +43,60 @@ pub struct Raw {
     /// Destroyed Machines are shown (`include_deleted`) for so long.
     #[serde(default = "destroyed_kept_s")]
     pub destroyed_kept_s: u64,
+    /// Addresses at which the edges are reached from outside: told to whoever adds a host name.
+    #[serde(default)]
+    pub public_addresses: Vec<String>,
+    /// The port at which a host name is asked for when it is checked.
+    #[serde(default = "check_http_port")]
+    pub check_http_port: u16,
+    /// The authority that issues certificates; absent: none.
+    pub acme: Option<RawAcme>,
 }
+
+/// `[acme]`. By naming an authority its terms of service are agreed to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawAcme {
+    /// Let's Encrypt's is `https://acme-v02.api.letsencrypt.org/directory`.
+    pub directory_url: String,
+    /// `mailto:…`, whom the authority may tell of trouble.
+    #[serde(default)]
+    pub contact: Vec<String>,
+    /// PEM of the root that the directory's own certificate must come from. Default: those of this system.
+    pub root_file: Option<PathBuf>,
+    /// Kinds of challenge, in the order in which they are tried.
+    #[serde(default = "challenges")]
+    pub challenges: Vec<String>,
+    /// A certificate is renewed when less of its life than that is left, in thousandths.
+    #[serde(default = "renew_left_permille")]
+    pub renew_left_permille: u32,
+    /// Edges hear of a challenge within so long.
+    #[serde(default = "spread_ms")]
+    pub spread_ms: u64,
+    /// After a first failure; each further one doubles it, up to six hours.
+    #[serde(default = "retry_first_ms")]
+    pub retry_first_ms: u64,
+}
+
+fn check_http_port() -> u16 {
+    80
+}
+fn challenges() -> Vec<String> {
+    vec![HTTP_01.into(), TLS_ALPN_01.into()]
+}
+fn renew_left_permille() -> u32 {
+    333
+}
+fn spread_ms() -> u64 {
+    2_000
+}
+fn retry_first_ms() -> u64 {
+    60_000
+}
+
+pub const HTTP_01: &str = "http-01";
+pub const TLS_ALPN_01: &str = "tls-alpn-01";
+const SPREAD_MAX_MS: u64 = 30_000;
 
 fn sqlite() -> String {
     "sqlite".into()
@@ -75,6 +128,59 @@ pub struct Config {
     pub lost_after: Duration,
     pub image_grace: Duration,
     pub destroyed_kept: Duration,
+    pub public_addresses: Vec<IpAddr>,
+    pub check_http_port: u16,
+    pub acme: Option<Acme>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Acme {
+    pub directory_url: String,
+    pub contact: Vec<String>,
+    pub root_file: Option<PathBuf>,
+    /// Never empty.
+    pub challenges: Vec<&'static str>,
+    pub renew_left_permille: u32,
+    pub spread: Duration,
+    pub retry_first_ms: u64,
+}
+
+impl TryFrom<RawAcme> for Acme {
+    type Error = StartError;
+
+    fn try_from(raw: RawAcme) -> Result<Self, StartError> {
+        let wrong = |field, why: String| StartError::Config { field, why };
+        if !raw.directory_url.starts_with("https://") {
+            return Err(wrong("acme.directory_url", format!("{:?} does not begin with https://", raw.directory_url)));
+        }
+        if let Some(contact) = raw.contact.iter().find(|contact| !contact.starts_with("mailto:")) {
+            return Err(wrong("acme.contact", format!("{contact:?} does not begin with mailto:")));
+        }
+        let kind = |kind: &String| match kind.as_str() {
+            HTTP_01 => Ok(HTTP_01),
+            TLS_ALPN_01 => Ok(TLS_ALPN_01),
+            other => Err(wrong("acme.challenges", format!("{other:?} is neither {HTTP_01} nor {TLS_ALPN_01}"))),
+        };
+        let challenges: Vec<_> = raw.challenges.iter().map(kind).collect::<Result<_, _>>()?;
+        if challenges.is_empty() {
+            return Err(wrong("acme.challenges", "name at least one".into()));
+        }
+        if !(1..1_000).contains(&raw.renew_left_permille) {
+            return Err(wrong("acme.renew_left_permille", "it must lie between 1 and 999".into()));
+        }
+        if raw.spread_ms > SPREAD_MAX_MS {
+            return Err(wrong("acme.spread_ms", format!("at most {SPREAD_MAX_MS}")));
+        }
+        Ok(Self {
+            directory_url: raw.directory_url,
+            contact: raw.contact,
+            root_file: raw.root_file,
+            challenges,
+            renew_left_permille: raw.renew_left_permille,
+            spread: Duration::from_millis(raw.spread_ms),
+            retry_first_ms: raw.retry_first_ms.max(100),
+        })
+    }
 }
 
 impl TryFrom<Raw> for Config {
@@ -96,7 +202,12 @@ impl TryFrom<Raw> for Config {
         if raw.lost_after_ms == 0 {
             return Err(wrong("lost_after_ms", "0 would lose every host".into()));
         }
+        let public =
+            |text: &String| text.parse().map_err(|_| wrong("public_addresses", format!("{text:?} is no IP address")));
         Ok(Self {
+            public_addresses: raw.public_addresses.iter().map(public).collect::<Result<_, _>>()?,
+            check_http_port: raw.check_http_port,
+            acme: raw.acme.map(Acme::try_from).transpose()?,
             listen,
             listen_also,
             admin_token_file: raw.admin_token_file.unwrap_or_else(|| raw.data_dir.join("admin-token")),

@@ -34,6 +34,8 @@ const STORE_STALE: Duration = Duration::from_secs(5);
 const WAITS_MAX: usize = 4_096;
 /// Uploads at once: each holds a thread.
 const UPLOADS_MAX: usize = 4;
+/// Host names that are looked for at once.
+const CHECKS_MAX: usize = 16;
 /// A transaction that loses its compare is decided anew so many times.
 pub(crate) const COMMIT_ATTEMPTS: usize = 8;
 
@@ -49,6 +51,7 @@ pub struct Control {
     pub(crate) join_token_sha256: String,
     pub(crate) waits: Semaphore,
     pub(crate) uploads: Semaphore,
+    pub(crate) checks: Semaphore,
     world: RwLock<World>,
     changed: watch::Sender<u64>,
     heard: Heard,
@@ -89,6 +92,7 @@ impl Control {
             join_token_sha256: secret::sha256_hex(&join),
             waits: Semaphore::new(WAITS_MAX),
             uploads: Semaphore::new(UPLOADS_MAX),
+            checks: Semaphore::new(CHECKS_MAX),
             world: RwLock::default(),
             changed: watch::Sender::new(0),
             heard: following.heard(),

@@ -10,16 +10,22 @@
 //! | `placing`, `volumes` | giving a Machine or a volume a host, taking it back |
 //! | `moving` | beginning a move |
 //! | `migrations` | what becomes of a move, by what its hosts tell (pure) |
+//! | `certificates` | can this pair be served for this name (pure) |
+//! | `acme` | certificates from an authority: ordered and renewed |
+//! | `hostnames`, `reach` | host names of apps, and whether they lead here |
 //! | `stalls` | which moves stand still, in memory |
 //! | `http`, `handlers` | the API, one file a noun |
 //! | `hosts`, `liveness` | calls to agents, and who is there |
 //! | `reconcile` | what follows from facts, without an input |
 
+mod acme;
 mod auth;
+mod certificates;
 pub mod config;
 mod control;
 mod counters;
 mod handlers;
+mod hostnames;
 mod hosts;
 mod http;
 mod liveness;
@@ -29,6 +35,7 @@ mod moving;
 mod names;
 pub mod place;
 mod placing;
+mod reach;
 mod reconcile;
 mod routes;
 mod stalls;

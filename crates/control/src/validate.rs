@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use godwit_api::ApiError;
-use godwit_api::config::{Check, MOUNTS_MAX, MachineConfig, Port, Service};
+use godwit_api::config::{Check, MOUNTS_MAX, MachineConfig, Port, Service, TlsOptions};
 use godwit_api::volume::VOLUME_MAX_GB;
 
 /// A configuration as JSON: with its older versions it must fit a row of the store.
@@ -20,6 +20,11 @@ const SIGNALS: [&str; 15] = [
     "SIGABRT", "SIGALRM", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSEGV",
     "SIGTERM", "SIGTRAP", "SIGUSR1", "SIGUSR2", "SIGWINCH",
 ];
+const HANDLERS: [&str; 3] = ["http", "tls", "proxy_proto"];
+const TLS_VERSIONS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
+const HTTPS_ALPN: [&str; 2] = ["h2", "http/1.1"];
+/// Protocols that one port offers.
+pub const ALPN_MAX: usize = 8;
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 fn wrong(text: impl Into<String>) -> ApiError {
@@ -51,7 +56,7 @@ pub fn config(config: &MachineConfig) -> Result<(), ApiError> {
         service(of, &format!("config.services[{number}]"))?;
     }
     if raw_ports(config).len() > RAW_PORTS_MAX {
-        return Err(wrong(format!("config.services: at most {RAW_PORTS_MAX} ports without handlers")));
+        return Err(wrong(format!("config.services: at most {RAW_PORTS_MAX} ports without the handler http")));
     }
     if config.checks.len() > CHECKS_MAX {
         return Err(wrong(format!("config.checks: at most {CHECKS_MAX}")));
@@ -99,9 +104,7 @@ fn service(service: &Service, at: &str) -> Result<(), ApiError> {
             }
             Some(_) => {}
         }
-        if let Some(handler) = port.handlers.iter().find(|handler| *handler != "http") {
-            return Err(wrong(format!("{at}.handlers: {handler:?} is no handler")));
-        }
+        handlers(port, &at)?;
     }
     if let Some(concurrency) = &service.concurrency {
         if !["connections", "requests"].contains(&concurrency.kind.as_str()) {
@@ -119,6 +122,56 @@ fn service(service: &Service, at: &str) -> Result<(), ApiError> {
     }
     for (number, of) in service.checks.iter().enumerate() {
         check(of, Some(service.internal_port), &format!("{at}.checks[{number}]"))?;
+    }
+    Ok(())
+}
+
+/// Handlers, and the options that make sense with them.
+fn handlers(port: &Port, at: &str) -> Result<(), ApiError> {
+    if let Some(handler) = port.handlers.iter().find(|handler| !HANDLERS.contains(&handler.as_str())) {
+        return Err(wrong(format!("{at}.handlers: {handler:?} is none of {}", HANDLERS.join(", "))));
+    }
+    if port.is_http() && port.has("proxy_proto") {
+        return Err(wrong(format!(
+            "{at}.handlers: with http a Machine is told of its client by Fly-Client-IP; leave proxy_proto out"
+        )));
+    }
+    if port.force_https && !port.is_http() {
+        return Err(wrong(format!("{at}.force_https: it needs the handler http")));
+    }
+    if port.force_https && port.is_tls() {
+        return Err(wrong(format!("{at}.force_https: with the handler tls nothing comes in plain here")));
+    }
+    if let Some(options) = &port.tls_options {
+        tls_options(port, options, &format!("{at}.tls_options"))?;
+    }
+    if let Some(options) = &port.proxy_proto_options
+        && !["", "v1", "v2"].contains(&options.version.as_str())
+    {
+        return Err(wrong(format!("{at}.proxy_proto_options.version: {:?} is neither v1 nor v2", options.version)));
+    }
+    Ok(())
+}
+
+fn tls_options(port: &Port, options: &TlsOptions, at: &str) -> Result<(), ApiError> {
+    if let Some(version) = options.versions.iter().find(|version| !TLS_VERSIONS.contains(&version.as_str())) {
+        return Err(wrong(format!("{at}.versions: {version:?} is none of {}", TLS_VERSIONS.join(", "))));
+    }
+    if options.alpn.len() > ALPN_MAX {
+        return Err(wrong(format!("{at}.alpn: at most {ALPN_MAX}")));
+    }
+    let fits = |name: &&String| (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
+    if let Some(name) = options.alpn.iter().find(|name| !fits(name)) {
+        return Err(wrong(format!("{at}.alpn: {name:?} is not 1 to 255 printable characters")));
+    }
+    if options.alpn.iter().any(|name| name == "acme-tls/1") {
+        return Err(wrong(format!("{at}.alpn: acme-tls/1 is the edge's own")));
+    }
+    // What is spoken there is HTTP, whatever is offered.
+    if port.is_http()
+        && let Some(name) = options.alpn.iter().find(|name| !HTTPS_ALPN.contains(&name.as_str()))
+    {
+        return Err(wrong(format!("{at}.alpn: {name:?} is no HTTP: with that handler, {}", HTTPS_ALPN.join(", "))));
     }
     Ok(())
 }
@@ -259,9 +312,9 @@ pub fn metadata_key(key: &str) -> Result<(), ApiError> {
     if fits { Ok(()) } else { Err(wrong(format!("metadata: {key:?} is not 1 to 128 printable characters"))) }
 }
 
-/// The public ports whose bytes pass raw, in order, each once.
+/// The public ports of an app's own, whose bytes are no HTTP to the edge, in order, each once.
 pub fn raw_ports(config: &MachineConfig) -> Vec<u16> {
-    let raw = |port: &&Port| port.handlers.is_empty();
+    let raw = |port: &&Port| !port.is_http();
     let ranges = config.services.iter().flat_map(|service| service.ports.iter().filter(raw)).filter_map(Port::range);
     let mut ports: Vec<u16> = ranges.flat_map(|(first, last)| first..=last).take(RAW_PORTS_MAX * 64).collect();
     ports.sort_unstable();
@@ -297,8 +350,23 @@ mod tests {
         refused(with(json!({ "services": [{ "internal_port": 1, "ports": [{ "port": 0 }] }] })), "ports[0]");
         refused(
             with(json!({ "services": [{ "internal_port": 1, "ports": [{ "start_port": 1, "end_port": 9999 }] }] })),
-            "without handlers",
+            "without the handler http",
         );
+        for (port, by) in [
+            (json!({ "handlers": ["pg_tls"] }), "ports[0].handlers"),
+            (json!({ "handlers": ["http", "proxy_proto"] }), "leave proxy_proto out"),
+            (json!({ "force_https": true }), "ports[0].force_https"),
+            (json!({ "handlers": ["tls", "http"], "force_https": true }), "ports[0].force_https"),
+            (json!({ "handlers": ["tls"], "tls_options": { "versions": ["TLSv1.1"] } }), "tls_options.versions"),
+            (json!({ "handlers": ["tls"], "tls_options": { "alpn": [""] } }), "tls_options.alpn"),
+            (json!({ "handlers": ["tls"], "tls_options": { "alpn": ["acme-tls/1"] } }), "the edge's own"),
+            (json!({ "handlers": ["tls", "http"], "tls_options": { "alpn": ["h2", "ftp"] } }), "is no HTTP"),
+            (json!({ "handlers": ["proxy_proto"], "proxy_proto_options": { "version": "v3" } }), "neither v1 nor v2"),
+        ] {
+            let mut port = port;
+            port["port"] = json!(443);
+            refused(with(json!({ "services": [{ "internal_port": 1, "ports": [port] }] })), by);
+        }
         refused(with(json!({ "checks": { "a": { "type": "http" } } })), "config.checks.a.port");
         refused(with(json!({ "files": [{ "guest_path": "/a/../b" }] })), "guest_path");
         refused(with(json!({ "files": [{ "guest_path": "/a", "raw_value": "?" }] })), "raw_value");

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use godwit_api::fact::{HostFact, MachineFact, Resources};
+use godwit_api::hostname::{Hostname, HostnameRow};
 use godwit_api::route::{AppRegions, RouteRow};
 use godwit_api::row::{
     AppRow, EdgeRow, GenerationRow, HostRow, LeaseRow, MachineRow, Placement, PortRow, TokenRow, VolumeRow,
@@ -64,6 +65,10 @@ pub struct World {
     pub tokens: Rows<String, TokenRow>,
     pub leases: Rows<MachineId, LeaseRow>,
     pub ports: Rows<u16, PortRow>,
+    /// Without their certificates: the keys stay in the store until an edge or an order asks.
+    pub hostnames: Rows<Hostname, HostnameRow>,
+    /// Challenges by their revision, to be taken away when they are over.
+    pub challenges: BTreeMap<Hostname, (u64, u64)>,
     pub host_facts: Rows<HostId, HostFact>,
     pub facts: BTreeMap<HostId, Rows<MachineId, MachineFact>>,
     pub routes: Rows<(String, AppName), RouteRow>,
@@ -78,6 +83,12 @@ pub struct World {
     pub stale_routes: BTreeSet<AppName>,
     /// Keys that hold what cannot be read; each is told once.
     pub unreadable: BTreeSet<String>,
+}
+
+/// What is kept of a challenge: its answer may hold a key.
+#[derive(Debug, serde::Deserialize)]
+struct ChallengeUntil {
+    until_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +182,20 @@ impl World {
                 if let Ok(port) = port.parse() {
                     let row = self.read(key, value, revision);
                     set(&mut self.ports, port, row);
+                }
+            }
+            ["hostnames", hostname] => {
+                if let Some(hostname) = self.id::<Hostname>(key, hostname) {
+                    let row = self.read(key, value, revision);
+                    set(&mut self.hostnames, hostname, row);
+                }
+            }
+            ["challenges", hostname] => {
+                if let Some(hostname) = self.id::<Hostname>(key, hostname) {
+                    match self.read::<ChallengeUntil>(key, value, revision) {
+                        Some(row) => drop(self.challenges.insert(hostname, (row.until_ms, revision))),
+                        None => drop(self.challenges.remove(&hostname)),
+                    }
                 }
             }
             ["routes", region, app, "machines"] => {
@@ -374,6 +399,17 @@ impl World {
     /// What the volume's present host says of its present epoch.
     pub fn volume_fact(&self, row: &VolumeRow) -> Option<&Known<MachineFact>> {
         self.facts.get(&row.host)?.get(&row.id.carrier()).filter(|fact| fact.epoch == row.epoch)
+    }
+
+    /// The host names that belong to an app as it is now.
+    pub fn hostnames_of(&self, app: &AppName) -> impl Iterator<Item = &Known<HostnameRow>> {
+        let since = self.apps.get(app).map_or(u64::MAX, |app| app.created_at_ms);
+        self.hostnames.values().filter(move |row| row.app == *app && row.created_at_ms >= since)
+    }
+
+    /// Whether the app that the row names is there no more, or is another one of the same name.
+    pub fn is_hostname_orphan(&self, row: &HostnameRow) -> bool {
+        self.apps.get(&row.app).is_none_or(|app| app.created_at_ms > row.created_at_ms)
     }
 
     pub fn fact(&self, host: &HostId, machine: &MachineId) -> Option<&Known<MachineFact>> {

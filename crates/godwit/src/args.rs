@@ -76,6 +76,9 @@ pub enum Command {
     /// Moves of Machines and volumes to other hosts
     #[command(subcommand, visible_alias = "migrations")]
     Migration(cli::migration::Command),
+    /// Host names of an app and their certificates
+    #[command(subcommand, visible_aliases = ["certificates", "cert"])]
+    Certs(cli::certs::Command),
     /// Images that Machines run
     #[command(subcommand, visible_alias = "images")]
     Image(cli::image::Command),

@@ -25,6 +25,8 @@ pub struct DevFile {
     pub api_url: String,
     pub token: String,
     pub http_addr: String,
+    pub https_addr: String,
+    pub ca_file: PathBuf,
     pub control_pid: i32,
     pub edge_pid: i32,
     pub hosts: Vec<DevHost>,

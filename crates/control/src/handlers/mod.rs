@@ -1,6 +1,7 @@
 //! One file a noun. A handler reads the picture, decides, commits, tells the host, answers; it holds no state.
 
 mod apps;
+mod certificates;
 mod fleet;
 mod images;
 mod join;
@@ -66,6 +67,14 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         MigrationsList => migrations::list;
         MigrationsShow => migrations::show;
         MigrationsCancel => migrations::cancel;
+        CertificatesList => certificates::list;
+        CertificatesAcme => certificates::acme;
+        CertificatesCustom => certificates::custom;
+        CertificatesShow => certificates::show;
+        CertificatesDelete => certificates::delete;
+        CertificatesCheck => certificates::check;
+        CertificatesDeleteAcme => certificates::delete_acme;
+        CertificatesDeleteCustom => certificates::delete_custom;
         HostsList => fleet::list;
         HostsShow => fleet::show;
         HostsCordon => fleet::cordon;

@@ -16,7 +16,7 @@ use axum::routing::{MethodFilter, on};
 use bytes::Bytes;
 use godwit_api::endpoint::{Empty, Endpoint, percent_encode};
 use godwit_api::error::Status;
-use godwit_api::{ApiError, AppName, HostId, MachineId, Method, MigrationId, VolumeId, fields};
+use godwit_api::{ApiError, AppName, HostId, Hostname, MachineId, Method, MigrationId, VolumeId, fields};
 use godwit_base::http::Failure;
 use godwit_base::{Peer, Verb};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -55,6 +55,9 @@ impl<E: Endpoint> Call<E> {
     }
     pub fn host(&self) -> Result<HostId, ApiError> {
         self.id("host_id")
+    }
+    pub fn hostname(&self) -> Result<Hostname, ApiError> {
+        self.id("hostname")
     }
     pub fn param(&self, name: &str) -> &str {
         self.path.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)

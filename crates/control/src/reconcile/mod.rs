@@ -2,6 +2,7 @@
 //! an input: a hint would be a second way to the same end. None brings run state back: that is the host's own.
 
 mod collect;
+mod hostnames;
 mod migrations;
 mod outrank;
 mod probe;
@@ -28,6 +29,8 @@ pub fn start(control: &Arc<Control>, group: &TaskGroup) {
     looking(control, group, "routes", LOOK_INTERVAL, publish::routes);
     looking(control, group, "settle", LOOK_INTERVAL, settle::settle);
     looking(control, group, "migrations", LOOK_INTERVAL, migrations::moves);
+    looking(control, group, "hostnames", LOOK_INTERVAL, hostnames::tidy);
+    group.spawn_cancellable(crate::acme::run(control.clone()));
     group.spawn_cancellable(probe::probe(control.clone()));
     group.spawn_cancellable(collect::images(control.clone()));
 }

@@ -7,6 +7,7 @@ mod api;
 mod apps;
 mod bad_input;
 mod bed;
+mod certificates;
 mod commands;
 mod faults;
 mod image;

@@ -2,6 +2,7 @@
 //! how the roles work.
 
 pub mod apps;
+pub mod certs;
 pub mod config;
 pub mod context;
 pub mod help;
@@ -35,6 +36,7 @@ pub fn run(command: Command, global: Global) -> Result<ExitCode> {
             Command::Machine(command) => return machine::run(command, &context).await,
             Command::Volumes(command) => volumes::run(command, &context).await,
             Command::Migration(command) => migration::run(command, &context).await,
+            Command::Certs(command) => certs::run(command, &context).await,
             Command::Image(command) => image::run(command, &context).await,
             Command::Host(command) => host::run(command, &context).await,
             Command::Status(options) => status::run(&options, &context).await,

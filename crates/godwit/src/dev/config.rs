@@ -20,6 +20,7 @@ const RUN: &str = "run";
 pub struct Addresses {
     pub api: SocketAddr,
     pub http: SocketAddr,
+    pub https: SocketAddr,
     pub edge_admin: SocketAddr,
     /// The fleet's own address of this machine, by which hosts reach control.
     pub gateway: Ipv6Addr,
@@ -78,6 +79,9 @@ pub fn control(dir: &Path, record: &Record, addresses: &Addresses) -> Control {
 #[derive(Serialize)]
 pub struct Edge {
     listen_http: Vec<String>,
+    listen_https: Vec<String>,
+    mint_from: PathBuf,
+    redirect_https_port: u16,
     listen_admin: String,
     listen_tcp: String,
     public_http_port: u16,
@@ -99,6 +103,9 @@ pub struct Edge {
 pub fn edge(dir: &Path, record: &Record, addresses: &Addresses, options: &Options) -> Edge {
     Edge {
         listen_http: vec![addresses.http.to_string()],
+        listen_https: vec![addresses.https.to_string()],
+        mint_from: super::tls::authority(dir),
+        redirect_https_port: addresses.https.port(),
         listen_admin: addresses.edge_admin.to_string(),
         listen_tcp: addresses.http.ip().to_string(),
         public_http_port: 80,

@@ -22,7 +22,7 @@ use super::config::{self, Addresses};
 use super::process::Process;
 use super::record::{HostRecord, Record, host_dir};
 use super::report::{DevFile, DevHost};
-use super::{Options, cgroup, host, inside, line};
+use super::{Options, cgroup, host, inside, line, tls};
 use crate::args::Global;
 use crate::error::{CliError, Result};
 
@@ -160,6 +160,7 @@ impl Fleet {
         let addresses = Addresses {
             api: with_port(options.api)?,
             http: with_port(options.http)?,
+            https: with_port(https(options))?,
             edge_admin: with_port(SocketAddr::from(([127, 0, 0, 1], 0)))?,
             gateway,
         };
@@ -199,6 +200,7 @@ impl Fleet {
         self.token = read_token(&config::admin_token_file(&self.dir))?;
         let join_token = read_token(&config::join_token_file(&self.dir))?;
 
+        tls::ensure(&self.dir)?;
         let edge = config::edge(&self.dir, &self.record, &self.addresses, &self.options);
         config::write(&self.dir.join("edge/edge.toml"), &edge)?;
         self.start_role("edge", parts, sender)?;
@@ -344,13 +346,21 @@ impl Fleet {
             api_url: format!("http://{}", self.addresses.api),
             token: self.token.clone(),
             http_addr: self.addresses.http,
-            https_addr: None,
-            ca_file: None,
+            https_addr: self.addresses.https,
+            ca_file: tls::ca_file(&self.dir),
             control_pid: pid("control".into()),
             edge_pid: pid("edge".into()),
             hosts: hosts.collect(),
         }
     }
+}
+
+/// Beside an address for HTTP that somebody chose no port is anybody's habit.
+fn https(options: &Options) -> SocketAddr {
+    options.https.unwrap_or_else(|| {
+        let port = if options.http.port() == super::HTTP_PORT { super::HTTPS_PORT } else { 0 };
+        SocketAddr::new(options.http.ip(), port)
+    })
 }
 
 /// One process that is kept alive until the group stops.

@@ -24,6 +24,7 @@ mod line;
 mod process;
 mod record;
 mod report;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +35,9 @@ use crate::exit::Exit;
 
 pub use host::HostOptions;
 
+/// Of the default addresses.
+const HTTP_PORT: u16 = 8080;
+const HTTPS_PORT: u16 = 8443;
 /// More hosts than this on one machine prove nothing.
 const HOSTS_MAX: u16 = 64;
 
@@ -54,6 +58,9 @@ pub struct Options {
     /// Where the edge listens for HTTP: apps are http://APP.localhost:PORT
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     http: SocketAddr,
+    /// Where the edge listens for HTTPS; 127.0.0.1:8443, or any free port beside an `--http` of your own
+    #[arg(long, value_name = "ADDR")]
+    https: Option<SocketAddr>,
     /// The hosts' region; given several times, hosts take turns
     #[arg(long, value_name = "NAME")]
     region: Vec<String>,

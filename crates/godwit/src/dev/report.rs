@@ -16,9 +16,9 @@ pub struct DevFile {
     pub api_url: String,
     pub token: String,
     pub http_addr: SocketAddr,
-    /// Not served in this version.
-    pub https_addr: Option<SocketAddr>,
-    pub ca_file: Option<PathBuf>,
+    pub https_addr: SocketAddr,
+    /// Vouches for the names of this fleet's apps; drawn for this folder.
+    pub ca_file: PathBuf,
     pub control_pid: i32,
     pub edge_pid: i32,
     pub hosts: Vec<DevHost>,
@@ -53,11 +53,13 @@ impl DevFile {
     pub fn greeting(&self, dir: &Path, took: Duration) -> String {
         let hosts = self.hosts.len();
         let mut text = format!(
-            "The fleet is ready: {hosts} host{} after {:.1} s.\n\n  API   {}\n  Apps  http://APP.localhost:{}\n",
+            "The fleet is ready: {hosts} host{} after {:.1} s.\n\n  API   {}\n  Apps  http://APP.localhost:{}  https://APP.localhost:{}\n  CA    {}  (curl --cacert; trust it nowhere else)\n",
             if hosts == 1 { "" } else { "s" },
             took.as_secs_f64(),
             self.api_url,
             self.http_addr.port(),
+            self.https_addr.port(),
+            self.ca_file.display(),
         );
         for host in &self.hosts {
             text.push_str(&format!("  Host  {}  {}  {}\n", host.id, host.region, host.addr));

@@ -36,6 +36,18 @@ fn lives(pid: i32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
+/// The code of an answer over HTTPS, asked for with Debian's curl.
+fn over_https(dev: &DevFile, app: &str) -> String {
+    let (name, port) = (format!("{app}.localhost"), dev.https_addr.rsplit_once(':').expect("a port").1);
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"]).arg(&dev.ca_file);
+    let output =
+        curl.args(["--resolve", &format!("{name}:{port}:127.0.0.1"), &format!("https://{name}:{port}/")]).output();
+    let output = output.expect("curl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Everything in the kernel that bears the fleet's id or lies in its folder.
 fn traces(id: &str, folder: &Path) -> Vec<String> {
     let folder = folder.display().to_string();
@@ -100,6 +112,7 @@ fn a_fleet_serves_loses_its_power_goes_on_and_leaves_nothing() {
         .expect("answers");
         assert_eq!(first["machine"], machine);
         assert_eq!(first["host"], dev.hosts[1].id.as_str(), "it was placed in ams");
+        assert_eq!(over_https(&dev, "smoke"), "200", "and over HTTPS, for whoever trusts the fleet's authority");
 
         fleet.cut_power().expect("SIGKILL");
         eventually("the fleet dies with its `godwit dev`", PATIENCE, async || {
@@ -122,6 +135,8 @@ fn a_fleet_serves_loses_its_power_goes_on_and_leaves_nothing() {
         .await
         .expect("answers");
         assert_eq!(second["machine"], machine);
+        let again = DevFile { ca_file: dev.ca_file.clone(), ..fleet.dev().expect("dev.json") };
+        assert_eq!(over_https(&again, "smoke"), "200", "by the authority that it had before");
         assert_ne!(second["started_at"], first["started_at"]);
 
         fleet.cut_power().expect("SIGKILL");

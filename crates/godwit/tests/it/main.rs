@@ -2,6 +2,7 @@
 //! fleet with everything in it (which needs root, the built shim and the demo image; `make test` sees to them).
 
 mod api;
+mod certs;
 mod cli;
 mod dev;
 mod moves;

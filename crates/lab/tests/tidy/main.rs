@@ -25,16 +25,19 @@ const FLOORS: [(&str, u8); 15] = [
 ];
 
 /// Files that decide and never act. `machine` and `api` are pure as a whole.
-const PURE: [&str; 20] = [
+const PURE: [&str; 23] = [
     "crates/api/src",
     "crates/machine/src",
     "crates/base/src/peer.rs",
+    "crates/control/src/acme/plan.rs",
+    "crates/control/src/certificates.rs",
     "crates/control/src/place.rs",
     "crates/control/src/migrations.rs",
     "crates/control/src/mounts.rs",
     "crates/control/src/subject.rs",
     "crates/control/src/world/moves.rs",
     "crates/proxy/src/choose.rs",
+    "crates/proxy/src/edge/redirect.rs",
     "crates/proxy/src/eject.rs",
     "crates/proxy/src/trace.rs",
     "crates/proxy/src/access.rs",

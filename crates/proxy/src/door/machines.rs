@@ -77,6 +77,8 @@ pub struct Admitted {
     pub addr: SocketAddr,
     pub port: u16,
     pub load: u32,
+    /// The port speaks HTTP/2 without TLS.
+    pub speaks_h2: bool,
     pub cut: CancellationToken,
     kind: Kind,
     base: Instant,
@@ -327,6 +329,7 @@ impl Machines {
         let Some(service) = inner.machine.services.iter().find(|service| service.internal_port == port) else {
             return Err(Refused::of(Refusal::Unreachable, epoch));
         };
+        let speaks_h2 = service.ports.iter().any(godwit_api::config::Port::is_h2_backend);
         let hard = service.concurrency.as_ref().and_then(|limits| limits.hard_limit);
         match inner.gate.admit(port, hard, kind) {
             Admission::Busy { load } => Err(Refused { refusal: Refusal::Busy, epoch, load }),
@@ -334,7 +337,7 @@ impl Machines {
                 let cut = inner.cut.clone();
                 let addr = SocketAddr::V6(SocketAddrV6::new(inner.machine.private_ip, port, 0, 0));
                 drop(inner);
-                Ok(Admitted { entry, addr, port, load, cut, kind, base: self.base })
+                Ok(Admitted { entry, addr, port, load, speaks_h2, cut, kind, base: self.base })
             }
         }
     }

@@ -17,6 +17,7 @@ mod start;
 mod tunnel;
 mod upgrade;
 mod upstream;
+mod upstream_h2;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

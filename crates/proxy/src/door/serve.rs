@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::gate::Kind;
 use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
-use super::{Door, closing, start, tunnel};
+use super::{Door, closing, start, tunnel, upstream_h2};
 use crate::headers::{strip_hop_by_hop, strip_ours};
 use crate::link::body::StreamBody;
 use crate::link::probe::probe;
@@ -188,6 +188,9 @@ async fn exchange(
 ) -> Result<(), h2::Error> {
     let entry = admitted.entry.clone();
     let (port, addr) = (admitted.port, admitted.addr);
+    if admitted.speaks_h2 {
+        return exchange_h2(door, &admitted, request, respond).await;
+    }
     let connection = match Connection::open(&entry, addr, port, request.method()).await {
         Ok(connection) => connection,
         Err(failed) => return unreachable_machine(door, &admitted, &failed, respond),
@@ -224,10 +227,61 @@ async fn exchange(
     Ok(())
 }
 
+/// The same with a Machine that speaks HTTP/2.
+async fn exchange_h2(
+    door: &Door,
+    admitted: &Admitted,
+    mut request: Request<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let sender = match upstream_h2::sender(&admitted.entry, admitted.addr, admitted.port).await {
+        Ok(sender) => sender,
+        Err(failed) => return unreachable_machine(door, admitted, &failed, respond),
+    };
+    strip_ours(request.headers_mut());
+    let waits = request.headers_mut().remove(EXPECT).is_some();
+    if waits {
+        // Only now may the edge give the body out of its hands.
+        respond.send_informational(plain(StatusCode::CONTINUE))?;
+    }
+    let (parts, body) = request.into_parts();
+    let body = StreamBody::new(body, &parts.headers);
+    let exchanged = tokio::select! {
+        exchanged = upstream_h2::exchange(sender, Request::from_parts(parts, body)) => exchanged,
+        // The edge gave up: so does the stream to the Machine, by being dropped.
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
+    };
+    let response = match exchanged {
+        Ok(response) => response,
+        // The Machine did nothing with it, and the edge still has all of it.
+        Err(failed) if upstream_h2::was_refused(&failed) && !waits => {
+            return unreachable_machine(door, admitted, &failed, respond);
+        }
+        Err(failed) => {
+            let error = godwit_base::telemetry::chain(&failed);
+            tracing::debug!(machine = %admitted.entry.id, error, "a Machine broke off");
+            door.metrics.answered(502);
+            respond.send_response(plain(StatusCode::BAD_GATEWAY), true)?;
+            return Ok(());
+        }
+    };
+    door.metrics.answered(response.status().as_u16());
+    let (parts, body) = response.into_parts();
+    let body = StreamBody::new(body, &parts.headers);
+    let (head, body) = to_edge(Response::from_parts(parts, body), admitted.load);
+    let end = http_body::Body::is_end_stream(&body);
+    let mut stream = respond.send_response(head, end)?;
+    if !end {
+        // What broke on one side has reset the other.
+        let _ = send_body(&mut stream, body).await;
+    }
+    Ok(())
+}
+
 fn unreachable_machine(
     door: &Door,
     admitted: &Admitted,
-    failed: &Failed,
+    failed: &(dyn std::error::Error + 'static),
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
     let error = godwit_base::telemetry::chain(failed);

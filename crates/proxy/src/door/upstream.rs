@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::net::TcpStream;
@@ -81,6 +82,8 @@ struct Inner {
     life: u64,
     idle: Vec<Idle>,
     spare: Option<(u16, TcpStream, Instant)>,
+    /// By port, of Machines that speak HTTP/2: never more than they have services.
+    multiplexed: Vec<(u16, SendRequest<Bytes>)>,
 }
 
 /// The idle connections of one Machine.
@@ -100,6 +103,22 @@ impl Pools {
         inner.life += 1;
         inner.idle.clear();
         inner.spare = None;
+        inner.multiplexed.clear();
+    }
+
+    /// The connection of a port that speaks HTTP/2, and the life that a new one would belong to.
+    pub fn multiplexed(&self, port: u16) -> (u64, Option<SendRequest<Bytes>>) {
+        let inner = self.lock();
+        let standing = inner.multiplexed.iter().find(|(of, _)| *of == port);
+        (inner.life, standing.map(|(_, sender)| sender.clone()))
+    }
+
+    pub fn set_multiplexed(&self, life: u64, port: u16, sender: SendRequest<Bytes>) {
+        let mut inner = self.lock();
+        if inner.life == life {
+            inner.multiplexed.retain(|(of, _)| *of != port);
+            inner.multiplexed.push((port, sender));
+        }
     }
 
     /// Closes what was idle for too long.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use godwit_api::config::ProxyVersion;
 use godwit_api::door::{Refusal, header};
 use godwit_api::ids::{Epoch, HostId, MachineId};
 use h2::client::ResponseFuture;
@@ -244,16 +245,16 @@ pub struct TunnelAttempt {
     kind: HeaderValue,
     port: Option<u16>,
     /// The Machine wants to be told of its client, by a PROXY protocol header before all else.
-    pub announced: bool,
+    pub announced: Option<ProxyVersion>,
     pub by: Option<ServedBy>,
 }
 
 impl TunnelAttempt {
     pub fn upgrade() -> Self {
-        Self { kind: HeaderValue::from_static("upgrade"), port: None, announced: false, by: None }
+        Self { kind: HeaderValue::from_static("upgrade"), port: None, announced: None, by: None }
     }
     pub fn tcp(port: u16) -> Self {
-        Self { kind: HeaderValue::from_static("tcp"), port: Some(port), announced: false, by: None }
+        Self { kind: HeaderValue::from_static("tcp"), port: Some(port), announced: None, by: None }
     }
 }
 
@@ -284,7 +285,7 @@ impl Attempt for TunnelAttempt {
         }
         *turn = None;
         self.by = ServedBy::of(pick);
-        self.announced = self.port.is_some_and(|port| pick.service.is_announced(port));
+        self.announced = self.port.and_then(|port| pick.service.announcement(port));
         if let Some(load) = load_of(response.headers()) {
             pick.service.tally.heard(load, edge.routes.now_ms());
         }

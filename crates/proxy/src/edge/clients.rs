@@ -1,12 +1,14 @@
 //! Clients' connections: accepted, counted, with TLS or without, and handed to the protocol that they speak.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::server::TlsStream;
 
-use super::tls::{ALPN_H2, Tls};
+use super::tls::{ALPN_ACME, ALPN_H2, Hello, Manner, Tls};
 use super::{Edge, http1, http2, peers};
 
 /// Connections of one listener at once; more wait in the kernel's queue.
@@ -44,9 +46,33 @@ pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<A
     }
 }
 
+async fn shake(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let hello = Hello::read(socket).await?;
+    let manner = match hello.name() {
+        Some(name) => https_manner(edge, &name).await,
+        None => None,
+    };
+    tls.finish(hello, manner).await
+}
+
+/// How the app of a name wants to be shaken hands with, if it is not as all do.
+async fn https_manner(edge: &Arc<Edge>, name: &str) -> Option<Manner> {
+    let app = match edge.names.app(name) {
+        Some(app) => app,
+        None => edge.hostnames.app(name).await?,
+    };
+    // A name without an app is told so by an answer, not by a late handshake.
+    if !edge.routes.has(&app) {
+        return None;
+    }
+    let app = edge.routes.app(&app).await.ok()?;
+    let view = app.view();
+    view.https_port(edge.ways.secured.port)?.tls_options.as_ref().map(Manner::of_https)
+}
+
 async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, client: IpAddr) {
     let shaken = tokio::select! {
-        shaken = tls.handshake(socket) => shaken,
+        shaken = shake(edge, tls, socket) => shaken,
         // Nothing was asked yet.
         () = edge.left() => return,
     };
@@ -58,7 +84,10 @@ async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, client: IpAddr)
             return;
         }
     };
-    if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
+        // The authority has seen what it came for, and nothing is said on this connection (RFC 8737 section 3).
+        edge.metrics.handshake("acme-tls/1");
+    } else if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
         edge.metrics.handshake("h2");
         http2::connection(edge, stream, client).await;
     } else {

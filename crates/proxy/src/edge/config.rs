@@ -17,12 +17,15 @@ use crate::Error;
 pub struct RawEdgeConfig {
     /// Addresses for HTTP, each `addr:port`.
     pub listen_http: Vec<String>,
-    /// Addresses for HTTPS; they need `certificates_dir`.
+    /// Addresses for HTTPS. Certificates come from the store, and from `certificates_dir` if it is set.
     #[serde(default)]
     pub listen_https: Vec<String>,
     /// Holds `*.pem`, each a chain with its key, served by the names in it. Changes are seen within seconds.
     #[serde(default)]
     pub certificates_dir: Option<PathBuf>,
+    /// For development: the certificate and key (PEM) of an authority that makes certificates for `APP.SUFFIX` on the spot.
+    #[serde(default)]
+    pub mint_from: Option<PathBuf>,
     /// Ranges of addresses of proxies before this edge. Each of their connections must begin with a PROXY protocol
     /// header (version 1 or 2), whose word about the client is believed.
     #[serde(default)]
@@ -41,6 +44,9 @@ pub struct RawEdgeConfig {
     /// The same for HTTPS.
     #[serde(default = "default_https_port")]
     pub public_https_port: u16,
+    /// The port in the address of a redirect to HTTPS; absent: `public_https_port`.
+    #[serde(default)]
+    pub redirect_https_port: Option<u16>,
     /// `http://addr:port` of control, without `/v1`.
     pub control_url: String,
     pub region: String,
@@ -121,12 +127,14 @@ pub struct EdgeConfig {
     pub listen_http: Vec<SocketAddr>,
     pub listen_https: Vec<SocketAddr>,
     pub certificates_dir: Option<PathBuf>,
+    pub mint_from: Option<PathBuf>,
     pub proxy_protocol_from: Vec<Range>,
     pub listen_admin: SocketAddr,
     pub listen_tcp: Option<IpAddr>,
     pub tcp_ports: Option<Vec<u16>>,
     pub public_http_port: u16,
     pub public_https_port: u16,
+    pub redirect_https_port: u16,
     pub control_url: String,
     pub region: String,
     pub name: String,
@@ -177,9 +185,6 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
         if !MAX_APPS.contains(&raw.max_apps) {
             return Err(Error::config("max_apps", format!("it must lie in {MAX_APPS:?}")));
         }
-        if !raw.listen_https.is_empty() && raw.certificates_dir.is_none() {
-            return Err(Error::config("listen_https", "it needs certificates_dir"));
-        }
         let range = |text: &String| text.parse().map_err(|why| Error::config("proxy_protocol_from", why));
         let proxy_protocol_from = raw.proxy_protocol_from.iter().map(range).collect::<Result<_, Error>>()?;
         let listen_https = raw.listen_https.iter().map(|text| address("listen_https", text));
@@ -196,12 +201,14 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
             listen_http: listen_http.collect::<Result<_, _>>()?,
             listen_https: listen_https.collect::<Result<_, _>>()?,
             certificates_dir: raw.certificates_dir,
+            mint_from: raw.mint_from,
             proxy_protocol_from,
             listen_admin: address("listen_admin", &raw.listen_admin)?,
             listen_tcp: listen_tcp.transpose()?,
             tcp_ports: raw.tcp_ports,
             public_http_port: raw.public_http_port,
             public_https_port: raw.public_https_port,
+            redirect_https_port: raw.redirect_https_port.unwrap_or(raw.public_https_port),
             control_url: raw.control_url.trim_end_matches('/').to_owned(),
             region: raw.region,
             name: raw.name,

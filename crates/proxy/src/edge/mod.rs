@@ -17,6 +17,7 @@ mod clients;
 pub mod config;
 mod find;
 pub mod gate;
+mod hostnames;
 mod hosts;
 mod http1;
 mod http2;
@@ -25,6 +26,7 @@ mod metrics;
 pub mod names;
 mod peers;
 mod record;
+mod redirect;
 mod routes;
 mod serve;
 mod snapshot;
@@ -70,6 +72,8 @@ pub struct Edge {
     routes: Arc<routes::Routes>,
     hosts: Arc<hosts::Hosts>,
     names: names::Names,
+    hostnames: Arc<hostnames::Hostnames>,
+    tls: Arc<tls::Tls>,
     metrics: Arc<metrics::EdgeMetrics>,
     ways: serve::Ways,
     region: String,
@@ -77,6 +81,8 @@ pub struct Edge {
     gate_deadline_ms: AtomicU64,
     /// Proxies before us that name their clients.
     trusted: Vec<peers::Range>,
+    /// In the address of a redirect.
+    https_port: u16,
     /// Bounds of a client's connection.
     http1: crate::h1::io::Options,
     /// What a successor would get.
@@ -228,11 +234,16 @@ impl BoundEdge {
         let group = TaskGroup::new();
         let metrics = metrics::EdgeMetrics::new(&registry);
         let hosts = Arc::new(hosts::Hosts::new(&identity.key)?);
-        let routes = routes::Routes::new(store, &config, hosts.clone(), metrics.clone(), group.clone())?;
+        let hostnames = hostnames::Hostnames::new(config.snapshot_dir.join("hostnames.json"));
+        let tls = tls::Tls::new(&config)?;
+        let routes = routes::Routes::new(store.clone(), &config, hosts.clone(), metrics.clone(), group.clone())?;
         let edge = Arc::new(Edge {
             routes: routes.clone(),
             hosts,
             names: names::Names::new(&config.suffixes, config.names.clone()),
+            hostnames: hostnames.clone(),
+            tls: tls.clone(),
+            https_port: config.redirect_https_port,
             metrics: metrics.clone(),
             ways: serve::Ways::new(&config.region, config.public_http_port, config.public_https_port),
             region: config.region.clone(),
@@ -250,13 +261,13 @@ impl BoundEdge {
         edge.apply(&config.live).await;
         group.spawn_cancellable(edge.clone().follow(live));
         group.spawn_cancellable(metrics::tick(edge.clone()));
-        let tls = match &config.certificates_dir {
-            Some(folder) => Some(tls::Tls::new(folder)?),
-            None => None,
-        };
-        if let Some(tls) = &tls {
-            let files = tls.first_look().await;
-            group.spawn_cancellable(tls.clone().follow(files));
+        let kept = config.snapshot_dir.join("certificates");
+        let rows = tls::rows::first_look(&tls, &kept).await;
+        group.spawn_cancellable(tls::rows::follow(tls.clone(), store.clone(), kept, rows));
+        group.spawn_cancellable(hostnames.follow(store));
+        if let Some(folder) = config.certificates_dir.clone() {
+            let files = tls::folder::first_look(&tls, &folder).await;
+            group.spawn_cancellable(tls::folder::follow(tls.clone(), folder, files));
         }
         if let Some(given) = &given {
             tokio::select! {
@@ -278,7 +289,7 @@ impl BoundEdge {
             group.spawn(clients::accept(edge.clone(), listener, None));
         }
         for listener in https {
-            group.spawn(clients::accept(edge.clone(), listener, tls.clone()));
+            group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));
         }
         match config.listen_tcp {
             Some(address) => {

@@ -136,6 +136,11 @@ impl Routes {
         self.age().is_some_and(|age| age < STORE_SILENCE)
     }
 
+    /// Whether the directory has the app.
+    pub fn has(&self, app: &AppName) -> bool {
+        self.directory().regions.contains_key(app)
+    }
+
     pub fn app_of_port(&self, port: u16) -> Option<AppName> {
         self.directory().ports.get(&port).cloned()
     }

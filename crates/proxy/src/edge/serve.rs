@@ -22,6 +22,7 @@ use super::attempt::{HttpAttempt, ServedBy, TunnelAttempt};
 use super::body::AnswerBody;
 use super::find::{Turned, find};
 use super::record::{Metered, Record, Recorded};
+use super::redirect;
 use super::routes::NoApp;
 use super::upload::Upload;
 use super::view::Entrance;
@@ -159,8 +160,22 @@ impl Edge {
         let request_id = self.request_id();
         let head = (request.method(), request.uri(), request.headers());
         let mut record = Record::begin(self, head, &request_id, client, way);
+        if let Some(mut response) = self.challenge(&request) {
+            record.answered(response.status().as_u16());
+            stamp_answer(response.headers_mut(), &request_id);
+            return record.follow(response);
+        }
         let from = From { client, way, request_id: &request_id };
+        if let Some(mut response) = self.challenge(&request) {
+            record.answered(response.status().as_u16());
+            stamp_answer(response.headers_mut(), &request_id);
+            return record.follow(response);
+        }
         let passed = match self.destination(&request).await {
+            Ok(destination) if let Some(response) = self.redirect(&request, &destination, way) => {
+                record.is_for(&destination.app);
+                Ok(response)
+            }
             Ok(destination) => {
                 record.is_for(&destination.app);
                 self.pass(request, destination, &from, upgrade, &mut record).await
@@ -208,7 +223,12 @@ impl Edge {
         }
         let host = request.headers().get(HOST).cloned().ok_or_else(|| bad("exactly one Host is needed"))?;
         let unknown = || Own::new(StatusCode::NOT_FOUND, "unknown_app", "no app has this name");
-        let name = self.names.app(name).ok_or_else(unknown)?;
+        // What the operator has configured comes before what apps have been given.
+        let named = match self.names.app(name) {
+            Some(app) => Some(app),
+            None => self.hostnames.app(name).await,
+        };
+        let name = named.ok_or_else(unknown)?;
         match self.routes.app(&name).await {
             Ok(app) => Ok(Destination { app, host }),
             Err(NoApp::Unknown) => Err(unknown()),
@@ -217,6 +237,27 @@ impl Edge {
                 ..Own::new(StatusCode::SERVICE_UNAVAILABLE, "no_routes", "this edge knows no routes yet")
             }),
         }
+    }
+
+    /// What a certificate authority came for, if that is what it is.
+    fn challenge<B>(&self, request: &Request<B>) -> Option<Response<AnswerBody>> {
+        let answer = self.hostnames.challenge(host_of(request.headers())?, request.uri().path())?;
+        let mut response = Response::new(AnswerBody::Text(Bytes::from(answer)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        Some(response)
+    }
+
+    /// The way to HTTPS, for a service that wants no other.
+    fn redirect<B>(&self, request: &Request<B>, to: &Destination, way: &Way) -> Option<Response<AnswerBody>> {
+        let is_plain = std::ptr::eq(way, &self.ways.plain);
+        if !is_plain || !to.app.view().forces_https(way.port) {
+            return None;
+        }
+        let location = redirect::location(to.host.to_str().ok()?, self.https_port, request.uri())?;
+        let mut response = Response::new(AnswerBody::Empty);
+        *response.status_mut() = redirect::code(request.method());
+        response.headers_mut().insert(http::header::LOCATION, location);
+        Some(response)
     }
 
     async fn pass<B, U>(

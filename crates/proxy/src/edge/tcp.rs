@@ -1,24 +1,28 @@
-//! Raw TCP: one listener for each public port that some app serves without handlers. The store's `ports/` rows say
-//! which; listeners come and go with them.
+//! Raw TCP: one listener for each public port that some app serves without the handler `http`. The store's `ports/` rows
+//! say which; listeners come and go with them. With the handler `tls` the client's TLS ends here.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use godwit_api::config::ProxyVersion;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::app::App;
 use super::attempt::TunnelAttempt;
 use super::find::find;
 use super::record::Trail;
+use super::tls::Manner;
 use super::view::Entrance;
 use super::{Edge, peers};
 use crate::handover::Given;
 use crate::link::tunnel::copy;
-use crate::proxy_protocol;
+use crate::proxy_protocol::{self, Ends};
 use crate::replay::Wanted;
 
 /// Connections of one port at once; more wait in the kernel's queue.
@@ -102,11 +106,58 @@ async fn connection(edge: &Arc<Edge>, mut client: TcpStream, from: SocketAddr, p
     let Ok(ends) = peers::ends(&mut client, from, &edge.trusted).await else { return };
     let Some(name) = edge.routes.app_of_port(port) else { return };
     let Ok(app) = edge.routes.app(&name).await else { return };
+    // Before a Machine is looked for: what does not shake hands wakes nobody.
+    match manner(&app, port) {
+        None => carry(edge, &app, client, ends, port).await,
+        Some(manner) => match edge.tls.handshake_of(&manner, client).await {
+            Ok(secured) => {
+                edge.metrics.handshake("tcp");
+                Box::pin(carry(edge, &app, secured, ends, port)).await;
+            }
+            Err(error) => {
+                edge.metrics.handshakes_failed.inc();
+                tracing::debug!(%error, port, "a handshake failed");
+            }
+        },
+    }
+}
+
+/// How a port shakes hands, if TLS ends here.
+fn manner(app: &App, port: u16) -> Option<Manner> {
+    let view = app.view();
+    let one = view.raw_port(port).filter(|one| one.is_tls())?;
+    Some(one.tls_options.as_ref().map(Manner::of).unwrap_or_default())
+}
+
+/// A client's stream, with or without TLS around it.
+trait Client: AsyncRead + AsyncWrite + Send + Unpin {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Client for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Client for TlsStream<TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+async fn carry<C: Client>(edge: &Arc<Edge>, app: &Arc<App>, mut client: C, ends: Ends, port: u16) {
     let mut attempt = TunnelAttempt::tcp(port);
-    match find(edge, &app, &Wanted::default(), Entrance::Tcp(port), &mut Trail::default(), &mut attempt).await {
+    match find(edge, app, &Wanted::default(), Entrance::Tcp(port), &mut Trail::default(), &mut attempt).await {
         Ok((mut machine, _in_flight)) => {
+            let header = attempt.announced.map(|version| match version {
+                ProxyVersion::V1 => proxy_protocol::v1(ends),
+                ProxyVersion::V2 => proxy_protocol::v2(ends),
+            });
             let ended = async {
-                if attempt.announced && machine.write_all(&proxy_protocol::v1(ends)).await.is_err() {
+                if let Some(header) = header
+                    && machine.write_all(&header).await.is_err()
+                {
                     return false;
                 }
                 let copying = copy(&mut client, &mut machine);
@@ -122,7 +173,7 @@ async fn connection(edge: &Arc<Edge>, mut client: TcpStream, from: SocketAddr, p
             };
             if !ended.await {
                 // What broke must not look like an orderly end: the client gets a reset.
-                let _ = client.set_zero_linger();
+                let _ = client.socket().set_zero_linger();
             }
         }
         Err(turned) => {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use godwit_api::config::{Autostop, Port, Service};
+use godwit_api::config::{Autostop, Port, ProxyVersion, Service};
 use godwit_api::ids::{Epoch, HostId, MachineId};
 use godwit_api::route::{Readiness, RouteMachine, RouteRow};
 use http::HeaderValue;
@@ -50,11 +50,10 @@ pub struct TargetService {
 }
 
 impl TargetService {
-    /// Whether the raw connections of a public port begin with a PROXY protocol header.
-    pub fn is_announced(&self, port: u16) -> bool {
-        let covers = |one: &&Port| one.range().is_some_and(|(first, last)| (first..=last).contains(&port));
-        let with_header = |one: &Port| one.handlers.iter().any(|handler| handler == "proxy_proto");
-        self.service.ports.iter().filter(covers).any(with_header)
+    /// With which version of the PROXY protocol the raw connections of a public port begin, if they do.
+    pub fn announcement(&self, port: u16) -> Option<ProxyVersion> {
+        let covers = |one: &&Port| !one.is_http() && one.covers(port);
+        self.service.ports.iter().filter(covers).find_map(Port::announcement)
     }
 }
 
@@ -77,6 +76,30 @@ pub struct Standing {
 }
 
 impl View {
+    /// Whether HTTP that comes in plain by this port is sent to HTTPS.
+    pub fn forces_https(&self, port: u16) -> bool {
+        let behind = |target: &'_ Target| target.service(Entrance::Http(port));
+        let found = self.targets.iter().find_map(|target| Some(&target.services[behind(target)?].service));
+        let Some(service) = found else { return false };
+        let http = || service.ports.iter().filter(|one| one.is_http());
+        let by = http().find(|one| one.covers(port)).or_else(|| http().find(|one| !one.is_tls()));
+        by.is_some_and(|one| one.force_https)
+    }
+
+    /// The port for HTTPS as its service describes it.
+    pub fn https_port(&self, port: u16) -> Option<&Port> {
+        let target = self.targets.iter().find(|target| target.service(Entrance::Http(port)).is_some())?;
+        let service = &target.services[target.service(Entrance::Http(port))?].service;
+        let secured = || service.ports.iter().filter(|one| one.is_http() && one.is_tls());
+        secured().find(|one| one.covers(port)).or_else(|| secured().next())
+    }
+
+    /// The raw port as its service describes it.
+    pub fn raw_port(&self, port: u16) -> Option<&Port> {
+        let services = self.targets.iter().flat_map(|target| &target.services);
+        services.flat_map(|one| &one.service.ports).find(|one| !one.is_http() && one.covers(port))
+    }
+
     /// Whether a Machine still stands as it did.
     pub fn shows(&self, standing: &Standing) -> bool {
         self.targets.iter().find(|target| target.machine == standing.machine).map(Target::standing).as_ref()

@@ -15,9 +15,9 @@ use crate::fleet::{Host, Setup, http_service, one_machine, one_running, start_ed
 use crate::relay::Relay;
 
 /// A store behind a switch, as a partition would make it.
-struct Switched {
-    store: Arc<dyn Store>,
-    away: Arc<AtomicBool>,
+pub struct Switched {
+    pub store: Arc<dyn Store>,
+    pub away: Arc<AtomicBool>,
 }
 
 impl Switched {

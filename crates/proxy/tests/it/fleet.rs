@@ -125,11 +125,19 @@ pub struct Setup {
     pub listen_tcp: bool,
     /// Proxies before the edge.
     pub trusted: Vec<&'static str>,
+    /// An authority of the operator's own.
+    pub mint_from: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { gate_deadline_ms: GATE_DEADLINE_MS, autostop_interval_ms: 0, listen_tcp: false, trusted: Vec::new() }
+        Self {
+            gate_deadline_ms: GATE_DEADLINE_MS,
+            autostop_interval_ms: 0,
+            listen_tcp: false,
+            trusted: Vec::new(),
+            mint_from: None,
+        }
     }
 }
 
@@ -138,12 +146,14 @@ pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
         listen_http: vec!["127.0.0.1:0".into()],
         listen_https: vec!["127.0.0.1:0".into()],
         certificates_dir: Some(folder.join("certificates")),
+        mint_from: setup.mint_from.clone(),
         proxy_protocol_from: setup.trusted.iter().map(|one| (*one).to_owned()).collect(),
         listen_admin: "127.0.0.1:0".into(),
         listen_tcp: setup.listen_tcp.then(|| "127.0.0.1".into()),
         tcp_ports: None,
         public_http_port: 80,
         public_https_port: 443,
+        redirect_https_port: None,
         control_url: "http://127.0.0.1:1".into(),
         region: REGION.into(),
         name: "edge".into(),

@@ -13,9 +13,11 @@ mod table;
 
 mod access;
 mod bodies;
+mod certificates;
 mod eject;
 mod failures;
 mod h2_downgrade;
+mod handlers;
 mod headers;
 mod join;
 mod limits;

@@ -63,18 +63,22 @@ pub fn request(method: Method, uri: &str, body: Body) -> Request<Body> {
 }
 
 /// One connection that speaks HTTP/1.1.
-struct Http1(http1::SendRequest<Body>);
+pub struct Http1(http1::SendRequest<Body>);
 
 impl Http1 {
-    async fn over(stream: TlsStream<TcpStream>) -> Self {
+    pub async fn over(stream: TlsStream<TcpStream>) -> Self {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         Self(sender)
     }
 
     async fn get(&mut self, path: &str) -> Answer {
+        self.get_at("web.localhost", path).await
+    }
+
+    pub async fn get_at(&mut self, host: &str, path: &str) -> Answer {
         let mut request = request(Method::GET, path, empty());
-        request.headers_mut().insert("host", "web.localhost".parse().unwrap());
+        request.headers_mut().insert("host", host.parse().unwrap());
         self.0.ready().await.unwrap();
         read(self.0.send_request(request).await.unwrap()).await
     }

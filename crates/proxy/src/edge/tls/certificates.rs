@@ -50,6 +50,19 @@ impl Certificate {
     }
 }
 
+/// The certificate of a challenge. Its critical extension is nobody's but the authority's (RFC 8737 section 3), so that
+/// what judges other certificates would refuse it.
+pub fn challenge(
+    chain_pem: &str,
+    key_pem: &str,
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>, BadCertificate> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect();
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(BadCertificate::Pem)?;
+    let key = provider.key_provider.load_private_key(key).map_err(BadCertificate::Key)?;
+    Ok(Arc::new(CertifiedKey::new(chain.map_err(BadCertificate::Pem)?, key)))
+}
+
 /// All that can be served.
 #[derive(Debug, Default)]
 pub struct Certificates {

@@ -1,164 +1,224 @@
 //! TLS from clients: which certificate a handshake gets, and how certificates come and go while connections stand.
 //!
-//! Certificates are files `*.pem` of one folder, each a chain with its key. The folder is looked at again and again; a
-//! file that cannot be read leaves what it held before in force.
+//! They are of two kinds: files of the operator's folder (`folder`), and rows of the store (`rows`). A handshake for
+//! `acme-tls/1` is an authority's: it gets the certificate of its challenge and nothing else (RFC 8737).
 
 mod certificates;
+pub mod folder;
+mod minted;
+pub mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
-use rustls::ServerConfig;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use godwit_api::config::TlsOptions;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{Acceptor, ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor};
 
 use certificates::{Certificate, Certificates};
 
-/// Between two looks at the folder.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Files of the folder, and bytes of each.
-const MAX_FILES: usize = 10_000;
-const MAX_FILE_BYTES: u64 = 256 << 10;
 /// A client that has not shaken hands by then is closed.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Ways of shaking hands that differ: each is kept ready.
+const MAX_MANNERS: usize = 64;
 pub const ALPN_H2: &[u8] = b"h2";
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// An authority looks whether this is the name's edge.
+pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 
 /// What is served now.
 #[derive(Debug, Default)]
-struct Live(RwLock<Arc<Certificates>>);
+struct Live {
+    /// The operator's own come before all others.
+    folder: RwLock<Arc<Certificates>>,
+    rows: RwLock<Arc<Certificates>>,
+    /// For names that have no other.
+    mint: Option<minted::Mint>,
+    /// What authorities are answered, by name.
+    challenges: RwLock<HashMap<String, Arc<CertifiedKey>>>,
+}
 
 impl ResolvesServerCert for Live {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?;
-        self.0.read().unwrap_or_else(PoisonError::into_inner).find(name)
+        if hello.alpn().is_some_and(|mut offered| offered.any(|one| one == ALPN_ACME)) {
+            let challenges = self.challenges.read().unwrap_or_else(PoisonError::into_inner);
+            return challenges.get(&name.to_ascii_lowercase()).cloned();
+        }
+        let find = |table: &RwLock<Arc<Certificates>>| table.read().unwrap_or_else(PoisonError::into_inner).find(name);
+        find(&self.folder).or_else(|| find(&self.rows)).or_else(|| self.mint.as_ref()?.find(name))
+    }
+}
+
+/// How a port shakes hands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Manner {
+    /// Protocols in the order in which they are liked; none: whatever a client offers is passed over.
+    pub alpn: Vec<Vec<u8>>,
+    pub versions: Versions,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Versions {
+    #[default]
+    All,
+    Only12,
+    Only13,
+}
+
+static ONLY_12: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS12];
+static ONLY_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+
+impl Manner {
+    /// As a Machine's configuration has it.
+    pub fn of(options: &TlsOptions) -> Self {
+        let alpn = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Self { alpn, versions: Versions::named(&options.versions) }
+    }
+
+    /// The same for the port that all apps share: it speaks HTTP, and nothing else whatever is asked for.
+    pub fn of_https(options: &TlsOptions) -> Self {
+        let mut manner = Self::of(options);
+        manner.alpn.retain(|name| name == ALPN_H2 || name == ALPN_HTTP1);
+        if manner.alpn.is_empty() {
+            manner.alpn = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
+        }
+        manner
+    }
+}
+
+impl Versions {
+    /// As a Machine's configuration names them.
+    pub fn named(names: &[String]) -> Self {
+        let has = |name: &str| names.iter().any(|one| one.eq_ignore_ascii_case(name));
+        match (has("TLSv1.2"), has("TLSv1.3")) {
+            (true, false) => Self::Only12,
+            (false, true) => Self::Only13,
+            _ => Self::All,
+        }
+    }
+
+    fn supported(self) -> &'static [&'static SupportedProtocolVersion] {
+        match self {
+            Self::All => rustls::ALL_VERSIONS,
+            Self::Only12 => &ONLY_12,
+            Self::Only13 => &ONLY_13,
+        }
     }
 }
 
 pub struct Tls {
-    folder: PathBuf,
     provider: Arc<CryptoProvider>,
     live: Arc<Live>,
-    acceptor: TlsAcceptor,
+    https: Arc<ServerConfig>,
+    ticketer: Arc<dyn rustls::server::ProducesTickets>,
+    manners: Mutex<HashMap<Manner, Arc<ServerConfig>>>,
 }
-
-/// A file as it was when it was last read.
-pub struct Known {
-    stamp: Stamp,
-    certificate: Option<Certificate>,
-}
-
-/// Tells one state of a file from the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    length: u64,
-}
-
-pub type Files = BTreeMap<PathBuf, Known>;
 
 impl Tls {
-    pub fn new(folder: &Path) -> Result<Arc<Self>, crate::Error> {
-        let unusable = |why: rustls::Error| crate::Error::config("certificates_dir", why.to_string());
+    pub fn new(config: &super::EdgeConfig) -> Result<Arc<Self>, crate::Error> {
+        let unusable = |why: rustls::Error| crate::Error::config("listen_https", why.to_string());
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let live = Arc::new(Live::default());
-        let mut config = ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .map_err(unusable)?
-            .with_no_client_auth()
-            .with_cert_resolver(live.clone());
-        config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
+        let mint = config.mint_from.as_deref();
+        let mint = mint.map(|path| minted::Mint::new(path, &config.suffixes, provider.clone())).transpose()?;
+        let live = Arc::new(Live { mint, ..Live::default() });
         // Resumption without a memory of clients; its keys change by themselves.
-        config.ticketer = aws_lc_rs::Ticketer::new().map_err(unusable)?;
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Arc::new(Self { folder: folder.to_owned(), provider, live, acceptor }))
+        let ticketer = aws_lc_rs::Ticketer::new().map_err(unusable)?;
+        let alpn = [ALPN_H2, ALPN_HTTP1, ALPN_ACME].map(<[u8]>::to_vec).into();
+        let manner = Manner { alpn, versions: Versions::All };
+        let https = configure(&provider, &live, &ticketer, &manner).map_err(unusable)?;
+        Ok(Arc::new(Self { provider, live, https, ticketer, manners: Mutex::default() }))
     }
 
-    pub async fn handshake(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(socket)).await;
-        shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-    }
-
-    /// Keeps what is served in step with the folder, for ever.
-    pub async fn follow(self: Arc<Self>, mut files: Files) {
-        loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
-            files = self.look_again(files).await;
-        }
-    }
-
-    /// What is there when an edge starts.
-    pub async fn first_look(self: &Arc<Self>) -> Files {
-        self.look_again(Files::new()).await
-    }
-
-    async fn look_again(self: &Arc<Self>, mut files: Files) -> Files {
-        let tls = self.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            tls.look(&mut files);
-            files
-        });
-        // A look that panics is begun anew from nothing; what is served stays.
-        looked.await.unwrap_or_default()
-    }
-
-    fn look(&self, files: &mut Files) {
-        let found = match list(&self.folder) {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(folder = %self.folder.display(), %error, "cannot list certificates");
-                return;
-            }
+    /// A handshake for HTTPS, for an app that wants it in a manner of its own if there is one.
+    pub async fn finish(&self, hello: Hello, manner: Option<Manner>) -> io::Result<TlsStream<TcpStream>> {
+        let config = match manner {
+            Some(manner) => self.of(&manner).map_err(io::Error::other)?,
+            None => self.https.clone(),
         };
-        let mut changed = false;
-        files.retain(|path, _| {
-            let stays = found.contains_key(path);
-            changed |= !stays;
-            stays
-        });
-        for (path, stamp) in found {
-            if files.get(&path).is_some_and(|known| known.stamp == stamp) {
-                continue;
-            }
-            changed = true;
-            let before = files.remove(&path).and_then(|known| known.certificate);
-            let certificate = self.read(&path).or(before);
-            files.insert(path, Known { stamp, certificate });
-        }
-        if changed {
-            let certificates = Certificates::of(files.values().filter_map(|known| known.certificate.as_ref()));
-            tracing::info!(names = certificates.names(), "certificates");
-            *self.live.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certificates);
-        }
+        in_time(hello.start.into_stream(config)).await
     }
 
-    fn read(&self, path: &Path) -> Option<Certificate> {
-        let read = std::fs::read(path).map_err(|error| error.to_string()).and_then(|pem| {
-            let read = Certificate::from_pem(&pem, &self.provider);
-            read.map_err(|error| godwit_base::telemetry::chain(&error))
-        });
-        read.inspect_err(|error| tracing::warn!(path = %path.display(), error, "a certificate cannot be served")).ok()
+    /// A handshake of a raw port.
+    pub async fn handshake_of(&self, manner: &Manner, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let config = self.of(manner).map_err(io::Error::other)?;
+        in_time(TlsAcceptor::from(config).accept(socket)).await
+    }
+
+    fn of(&self, manner: &Manner) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let mut manners = self.manners.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = manners.get(manner) {
+            return Ok(known.clone());
+        }
+        let made = configure(&self.provider, &self.live, &self.ticketer, manner)?;
+        if manners.len() >= MAX_MANNERS {
+            manners.clear();
+        }
+        manners.insert(manner.clone(), made.clone());
+        Ok(made)
+    }
+
+    fn set_folder(&self, certificates: &[Certificate]) {
+        set(&self.live.folder, certificates);
+    }
+
+    fn set_rows(&self, certificates: &[Certificate]) {
+        set(&self.live.rows, certificates);
+    }
+
+    fn set_challenges(&self, challenges: HashMap<String, Arc<CertifiedKey>>) {
+        *self.live.challenges.write().unwrap_or_else(PoisonError::into_inner) = challenges;
     }
 }
 
-fn list(folder: &Path) -> io::Result<BTreeMap<PathBuf, Stamp>> {
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        // A file that goes away meanwhile is none.
-        let Ok(metadata) = std::fs::metadata(&path) else { continue };
-        let is_pem = path.extension().is_some_and(|extension| extension == "pem");
-        if is_pem && metadata.is_file() && metadata.len() <= MAX_FILE_BYTES && found.len() < MAX_FILES {
-            found.insert(path, Stamp { modified: metadata.modified().ok(), length: metadata.len() });
-        }
+fn set(table: &RwLock<Arc<Certificates>>, certificates: &[Certificate]) {
+    let fresh = Certificates::of(certificates);
+    tracing::debug!(names = fresh.names(), "certificates");
+    *table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+}
+
+fn configure(
+    provider: &Arc<CryptoProvider>,
+    live: &Arc<Live>,
+    ticketer: &Arc<dyn rustls::server::ProducesTickets>,
+    manner: &Manner,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(manner.versions.supported())?
+        .with_no_client_auth()
+        .with_cert_resolver(live.clone());
+    config.alpn_protocols = manner.alpn.clone();
+    config.ticketer = ticketer.clone();
+    Ok(Arc::new(config))
+}
+
+async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let done = tokio::time::timeout(HANDSHAKE_TIMEOUT, step).await;
+    done.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// A handshake whose client has said what it wants and is not answered yet.
+pub struct Hello {
+    start: StartHandshake<TcpStream>,
+}
+
+impl Hello {
+    pub async fn read(socket: TcpStream) -> io::Result<Self> {
+        let start = in_time(LazyConfigAcceptor::new(Acceptor::default(), socket)).await?;
+        Ok(Self { start })
     }
-    Ok(found)
+
+    /// Whom it wants, unless it is an authority that looks at the edge itself.
+    pub fn name(&self) -> Option<String> {
+        let hello = self.start.client_hello();
+        let is_authority = hello.alpn().is_some_and(|mut offered| offered.any(|one| one == ALPN_ACME));
+        hello.server_name().filter(|_| !is_authority).map(str::to_owned)
+    }
 }
