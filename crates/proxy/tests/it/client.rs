@@ -110,6 +110,14 @@ pub async fn metric_or_zero(admin: SocketAddr, line: &str) -> f64 {
     answer.text().lines().find_map(|one| one.strip_prefix(line)?.trim().parse().ok()).unwrap_or(0.0)
 }
 
+/// The same, of a process that may be on its way out.
+pub async fn try_metric(admin: SocketAddr, line: &str) -> Option<f64> {
+    let client = Client::tcp(&format!("http://{admin}"), None);
+    let answer = client.send_raw("/metrics", Request::new(empty()), PATIENCE).await.ok()?;
+    let text = answer.into_body().collect().await.ok()?.to_bytes();
+    std::str::from_utf8(&text).ok()?.lines().find_map(|one| one.strip_prefix(line)?.trim().parse().ok())
+}
+
 /// A body that the test feeds.
 pub struct Fed(tokio::sync::mpsc::Receiver<Vec<u8>>);
 

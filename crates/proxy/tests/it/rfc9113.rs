@@ -42,6 +42,8 @@ struct Outcome {
     closed: bool,
     pong: Option<[u8; 8]>,
     acked: u32,
+    /// Answers of the case's other streams, each status once.
+    others: std::collections::BTreeSet<u16>,
     /// The second request on the same connection.
     second: Option<u16>,
 }
@@ -80,6 +82,7 @@ async fn play(mut wire: Wire, case: &Case) -> Outcome {
                 outcome.status = outcome.status.or(status.or(Some(0)));
                 outcome.whole |= end;
             }
+            Heard::Head { status, .. } => drop(outcome.others.insert(status.unwrap_or(0))),
             Heard::Data { stream, length, end } if stream == case.stream => {
                 outcome.data += length;
                 outcome.whole |= end;

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tungstenite::{Message, WebSocket};
 
-use crate::client::{Browser, fed_body, metric, payload, read, until};
+use crate::client::{Browser, fed_body, payload, read, try_metric, until};
 use crate::fleet::{Fleet, Host, Setup, edge_config, http_service, limited, one_running};
 use crate::join::{Control, TOKEN, serve};
 use crate::tls::{certify, connected, http2, request, trust};
@@ -417,7 +417,7 @@ async fn a_door_is_upgraded_and_the_new_one_counts_what_the_old_one_still_has() 
     let mut last = 0.0;
     until("the new door has taken over", async || {
         // What it has counted begins anew.
-        let now = metric(admin, "godwit_door_answers_total{class=\"2xx\"} ").await;
+        let now = try_metric(admin, "godwit_door_answers_total{class=\"2xx\"} ").await?;
         let fell = now < last;
         last = now;
         fell.then_some(())
@@ -428,8 +428,10 @@ async fn a_door_is_upgraded_and_the_new_one_counts_what_the_old_one_still_has() 
     assert!(!old.has_ended(), "a WebSocket is open there");
     echoes(&mut socket, "across");
     // The hard limit counts the WebSocket of the old door.
-    until("the new one knows of it", async || (metric(admin, "godwit_door_in_flight ").await >= 1.0).then_some(()))
-        .await;
+    until("the new one knows of it", async || {
+        (try_metric(admin, "godwit_door_in_flight ").await? >= 1.0).then_some(())
+    })
+    .await;
     let refused = tokio::task::spawn_blocking(move || {
         let mut stream = std::net::TcpStream::connect(edge).unwrap();
         stream.set_read_timeout(Some(std::time::Duration::from_millis(700))).unwrap();
