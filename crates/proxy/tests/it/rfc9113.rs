@@ -113,12 +113,12 @@ async fn play(mut wire: Wire, case: &Case) -> Outcome {
     }
 }
 
-fn fits(outcome: &Outcome, expect: &Expect) -> bool {
+fn fits(outcome: &Outcome, case: &Case) -> bool {
     let stays = outcome.goaway.is_none() && !outcome.closed;
     // With as many requests in flight as are allowed, the one Machine of the stage may be too busy: an answer is enough.
     let is_crowded = case.stream >= CROWD;
     let serves = stays && (outcome.second == Some(200) || (is_crowded && outcome.second.is_some()));
-    match expect {
+    match &case.expect {
         Expect::Connection(codes) => {
             outcome.goaway.is_some_and(|code| codes.contains(&code)) && outcome.status != Some(200)
         }
@@ -175,7 +175,7 @@ async fn each_case_is_met_as_the_rfc_says_or_as_the_row_explains() {
             }
         };
         let received = machine.take();
-        if !fits(&outcome, &case.expect) {
+        if !fits(&outcome, case) {
             wrong.push(format!("{} ({}): {outcome:?} instead of {:?}", case.name, case.section, case.expect));
         }
         // What is malformed never gets to a Machine as a whole request.
