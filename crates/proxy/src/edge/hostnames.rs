@@ -76,14 +76,19 @@ impl Hostnames {
         let mut names = follow(store.clone(), keys::HOSTNAMES);
         let mut challenges = follow(store, keys::CHALLENGES);
         let (mut name_rows, mut challenge_rows) = (Mirror::new(), Mirror::new());
-        let mut dirty = false;
+        // When what changed is to be kept: counted from the first change on, so that no stream of updates puts it off.
+        let mut due: Option<tokio::time::Instant> = None;
         loop {
             let told = tokio::select! {
-                told = names.next() => told.map(|update| dirty |= self.take_names(&mut name_rows, update)),
+                told = names.next() => told.map(|update| {
+                    if self.take_names(&mut name_rows, update) {
+                        due = due.or_else(|| Some(tokio::time::Instant::now() + GATHER));
+                    }
+                }),
                 told = challenges.next() => told.map(|update| self.take_challenges(&mut challenge_rows, update)),
-                () = tokio::time::sleep(GATHER), if dirty => {
+                () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                     self.clone().keep().await;
-                    dirty = false;
+                    due = None;
                     Ok(())
                 }
             };
