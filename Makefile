@@ -1,9 +1,10 @@
 # One Cargo profile (dev) serves building, the demo and the tests; crates that hash, inflate or store are optimised in it.
 CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 DEMO_IMAGE := target/demo/image.tar
 
-.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-volume bench-store bench-place setup setup-test
+.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-volume bench-store bench-place bench-proxy setup setup-test
 
 help:
 	@echo "make build        godwit, godwit-shim and godwit-lab in $(BIN)"
@@ -15,6 +16,7 @@ help:
 	@echo "make soak         kills under load, round after round (root); ROUNDS=n"
 	@echo "make bench-migrate  client gaps of moves (root); FLAGS='--moves 3 --sizes 1' for a short one"
 	@echo "make bench-volume  hydration and front end beside nbdcopy, sendfile and a raw loop (root)"
+	@echo "make bench-proxy  what a request costs in the edge, beside nginx, haproxy and caddy (root)"
 	@echo "make bench-start  bench-store  bench-place: numbers beside a peer's in the same minute"
 
 setup:
@@ -55,7 +57,9 @@ test-guest: setup-test
 
 soak: demo-image test-guest
 	$(BIN)/godwit-lab soak --output target/soak --image $(DEMO_IMAGE) $(if $(ROUNDS),--rounds $(ROUNDS))
-	GODWIT_MOVES_ALL=1 $(CARGO) test --package godwit-lab --test fleet moves:: -- --nocapture
+	GODWIT_MOVES_ALL=1 $(CARGO) test --workspace --test fleet moves:: -- --nocapture
+	GODWIT_SOAK=1 $(CARGO) test --workspace --test fleet flood:: -- --nocapture
+	GODWIT_SOAK=1 $(CARGO) test --workspace --test it upgrade:: -- --nocapture
 
 # Benchmarks alone are built with optimisation: what they print is compared with programs that are.
 bench-start: setup-test demo-image
@@ -77,3 +81,12 @@ bench-store: setup
 
 bench-place: setup
 	$(CARGO) run --release --package godwit-control --example bench_place
+
+# The Machine's program is optimised as well: it must keep up with what is in front of it.
+bench-proxy: setup
+	scripts/setup bench
+	$(CARGO) build --release --package godwit --package godwit-shim --package godwit-lab \
+		--bin godwit --bin godwit-shim --bin godwit-lab
+	$(CARGO) rustc --release --package godwit-demo-app --bin demo-app -- -C target-feature=+crt-static -C strip=symbols
+	$(RELEASE)/godwit-lab image --binary $(RELEASE)/demo-app --output target/demo/image-release.tar
+	$(CARGO) run --release --package godwit-lab --example bench_proxy -- $(FLAGS)

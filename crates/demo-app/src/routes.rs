@@ -29,6 +29,8 @@ const LISTED_LIMIT: u64 = 10_000;
 /// The largest file of `/fill`, and the largest part of it in one answer.
 const FILL_LIMIT_MIB: u64 = 1 << 20;
 const PART_LIMIT_BYTES: u64 = 1 << 20;
+/// The fastest pace of `/echo?mib_per_s=`.
+const PACE_LIMIT: u64 = 1 << 20;
 
 /// What the process knows about itself.
 pub struct App {
@@ -128,7 +130,10 @@ async fn route(app: &Arc<App>, request: Request<Incoming>) -> Result<Answer, Ref
     let post = *request.method() == Method::POST;
     let value = match path.as_str() {
         "/" if get => app.identity(),
-        "/echo" if post => echo(request.into_body()).await?,
+        "/echo" if post => {
+            let pace = if request.uri().query().is_some() { number(&request, "mib_per_s", PACE_LIMIT)? } else { 0 };
+            echo(request.into_body(), pace).await?
+        }
         "/env" if get => json!(std::env::vars().collect::<BTreeMap<_, _>>()),
         "/sleep" if get => {
             let ms = number(&request, "ms", WAIT_LIMIT_MS)?;
@@ -221,13 +226,18 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 /// Hashes the body as it comes; nothing is kept, so any length will do.
-async fn echo(mut body: Incoming) -> Result<Value, Refusal> {
+/// Reads no faster than `mib_per_s`, if that is not 0.
+async fn echo(mut body: Incoming, mib_per_s: u64) -> Result<Value, Refusal> {
     let (mut length, mut hash) = (0u64, Sha256::new());
+    let begun = tokio::time::Instant::now();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Refusal::bad(format!("the body broke off: {error}")))?;
         if let Some(data) = frame.data_ref() {
             length += data.len() as u64;
             hash.update(data);
+        }
+        if let Some(due_us) = ((length * 1_000_000) >> 20).checked_div(mib_per_s) {
+            tokio::time::sleep_until(begun + Duration::from_micros(due_us)).await;
         }
     }
     Ok(json!({ "length": length, "sha256": hex::encode(hash.finalize()) }))

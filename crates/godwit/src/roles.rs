@@ -104,10 +104,21 @@ where
 }
 
 fn serve<E: Error>(role: &str, work: impl Future<Output = Result<(), E>>) -> Result<()> {
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(LEFTOVER_TIMEOUT);
     done.map_err(|error| CliError::failed(format!("{role}: {}", telemetry::chain(&error))))
+}
+
+/// The usual soft limit is 1,024, for the sake of programs that use select(2): an edge's clients alone are more.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "the limit on open files stays as it was");
+    }
 }
 
 /// What may change while an edge serves, read anew at each SIGHUP. A file that is wrong changes nothing.

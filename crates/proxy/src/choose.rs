@@ -1,7 +1,7 @@
 //! Which Machine gets a request. Pure: loads, states and a number of chance come in, a choice goes out.
 //!
 //! The platform's rules: a Machine under its soft limit first, then one between soft and hard, never one at its hard
-//! limit; the own region before others; ties by chance. If none is under its soft limit, one stopped Machine is
+//! limit; the own region before others, and there the nearest by measured round trip; ties by chance. If none is under its soft limit, one stopped Machine is
 //! started, and only one at a time: a slow start must not wake its neighbours.
 
 use godwit_api::route::Readiness;
@@ -13,6 +13,8 @@ use crate::eject::Standing;
 pub struct Candidate {
     /// In the edge's own region.
     pub local: bool,
+    /// How far away its host is, in classes (`distance_of`).
+    pub distance: u8,
     pub readiness: Readiness,
     pub cordoned: bool,
     /// A start that this edge asked for is on its way.
@@ -92,7 +94,8 @@ impl Candidate {
 
     /// Lower is better.
     fn serve_rank(&self) -> u8 {
-        4 * u8::from(self.is_doubted()) + 2 * u8::from(!self.local) + u8::from(!self.is_under_soft())
+        let class = 4 * u8::from(self.is_doubted()) + 2 * u8::from(!self.local) + u8::from(!self.is_under_soft());
+        class * (FARTHEST + 1) + self.distance.min(FARTHEST)
     }
 
     fn start_rank(&self) -> u8 {
@@ -101,8 +104,20 @@ impl Candidate {
             (false, Readiness::Starting) => 1,
             (false, _) => 2,
         };
-        2 * progress + u8::from(!self.local)
+        (2 * progress + u8::from(!self.local)) * (FARTHEST + 1) + self.distance.min(FARTHEST)
     }
+}
+
+/// The last class of distance.
+const FARTHEST: u8 = 15;
+
+/// The class of a round trip: all below a millisecond are equally near, and from there each class is twice as wide as the one
+/// before, so that what a measurement is off by seldom matters. Whom nobody has measured yet counts as near: one request
+/// is how it comes to be measured.
+pub fn distance_of(round_trip: Option<std::time::Duration>) -> u8 {
+    let ms = round_trip.map_or(0, |time| time.as_millis());
+    let class = (u128::BITS - ms.leading_zeros()).min(u32::from(FARTHEST));
+    u8::try_from(class).unwrap_or(FARTHEST)
 }
 
 /// `chance` is any number; equal candidates are told apart by it alone.
@@ -160,6 +175,7 @@ mod tests {
     fn running(load: u32) -> Candidate {
         Candidate {
             local: true,
+            distance: 0,
             readiness: Readiness::Running,
             cordoned: false,
             waking: false,
@@ -183,6 +199,22 @@ mod tests {
         assert_eq!(choose(&[running(22), running(3)], 7), Choice::Serve(1));
         assert_eq!(choose(&[away(running(0)), running(19)], 7), Choice::Serve(1));
         assert_eq!(choose(&[away(running(0)), running(25)], 7), Choice::Serve(0));
+    }
+
+    #[test]
+    fn among_those_under_their_soft_limit_the_nearest_serves() {
+        let at = |distance, load| Candidate { distance, ..running(load) };
+        for chance in 0..4 {
+            assert_eq!(choose(&[at(4, 0), at(1, 19), at(2, 3)], chance), Choice::Serve(1));
+            assert_eq!(choose(&[at(4, 0), at(1, 20), at(2, 3)], chance), Choice::Serve(2), "crowded ones come after");
+            assert_eq!(choose(&[away(at(0, 0)), at(15, 21)], chance), Choice::Serve(1), "the own region first");
+            let stopped = |distance| Candidate { distance, ..stopped() };
+            assert_eq!(choose(&[stopped(3), stopped(2)], chance), Choice::Start(1));
+        }
+        let class = |us| distance_of(Some(std::time::Duration::from_micros(us)));
+        let classes = [0, 999, 1_000, 1_999, 2_000, 3_999, 4_000, 63_000, 64_000].map(class);
+        assert_eq!(classes, [0, 0, 1, 1, 2, 2, 3, 6, 7]);
+        assert_eq!((distance_of(None), class(u64::MAX)), (0, FARTHEST));
     }
 
     #[test]
@@ -245,18 +277,22 @@ mod tests {
             Just(Readiness::Unavailable)
         ];
         let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        (readiness, flags, standing(), 0u32..8, 0u32..6, proptest::option::of(0u32..8)).prop_map(
-            |(readiness, (local, cordoned, waking, avoided, autostart), standing, load, soft, hard)| Candidate {
-                local,
-                readiness,
-                cordoned,
-                waking,
-                avoided,
-                standing,
-                load,
-                soft,
-                hard,
-                autostart,
+        let numbers = (0u32..8, 0u32..6, proptest::option::of(0u32..8), 0u8..18);
+        (readiness, flags, standing(), numbers).prop_map(
+            |(readiness, (local, cordoned, waking, avoided, autostart), standing, (load, soft, hard, distance))| {
+                Candidate {
+                    local,
+                    distance,
+                    readiness,
+                    cordoned,
+                    waking,
+                    avoided,
+                    standing,
+                    load,
+                    soft,
+                    hard,
+                    autostart,
+                }
             },
         )
     }

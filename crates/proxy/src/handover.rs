@@ -23,11 +23,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use godwit_base::TaskGroup;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// The socket's name in a role's data folder.
 const FILE: &str = "handover.sock";
@@ -215,6 +217,31 @@ impl Successor {
         // A successor that is gone by now has the sockets' other copies closed too: nothing can be done for it here.
         let _ = self.0.write_all(&[YOURS]).await;
         self.0
+    }
+}
+
+/// How long what is in flight may take to end.
+#[derive(Debug, Clone, Copy)]
+pub struct DrainBounds {
+    /// Once the process was told to stop.
+    pub told: Duration,
+    /// Once another process has taken over: it may take long, for it is in nobody's way.
+    pub handed: Duration,
+}
+
+impl DrainBounds {
+    /// Waits for what is in flight; false: some of it is still there. A process that has handed over may be told to stop as
+    /// well.
+    pub async fn drain(self, group: &TaskGroup, handed: bool, shutdown: &CancellationToken) -> bool {
+        let told = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(self.told).await;
+        };
+        let bound = if handed { self.handed } else { self.told };
+        tokio::select! {
+            drained = group.drain(bound) => drained,
+            () = told => false,
+        }
     }
 }
 

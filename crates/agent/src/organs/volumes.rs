@@ -22,22 +22,21 @@ use godwit_api::ids::{Epoch, MachineId};
 use godwit_api::ticket::ExportGrant;
 use godwit_api::volume::{PlacedVolume, VolumeFs};
 use godwit_machine::Hydration;
-use godwit_volume::exporter::{ExportEntry, ExportSpec, ExportTls, ExporterStatus};
 use godwit_volume::host::{self, FileSystem, VolumeStatus};
 use godwit_volume::pace::Limits;
-use godwit_volume::precopy::{PrecopySpec, PrecopyStatus};
 use godwit_volume::roles;
 use godwit_volume::spec::{AddressSpec, SourceSpec, TlsSpec, VolumeSpec};
 
 use crate::config::Config;
+
+mod ahead;
+mod export;
 
 /// What the certificates of a move are made out to: they are known by their keys, and each only to the other host.
 const CERTIFICATE_NAME: &str = "godwit-move";
 /// For a process that was started to answer.
 const PROCESS_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
-/// Each copies what was written during the one before; it ends early when there was nothing.
-const PRECOPY_PASSES: u32 = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeFault {
@@ -189,65 +188,6 @@ impl Volumes {
         }
         let child = self.start_keeper(volume)?;
         self.await_keeper(volume, &spec, child, ready).await.map(drop)
-    }
-
-    /// Begins to copy what a volume holds while its Machine still runs elsewhere, unless that is under way. `None`: it is
-    /// under way already, and its end is known by its silence alone.
-    pub async fn copy_ahead(
-        &self,
-        volume: &MachineId,
-        placed: &PlacedVolume,
-        export: &ExportGrant,
-        limits: Limits,
-    ) -> Result<Option<tokio::process::Child>> {
-        let dir = self.dir(volume);
-        let spec = PrecopySpec {
-            source: self.source_of(volume, export)?,
-            local: self.raw(volume),
-            size_bytes: placed.size_bytes,
-            limits,
-            passes: PRECOPY_PASSES,
-            control: dir.join("precopy.sock"),
-        };
-        let (path, text, server) = (dir.join("precopy.json"), to_json(&spec), export.server_certificate.clone());
-        let runs = {
-            let (dir, path) = (dir.clone(), path.clone());
-            blocking(move || {
-                if host::precopy_status(&spec).is_some() {
-                    return Ok(true);
-                }
-                write(&dir.join("server.pem"), &server)?;
-                write(&path, &text)?;
-                Ok(false)
-            })
-        };
-        match runs.await? {
-            true => Ok(None),
-            false => self.spawn(&dir, "precopy", &path).map(Some),
-        }
-    }
-
-    /// How far the copying ahead has come; `None`: it has ended.
-    pub async fn ahead(&self, volume: &MachineId) -> Result<Option<PrecopyStatus>> {
-        let path = self.dir(volume).join("precopy.json");
-        blocking(move || match path.exists() {
-            true => Ok(host::precopy_status(&PrecopySpec::read(&path)?)),
-            false => Ok(None),
-        })
-        .await
-    }
-
-    /// Nothing of it writes any more.
-    pub async fn end_copy_ahead(&self, volume: &MachineId) -> Result<()> {
-        let path = self.dir(volume).join("precopy.json");
-        blocking(move || {
-            if !path.exists() {
-                return Ok(());
-            }
-            host::precopy_stop(&PrecopySpec::read(&path)?)?;
-            std::fs::remove_file(&path).map_err(io("remove", &path))
-        })
-        .await
     }
 
     /// Makes sure that the volume is being filled; what its keeper says.
@@ -478,144 +418,6 @@ impl Volumes {
 
     fn silent(&self, what: &'static str, dir: &Path) -> VolumeFault {
         VolumeFault::Silent { what, after_s: PROCESS_ANSWERS_WITHIN.as_secs(), log: last_words(dir) }
-    }
-
-    /// Serves the volume's blocks to the holder of the client's certificate, until `end_export`. Found again if it is
-    /// served already, and at the same address even if everything of it died.
-    pub async fn export(
-        &self,
-        volume: &MachineId,
-        placed: &PlacedVolume,
-        epoch: Epoch,
-        migration: &str,
-        client_certificate: &str,
-    ) -> Result<ExportGrant> {
-        let dir = self.dir(volume).join("export");
-        let path = dir.join("export.json");
-        let (raw, listen) = (self.raw(volume), self.config.listen);
-        let (placed_id, size_bytes) = (placed.id.clone(), placed.size_bytes);
-        let (migration, client) = (migration.to_owned(), client_certificate.to_owned());
-        let prepared = {
-            let (dir, path) = (dir.clone(), path.clone());
-            blocking(move || {
-                std::fs::create_dir_all(&dir).map_err(io("make", &dir))?;
-                let pair = Pair::read_or_draw(&dir.join("server.pem"), &dir.join("server.key"))?;
-                write(&dir.join("client.pem"), &client)?;
-                let known = if path.exists() { Some(ExportSpec::read(&path)?) } else { None };
-                let spec = match known {
-                    Some(spec) if spec.migration == migration => spec,
-                    known => {
-                        // Prepared for another move, which did not come.
-                        if let Some(spec) = known {
-                            host::export_stop(&spec)?;
-                        }
-                        let token = godwit_base::secret::new_key("gwx");
-                        let volume = placed_id.as_str().to_owned();
-                        let export = ExportEntry { volume, epoch, token, local: raw, size_bytes };
-                        let spec = ExportSpec {
-                            migration,
-                            listen,
-                            exports: vec![export],
-                            tls: Some(ExportTls {
-                                certificates: dir.join("server.pem"),
-                                key: dir.join("server.key"),
-                                trusted: dir.join("client.pem"),
-                            }),
-                            control: dir.join("export.sock"),
-                        };
-                        write(&path, &to_json(&spec))?;
-                        spec
-                    }
-                };
-                Ok((spec, pair))
-            })
-            .await?
-        };
-        let (mut spec, pair) = prepared;
-        let status = match self.exporter(&spec).await? {
-            Some(status) => status,
-            None => {
-                let child = self.spawn(&dir, "export", &path)?;
-                self.await_exporter(&dir, &spec, child).await?
-            }
-        };
-        if spec.listen != status.addr {
-            // Whatever dies from here on, it comes back at this address.
-            spec.listen = status.addr;
-            let text = to_json(&spec);
-            blocking(move || write(&path, &text)).await?;
-        }
-        let token = spec.exports.first().map(|export| export.token.clone()).unwrap_or_default();
-        Ok(ExportGrant {
-            volume: placed.id.clone(),
-            addr: status.addr.to_string(),
-            export: format!("{}@{epoch}+{token}", placed.id),
-            server_certificate: pair.certificate,
-        })
-    }
-
-    /// What is served to other hosts, and for which migrations.
-    pub async fn exported(&self) -> Result<Vec<(MachineId, String)>> {
-        let dir = self.config.dir.clone();
-        blocking(move || {
-            let mut found = Vec::new();
-            let entries = match std::fs::read_dir(&dir) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-                entries => entries.map_err(io("list", &dir))?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(io("list", &dir))?;
-                let spec = entry.path().join("export/export.json");
-                if let Some(volume) = entry.file_name().to_str().and_then(|name| MachineId::parse(name).ok())
-                    && spec.exists()
-                {
-                    found.push((volume, ExportSpec::read(&spec)?.migration));
-                }
-            }
-            Ok(found)
-        })
-        .await
-    }
-
-    async fn exporter(&self, spec: &ExportSpec) -> Result<Option<ExporterStatus>> {
-        let spec = spec.clone();
-        blocking(move || Ok(host::export_status(&spec))).await
-    }
-
-    async fn await_exporter(
-        &self,
-        dir: &Path,
-        spec: &ExportSpec,
-        mut child: tokio::process::Child,
-    ) -> Result<ExporterStatus> {
-        let looking = async {
-            loop {
-                let ended = self.failed("exporter", dir, &mut child);
-                if let Some(status) = self.exporter(spec).await?.filter(|status| status.server_pid != 0) {
-                    return Ok(status);
-                }
-                ended?;
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        tokio::time::timeout(PROCESS_ANSWERS_WITHIN, looking)
-            .await
-            .unwrap_or_else(|_| Err(self.silent("exporter", dir)))
-    }
-
-    pub async fn end_export(&self, volume: &MachineId) -> Result<()> {
-        let dir = self.dir(volume).join("export");
-        blocking(move || {
-            let path = dir.join("export.json");
-            if path.exists() {
-                host::export_stop(&ExportSpec::read(&path)?)?;
-            }
-            match std::fs::remove_dir_all(&dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &dir)(error)),
-                _ => Ok(()),
-            }
-        })
-        .await
     }
 
     /// What only a filling needed. Its keeper goes on until the next start, and the servers that it may have to start

@@ -3,9 +3,11 @@
 
 mod away;
 mod certificates;
+mod flood;
 mod gate;
 mod isolation;
 mod kills;
+mod known;
 mod limits;
 mod many;
 mod moves;

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{DoorConfig, RawDoorConfig};
 
 use crate::Error;
-use crate::handover::{self, Given, Giver, Sockets, Successor};
+use crate::handover::{self, DrainBounds, Given, Giver, Sockets, Successor};
 
 /// How long streams may go on after the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -163,16 +163,8 @@ impl Door {
             }
             None => None,
         };
-        let told = async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(DRAIN_TIMEOUT).await;
-        };
-        let bound = if handed { upgrade_drain } else { DRAIN_TIMEOUT };
-        let drained = tokio::select! {
-            drained = self.group.drain(bound) => drained,
-            () = told => false,
-        };
-        if !drained {
+        let bounds = DrainBounds { told: DRAIN_TIMEOUT, handed: upgrade_drain };
+        if !bounds.drain(&self.group, handed, shutdown).await {
             tracing::warn!("streams were still open when the door stopped");
         }
         if let Some(telling) = telling {

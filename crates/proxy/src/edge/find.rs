@@ -17,7 +17,7 @@ use super::gate::{Held, Turn, Woken, woken};
 use super::record::Trail;
 use super::view::{Entrance, Target, TargetService, View, Word};
 use super::wake::wake;
-use crate::choose::{Candidate, Choice, choose};
+use crate::choose::{Candidate, Choice, choose, distance_of};
 use crate::eject::Failure;
 use crate::replay::Wanted;
 
@@ -217,18 +217,31 @@ impl Search<'_> {
         if places.is_empty() && !view.targets.is_empty() {
             return Err(Turned::NoService);
         }
+        if candidates.len() > 1 {
+            self.measure(view, &places, &mut candidates);
+        }
         let mut choice = choose(&candidates, self.edge.chance());
         let served = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. });
         if let Some(shunned) = self.shunned.as_ref().filter(|_| !served) {
             // There is no other that runs.
             for (candidate, (target, service)) in candidates.iter_mut().zip(&places) {
                 if view.targets[*target].machine == *shunned {
-                    *candidate = view.targets[*target].candidate(*service, now_ms, self.fresh);
+                    let distance = candidate.distance;
+                    *candidate =
+                        Candidate { distance, ..view.targets[*target].candidate(*service, now_ms, self.fresh) };
                 }
             }
             choice = choose(&candidates, self.edge.chance());
         }
         Ok((places, choice))
+    }
+
+    /// How far each one's host is from here.
+    fn measure(&self, view: &View, places: &[Place], candidates: &mut [Candidate]) {
+        let doors = places.iter().map(|(target, _)| &view.targets[*target].door_addr);
+        for (candidate, round_trip) in candidates.iter_mut().zip(self.edge.hosts.round_trips(doors)) {
+            candidate.distance = distance_of(round_trip);
+        }
     }
 
     async fn serve<A: Attempt>(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use godwit_api::ids::HostId;
 use godwit_api::route::RouteRow;
@@ -49,6 +50,12 @@ impl Hosts {
         }
         let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
         links.entry(addr.clone()).or_insert_with(|| Link::new(addr, self.bearer.clone())).clone()
+    }
+
+    /// To each of these doors and back, as far as that was measured.
+    pub fn round_trips<'a>(&self, doors: impl Iterator<Item = &'a Arc<str>>) -> Vec<Option<Duration>> {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        doors.map(|addr| links.get(addr).and_then(|link| link.rtt())).collect()
     }
 
     pub fn links(&self) -> Vec<Arc<Link>> {

@@ -56,7 +56,7 @@ pub use config::{EdgeConfig, Live, RawEdgeConfig};
 pub use join::Identity;
 
 use crate::Error;
-use crate::handover::{self, Given, Giver, Sockets, Successor};
+use crate::handover::{self, DrainBounds, Given, Giver, Sockets, Successor};
 
 /// How long requests in flight may go on after the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -320,7 +320,7 @@ impl Edge {
         tokio::time::sleep(Duration::from_millis(self.http1.stop_grace_ms.load(Ordering::Relaxed))).await;
     }
 
-    /// Accepts nothing more and lets what is in flight end. After a take-over that may take long, for it is in nobody's way.
+    /// Accepts nothing more and lets what is in flight end.
     async fn leave(&self, successor: Option<Successor>, upgrade_drain: Duration, shutdown: &CancellationToken) {
         let handed = successor.is_some();
         let grace = if handed { STOP_GRACE } else { Duration::ZERO };
@@ -336,16 +336,8 @@ impl Edge {
             }
             None => None,
         };
-        let told = async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(DRAIN_TIMEOUT).await;
-        };
-        let bound = if handed { upgrade_drain } else { DRAIN_TIMEOUT };
-        let drained = tokio::select! {
-            drained = self.group.drain(bound) => drained,
-            () = told => false,
-        };
-        if !drained {
+        let bounds = DrainBounds { told: DRAIN_TIMEOUT, handed: upgrade_drain };
+        if !bounds.drain(&self.group, handed, shutdown).await {
             tracing::warn!("requests were still in flight when the edge stopped");
         }
         self.access.close().await;

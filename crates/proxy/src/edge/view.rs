@@ -145,6 +145,7 @@ impl Target {
         let service = &self.services[service];
         Candidate {
             local: self.local,
+            distance: 0,
             readiness: self.readiness,
             cordoned: self.cordoned,
             waking: self.tallies.is_waking(),

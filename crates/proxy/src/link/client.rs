@@ -65,7 +65,7 @@ pub struct Link {
     bearer: http::HeaderValue,
     up: RwLock<Option<Up>>,
     dialer: tokio::sync::Mutex<Dialer>,
-    /// Of the last probe; 0 before the first.
+    /// Smoothed over the probes; 0 before the first.
     rtt_us: AtomicU64,
 }
 
@@ -91,7 +91,7 @@ impl Link {
         &self.addr
     }
 
-    /// Round trip of the last probe, if there was one.
+    /// Round trip to the door, smoothed, once it was reached.
     pub fn rtt(&self) -> Option<Duration> {
         match self.rtt_us.load(Ordering::Relaxed) {
             0 => None,
@@ -100,8 +100,13 @@ impl Link {
     }
 
     fn note_rtt(&self, rtt: Duration) {
-        let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-        self.rtt_us.store(us.max(1), Ordering::Relaxed);
+        let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).max(1);
+        let smoothed = match self.rtt_us.load(Ordering::Relaxed) {
+            // A shorter way cannot be measured by mistake; a longer one may be a moment's load (the gain is RFC 6298's).
+            known if known > 0 && us > known => known - known / 8 + us / 8,
+            _ => us,
+        };
+        self.rtt_us.store(smoothed, Ordering::Relaxed);
     }
 
     pub fn is_up(&self) -> bool {
@@ -182,10 +187,12 @@ impl Link {
             };
             link.forget(number, &why);
         });
+        let asked = Instant::now();
         if let Err(why) = self.hello(sender.clone()).await {
             driver.abort();
             return Err(why);
         }
+        self.note_rtt(asked.elapsed());
         *self.up.write().unwrap_or_else(PoisonError::into_inner) = Some(Up { sender: sender.clone(), number });
         if driver.is_finished() {
             // It ended before it was published and so could not withdraw it.

@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -22,6 +23,22 @@ use tokio::task::JoinSet;
 pub fn free_port() -> u16 {
     let socket = std::net::TcpListener::bind("[::1]:0").unwrap();
     socket.local_addr().unwrap().port()
+}
+
+/// A raw port that says what it heard, up to the end of the other half.
+pub async fn echo() -> u16 {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut heard = Vec::new();
+                let _ = socket.read_to_end(&mut heard).await;
+                let _ = socket.write_all(&heard).await;
+            });
+        }
+    });
+    port
 }
 
 /// Counted over all lives of a Machine.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use godwit_api::MachineId;
@@ -259,13 +260,18 @@ async fn a_stranger_gets_nothing_from_a_door() {
 
 /// A fleet of two running Machines, the first of them behind a relay.
 async fn one_behind_a_relay() -> (crate::fleet::Fleet, Host, Host, Relay) {
+    one_far_away(Duration::ZERO).await
+}
+
+/// The same, where the relay takes `delay` each way.
+async fn one_far_away(delay: Duration) -> (crate::fleet::Fleet, Host, Host, Relay) {
     let (fleet, host, _) = one_running(&Setup::default(), |port| vec![http_service(port)]).await;
     let other = Host::start("w2").await;
     let port = free_port();
     let id = MachineId::from_bits(2);
     other.agent.add(id.clone(), &fleet.app, Host::epoch(1), port, vec![http_service(port)]);
     other.agent.run(&id);
-    let relay = Relay::to(host.door_addr).await;
+    let relay = Relay::far(host.door_addr, delay).await;
     let of = |host: &Host, door_addr: std::net::SocketAddr| {
         let machine = host.agent.machines().remove(0);
         RouteMachine {
@@ -324,4 +330,23 @@ async fn a_post_that_a_machine_had_is_never_sent_twice() {
         lost += u32::from(answer.code == 502);
         assert_eq!(requests(&host, 1) + requests(&other, 2), before + 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_hosts_of_a_region_the_nearer_one_serves_once_both_are_measured() {
+    let (fleet, host, other, _relay) = one_far_away(Duration::from_millis(20)).await;
+    let browser = fleet.browser();
+    let [far, near] = [host.door_admin, other.door_admin];
+    until("both are measured", async || {
+        assert_eq!(browser.get("/").await.code, 200);
+        (metric(far, "godwit_door_answers_total{class=\"2xx\"} ").await > 0.0
+            && metric(near, "godwit_door_answers_total{class=\"2xx\"} ").await > 0.0)
+            .then_some(())
+    })
+    .await;
+    let before = metric(far, "godwit_door_answers_total{class=\"2xx\"} ").await;
+    for _ in 0..40 {
+        assert_eq!(browser.get("/").await.code, 200);
+    }
+    assert_eq!(metric(far, "godwit_door_answers_total{class=\"2xx\"} ").await, before, "it is farther away");
 }

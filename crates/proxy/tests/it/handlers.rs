@@ -9,28 +9,12 @@ use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::backend::free_port;
+use crate::backend::{echo, free_port};
 use crate::certificates::add;
 use crate::client::{Browser, PATIENCE, payload, read, until};
 use crate::fleet::{Setup, http_service, one_running};
 use crate::tls::{connected, handshake, trust};
 use crate::tunnels::connect;
-
-/// Says what it heard, up to the end of the other half.
-async fn echo() -> u16 {
-    let listener = TcpListener::bind("[::1]:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut heard = Vec::new();
-                let _ = socket.read_to_end(&mut heard).await;
-                let _ = socket.write_all(&heard).await;
-            });
-        }
-    });
-    port
-}
 
 fn port(public: u16, handlers: &[&str]) -> Port {
     Port { port: Some(public), handlers: handlers.iter().map(|one| (*one).to_owned()).collect(), ..Port::default() }

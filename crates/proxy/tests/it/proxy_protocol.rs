@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use godwit_api::config::{Port, Service};
 use godwit_proxy::proxy_protocol::{Ends, v1, v2};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
-use crate::backend::free_port;
+use crate::backend::{echo, free_port};
 use crate::client::{PATIENCE, until};
 use crate::fleet::{Setup, http_service, one_running};
 use crate::tunnels::{connect, raw_service};
@@ -65,18 +65,7 @@ async fn nobody_else_is_believed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_wants_it_is_told_of_its_client_before_all_else() {
-    let listener = TcpListener::bind("[::1]:0").await.unwrap();
-    let inside = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                // It says what it heard, up to the end of the other half.
-                let mut heard = Vec::new();
-                let _ = socket.read_to_end(&mut heard).await;
-                let _ = socket.write_all(&heard).await;
-            });
-        }
-    });
+    let inside = echo().await;
     let setup = Setup { listen_tcp: true, ..Setup::default() };
     let (announced, silent) = (free_port(), free_port());
     let port = Port { port: Some(announced), handlers: vec!["proxy_proto".into()], ..Port::default() };

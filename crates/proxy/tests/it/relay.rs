@@ -1,7 +1,10 @@
-//! A relay before a door, which can be cut, go black, or be killed.
+//! A relay before a door, which can be cut, go black, or be killed, or be far away.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -16,6 +19,11 @@ pub struct Relay {
 
 impl Relay {
     pub async fn to(door: SocketAddr) -> Self {
+        Self::far(door, Duration::ZERO).await
+    }
+
+    /// Everything takes `delay` each way.
+    pub async fn far(door: SocketAddr, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (black, cut) = (watch::Sender::new(false), watch::Sender::new(0));
@@ -27,9 +35,11 @@ impl Relay {
                 tokio::spawn(async move {
                     let relayed = async {
                         let Ok(door) = TcpStream::connect(door).await else { return };
-                        let (mut client, mut door) = (client, door);
+                        let ((client_in, client_out), (door_in, door_out)) = (client.into_split(), door.into_split());
+                        let there = pass(client_in, door_out, delay);
+                        let back = pass(door_in, client_out, delay);
                         tokio::select! {
-                            _ = tokio::io::copy_bidirectional(&mut client, &mut door) => {}
+                            _ = async { tokio::join!(there, back) } => {}
                             () = async { drop(is_black.wait_for(|black| *black).await) } => {
                                 std::future::pending().await
                             }
@@ -49,5 +59,18 @@ impl Relay {
     pub fn kill(self) {
         self.accepting.abort();
         self.cut.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+/// One direction, to its end; dropping the sending half tells the end on.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
     }
 }

@@ -297,11 +297,12 @@ impl Raw {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_is_upgraded_under_load_and_what_is_open_ends_in_the_old_one() {
+    let (rounds, each) = if std::env::var_os("GODWIT_SOAK").is_some() { (5, 40_000) } else { (2, 0) };
     let bed = Bed::start().await;
     let root = certify(&bed.folder.path().join("certificates"), "web.pem", &["web.localhost"]);
     let mut old = bed.edge_up().await;
     let load = Load::begin(bed.http);
-    for round in 0..2 {
+    for round in 0..rounds {
         let mut socket = bed.websocket();
         echoes(&mut socket, "before");
         // A stream of HTTP/2 that is answered later, an upload of HTTP/2 and one of HTTP/1.1 that go on across the upgrade.
@@ -344,8 +345,12 @@ async fn an_edge_is_upgraded_under_load_and_what_is_open_ends_in_the_old_one() {
         drop(socket);
         old.ends_well().await;
         old = new;
+        while load.served.load(Ordering::SeqCst) < each * (round + 1) {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
     }
     let served = load.end().await;
+    println!("{rounds} upgrades, {served} requests, none failed");
     assert!(served > 100, "{served}");
     old.terminate();
     old.ends_well().await;
