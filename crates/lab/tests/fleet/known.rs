@@ -72,7 +72,11 @@ fn known_routes_fail_no_request_whatever_becomes_of_control_the_watch_and_the_ed
         // And what changes reaches the edge again.
         fleet.create_app("known-c").await.expect("the app");
         demo_machine(&fleet, "known-c", json!({}), true).await;
-        assert_eq!(fleet.get("known-c", "/", PATIENCE).await.expect("an answer").status, 200);
+        eventually("the edge hears of it", PATIENCE, async || {
+            Ok((fleet.get("known-c", "/", PATIENCE).await?.status == 200).then_some(()))
+        })
+        .await
+        .expect("the watch is back");
     });
 }
 
@@ -122,7 +126,7 @@ impl Cut {
         let table = format!("godwit-lab-cut-{port}");
         let rules = format!(
             "table inet {table} {{ chain out {{ type filter hook output priority 0; \
-             oif \"lo\" tcp dport {port} drop; oif \"lo\" tcp sport {port} drop; }} }}"
+             oif \"lo\" tcp dport {port} drop; oif \"lo\" tcp sport {port} drop; }}; }}"
         );
         let status = Command::new("nft").arg(&rules).status().expect("nft");
         assert!(status.success(), "nft {rules}: {status}");
