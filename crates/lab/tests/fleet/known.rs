@@ -70,7 +70,9 @@ fn known_routes_fail_no_request_whatever_becomes_of_control_the_watch_and_the_ed
         );
         assert!(served_alone > 0 && served_by_others > 0);
         // And what changes reaches the edge again.
-        fleet.create_app("known-c").await.expect("the app");
+        eventually("control takes an app", PATIENCE, async || Ok(fleet.create_app("known-c").await.ok()))
+            .await
+            .expect("control is well again");
         demo_machine(&fleet, "known-c", json!({}), true).await;
         eventually("the edge hears of it", PATIENCE, async || {
             Ok((fleet.get("known-c", "/", PATIENCE).await?.status == 200).then_some(()))
