@@ -99,6 +99,9 @@ pub enum Command {
     Run(roles::Command),
     /// A whole fleet on this machine, for development and proofs (needs root)
     Dev(dev::Options),
+    /// Reads rows of the store before an edge does; started by an edge
+    #[command(hide = true, name = "taste-updates")]
+    Taster,
     /// A process that serves a volume; started by an agent
     #[command(hide = true)]
     VolumeProcess {

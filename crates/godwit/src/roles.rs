@@ -66,9 +66,22 @@ pub fn run(command: Command) -> Result<()> {
         Command::Edge(options) => {
             use godwit_proxy::edge::{EdgeConfig, RawEdgeConfig, run};
             let config = configured::<RawEdgeConfig, EdgeConfig>("edge", &options)?;
+            // The very program that runs now, whatever lies at its path meanwhile.
+            let taster = Some(vec!["/proc/self/exe".to_owned(), TASTER.to_owned()]);
+            let config = EdgeConfig { taster, ..config };
             serve("edge", async { run(config, stop_token(), reloads(options.config)).await })
         }
     }
+}
+
+/// What an edge starts to try updates aside, as `Command::Taster` is called.
+const TASTER: &str = "taste-updates";
+
+pub fn taster() -> Result<()> {
+    use godwit_proxy::edge::taste;
+    let provider = taste::provider();
+    let read = |key: &str, value: &[u8]| taste::read(key, value, &provider);
+    Ok(taste::serve(std::io::stdin().lock(), std::io::stdout().lock(), read)?)
 }
 
 /// A keeper, a server or an exporter of a volume. Its log goes where its agent has sent standard error.

@@ -151,6 +151,8 @@ pub struct EdgeConfig {
     pub autostop_interval: Option<Duration>,
     pub autostop_idle: Duration,
     pub max_apps: usize,
+    /// Starts a process that tries updates aside (`taste`); `None`: they are read untried.
+    pub taster: Option<Vec<String>>,
 }
 
 /// Reads `addr:port`.
@@ -223,6 +225,7 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
             autostop_interval: (raw.autostop_interval_ms > 0).then(|| Duration::from_millis(raw.autostop_interval_ms)),
             autostop_idle: Duration::from_millis(raw.autostop_idle_ms.unwrap_or(raw.autostop_interval_ms)),
             max_apps: raw.max_apps,
+            taster: None,
         })
     }
 }

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::Edge;
+use super::taste::TasteMetrics;
 use super::view::Target;
 use crate::eject::{Failure, Standing};
 
@@ -89,6 +90,7 @@ pub struct EdgeMetrics {
     in_flight: Gauge,
     app_in_flight: Family<AppLabel, Gauge>,
     app_durations: Family<AppLabel, Histogram, fn() -> Histogram>,
+    pub taste: TasteMetrics,
     pub access_lines: Counter,
     pub access_dropped: Counter,
     refusals: Family<Reason, Counter>,
@@ -119,6 +121,7 @@ impl EdgeMetrics {
             in_flight: Gauge::default(),
             app_in_flight: Family::default(),
             app_durations: Family::new_with_constructor(durations as fn() -> Histogram),
+            taste: TasteMetrics::default(),
             access_lines: Counter::default(),
             access_dropped: Counter::default(),
             refusals: Family::default(),
@@ -151,6 +154,10 @@ impl EdgeMetrics {
             registry.register("edge_access_lines", "Lines of the access log", made.access_lines.clone());
             let dropped = made.access_dropped.clone();
             registry.register("edge_access_lines_dropped", "Lines for which the log was too slow", dropped);
+            let poisoned = made.taste.poisoned.clone();
+            registry.register("edge_poisoned_rows", "Rows of the store that do harm when they are read", poisoned);
+            let untried = made.taste.untried.clone();
+            registry.register("edge_untried_rows", "Rows that were read without being tried aside", untried);
             registry.register("edge_refusals", "Refusals of doors, by reason", made.refusals.clone());
             registry.register("edge_turned_away", "Requests that no Machine got, by reason", made.turned_away.clone());
             let ejections = made.ejections.clone();

@@ -32,6 +32,7 @@ mod serve;
 mod snapshot;
 mod stall;
 mod tally;
+pub mod taste;
 mod tcp;
 mod tls;
 mod upload;
@@ -233,6 +234,10 @@ impl BoundEdge {
         let registry = Metrics::new();
         let group = TaskGroup::new();
         let metrics = metrics::EdgeMetrics::new(&registry);
+        let store = match config.taster.clone() {
+            Some(program) => taste::over(store, program, metrics.taste.clone()),
+            None => store,
+        };
         let hosts = Arc::new(hosts::Hosts::new(&identity.key)?);
         let hostnames = hostnames::Hostnames::new(config.snapshot_dir.join("hostnames.json"));
         let tls = tls::Tls::new(&config)?;

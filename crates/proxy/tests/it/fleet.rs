@@ -127,6 +127,8 @@ pub struct Setup {
     pub trusted: Vec<&'static str>,
     /// An authority of the operator's own.
     pub mint_from: Option<PathBuf>,
+    /// Tries updates aside.
+    pub taster: Option<Vec<String>>,
 }
 
 impl Default for Setup {
@@ -137,6 +139,7 @@ impl Default for Setup {
             listen_tcp: false,
             trusted: Vec::new(),
             mint_from: None,
+            taster: None,
         }
     }
 }
@@ -170,7 +173,7 @@ pub fn edge_config(folder: &Path, setup: &Setup) -> EdgeConfig {
         autostop_idle_ms: Some(0),
         max_apps: 16,
     };
-    EdgeConfig::try_from(raw).unwrap()
+    EdgeConfig { taster: setup.taster.clone(), ..EdgeConfig::try_from(raw).unwrap() }
 }
 
 pub async fn start_edge(folder: &Path, store: Arc<dyn Store>, setup: &Setup) -> EdgeHandle {

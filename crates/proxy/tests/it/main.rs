@@ -27,6 +27,7 @@ mod replay;
 mod rfc9113;
 mod sleep;
 mod smuggling;
+mod taste;
 mod tls;
 mod tunnels;
 mod upgrade;

@@ -3,7 +3,7 @@
 //! They are of two kinds: files of the operator's folder (`folder`), and rows of the store (`rows`). A handshake for
 //! `acme-tls/1` is an authority's: it gets the certificate of its challenge and nothing else (RFC 8737).
 
-mod certificates;
+pub(super) mod certificates;
 pub mod folder;
 mod minted;
 pub mod rows;
