@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use godwit_api::machine::MachineState;
 use godwit_lab::fleet::{Fleet, kill};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use subject::Subject;
@@ -28,7 +28,7 @@ const PORT: u16 = 8080;
 /// Apps that are created at a time.
 const CREATING: usize = 8;
 const LIMIT: Duration = Duration::from_secs(60);
-const OPEN_FILES: u64 = 65_536;
+const OPEN_FILES: u64 = 20_000;
 const LOAD_CORE: usize = 1;
 const SUBJECT_CORE: usize = 0;
 
@@ -81,7 +81,9 @@ fn main() -> Result<()> {
     let options = Options::parse();
     // Inherited by all that is started from here; subjects are moved afterwards.
     subject::pin(std::process::id(), LOAD_CORE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)?;
+    let (_, allowed) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    ensure!(allowed >= OPEN_FILES, "only {allowed} files may be open, and {OPEN_FILES} are needed: ulimit -Hn");
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, allowed)?;
     let fleet = Fleet::start(1, &["--capacity", CAPACITY])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let upstream = runtime.block_on(prepare(&fleet, options.apps))?;

@@ -166,8 +166,7 @@ pub fn peers(fleet: &Fleet, folder: &Path, upstream: &str) -> Result<Vec<Subject
 fn nginx(folder: &str, http: SocketAddr, https: SocketAddr, upstream: &str) -> String {
     format!(
         "worker_processes 1; daemon off; master_process off; error_log {folder}/nginx.err warn; pid {folder}/nginx.pid;
-worker_rlimit_nofile 65535;
-events {{ worker_connections 40000; }}
+events {{ worker_connections 18000; }}
 http {{ access_log off; keepalive_requests 100000000; keepalive_timeout 3600s; server_tokens off;
  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
@@ -187,7 +186,7 @@ fn haproxy(folder: &str, http: SocketAddr, https: SocketAddr, upstream: &str) ->
     format!(
         "global
   nbthread 1
-  maxconn 20500
+  maxconn 10500
   no strict-limits
   tune.ssl.cachesize 20000
   ssl-default-bind-options ssl-min-ver TLSv1.2
