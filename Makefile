@@ -58,6 +58,7 @@ test-guest: setup-test
 soak: demo-image test-guest
 	$(BIN)/godwit-lab soak --output target/soak --image $(DEMO_IMAGE) $(if $(ROUNDS),--rounds $(ROUNDS))
 	GODWIT_MOVES_ALL=1 $(CARGO) test --workspace --test fleet moves:: -- --nocapture
+	GODWIT_POWER_STATES=3000 $(CARGO) test --workspace --test it power:: -- --nocapture
 	GODWIT_SOAK=1 $(CARGO) test --workspace --test fleet flood:: -- --nocapture
 	GODWIT_SOAK=1 $(CARGO) test --workspace --test it upgrade:: -- --nocapture
 

@@ -198,10 +198,17 @@ fn report(rows: &[Row], as_json: bool) {
             format!("{}/{}", row.failed, row.sent)
         );
     }
-    let plain: Vec<f64> = rows.iter().filter(|row| !row.busy).map(|row| gap(row, 0.5)).collect();
-    let (least, most) = plain.iter().fold((f64::INFINITY, 0f64), |(least, most), ms| (least.min(*ms), most.max(*ms)));
-    println!(
-        "p50 of the sizes: at most {most:.0} ms (goal {GOAL_P50_MS:.0}), largest / smallest {:.2} (goal {GOAL_SPREAD})",
-        most / least
-    );
+    for (precopy, how) in [(false, "copied after the handoff"), (true, "copied ahead")] {
+        let sizes: Vec<f64> =
+            rows.iter().filter(|row| !row.busy && row.precopy == precopy).map(|row| gap(row, 0.5)).collect();
+        if sizes.is_empty() {
+            continue;
+        }
+        let (least, most) =
+            sizes.iter().fold((f64::INFINITY, 0f64), |(least, most), ms| (least.min(*ms), most.max(*ms)));
+        println!(
+            "{how}: p50 of the sizes at most {most:.0} ms (goal {GOAL_P50_MS:.0}), largest / smallest {:.2} (goal {GOAL_SPREAD})",
+            most / least
+        );
+    }
 }

@@ -90,6 +90,13 @@ const NEVER_TRUSTED: [HeaderName; 9] = [
     X_FORWARDED_SSL,
 ];
 
+/// A value that stands in one message alone: HTTP/2 does not keep it in its table (RFC 7541 section 6.2.3), where it would
+/// push out those that come again.
+pub fn never_again(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
 /// Values that are the same for every request of a listener, made once.
 #[derive(Debug, Clone)]
 pub struct Stamp {

@@ -82,7 +82,7 @@ pub fn stamp(headers: &mut HeaderMap, draw: impl FnOnce() -> (u128, u64)) -> Tra
     });
     // Hexadecimal digits and dashes.
     if let Ok(value) = HeaderValue::from_str(trace.as_str()) {
-        headers.insert(TRACEPARENT, value);
+        headers.insert(TRACEPARENT, crate::headers::never_again(value));
     }
     trace
 }

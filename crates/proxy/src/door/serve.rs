@@ -19,7 +19,8 @@ use super::gate::Kind;
 use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
 use super::{Door, closing, start, tunnel, upstream_h2};
-use crate::headers::{strip_hop_by_hop, strip_ours};
+use crate::headers::{never_again, strip_hop_by_hop, strip_ours};
+use crate::link::batch::Batch;
 use crate::link::body::StreamBody;
 use crate::link::probe::probe;
 use crate::link::send::{send_body, send_data};
@@ -81,9 +82,10 @@ async fn connection(door: Arc<Door>, socket: TcpStream) {
     let stopping = door.group.token();
     tokio::pin!(dead);
     let mut leaving = false;
+    let mut batch = Batch::default();
     loop {
         let accepted = tokio::select! {
-            accepted = connection.accept() => accepted,
+            accepted = poll_fn(|cx| batch.poll(cx, |cx| connection.poll_accept(cx))) => accepted,
             () = &mut dead => return,
             () = stopping.cancelled(), if !leaving => {
                 leaving = true;
@@ -310,7 +312,7 @@ fn to_edge<B>(response: Response<B>, load: u32) -> (Response<()>, B) {
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
     strip_ours(&mut parts.headers);
-    parts.headers.insert(header::LOAD, HeaderValue::from(load));
+    parts.headers.insert(header::LOAD, never_again(HeaderValue::from(load)));
     parts.version = http::Version::HTTP_2;
     (Response::from_parts(parts, ()), body)
 }
@@ -325,7 +327,7 @@ fn plain(code: StatusCode) -> Response<()> {
 /// A tunnel is open.
 pub(super) fn accepted(load: u32) -> Response<()> {
     let mut response = plain(StatusCode::OK);
-    response.headers_mut().insert(header::LOAD, HeaderValue::from(load));
+    response.headers_mut().insert(header::LOAD, never_again(HeaderValue::from(load)));
     response
 }
 

@@ -16,6 +16,8 @@ use crate::Error;
 /// Lines that wait to be written; a line has at most a few KiB.
 const MAX_WAITING: usize = 8_192;
 const BUFFER_BYTES: usize = 64 << 10;
+/// A line may be written so much later; `MAX_WAITING` lines may come meanwhile.
+const GATHER: Duration = Duration::from_millis(20);
 /// What waits when the edge stops gets so long to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The name of standard output.
@@ -97,7 +99,12 @@ struct Writer {
 impl Writer {
     fn run(mut self, mut lines: mpsc::Receiver<Message>) {
         while let Some(first) = lines.blocking_recv() {
+            let is_line = matches!(first, Message::Line(_));
             self.take(first);
+            if is_line {
+                // Nobody needs to be woken for the lines that come meanwhile, and they are written at once.
+                std::thread::sleep(GATHER);
+            }
             while let Ok(more) = lines.try_recv() {
                 self.take(more);
             }

@@ -133,7 +133,8 @@ impl Edge {
         let chance = (u128::from(self.chance()) << 64) | u128::from(self.chance());
         let id = InstanceId::from_parts(godwit_base::clock::unix_ms(), chance);
         // Base 32 and a region's letters always stand in a header.
-        HeaderValue::from_str(&format!("{id}-{}", self.region)).unwrap_or(HeaderValue::from_static(""))
+        let id = HeaderValue::from_str(&format!("{id}-{}", self.region)).unwrap_or(HeaderValue::from_static(""));
+        crate::headers::never_again(id)
     }
 }
 

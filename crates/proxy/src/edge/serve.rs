@@ -166,11 +166,6 @@ impl Edge {
             return record.follow(response);
         }
         let from = From { client, way, request_id: &request_id };
-        if let Some(mut response) = self.challenge(&request) {
-            record.answered(response.status().as_u16());
-            stamp_answer(response.headers_mut(), &request_id);
-            return record.follow(response);
-        }
         let passed = match self.destination(&request).await {
             Ok(destination) if let Some(response) = self.redirect(&request, &destination, way) => {
                 record.is_for(&destination.app);

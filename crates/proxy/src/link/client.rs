@@ -12,6 +12,7 @@ use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
 use tokio::net::TcpStream;
 
+use super::batch::batched;
 use super::probe::probe;
 use super::{
     CONNECTION_WINDOW_BYTES, HELLO_PATH, MAX_FRAME_BYTES, MAX_HEAD_BYTES, MAX_RESETS, SEND_BUFFER_BYTES,
@@ -182,7 +183,7 @@ impl Link {
         let driver = tokio::spawn(async move {
             // Dropping the connection fails every stream on it, which is what a dead peer calls for.
             let why = tokio::select! {
-                ended = connection => ended.err().map(|error| error.to_string()).unwrap_or_else(|| "closed".into()),
+                ended = batched(connection) => ended.err().map(|error| error.to_string()).unwrap_or_else(|| "closed".into()),
                 () = probe(ping, |rtt| link.note_rtt(rtt)) => "no answer to a probe".into(),
             };
             link.forget(number, &why);

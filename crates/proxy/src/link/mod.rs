@@ -3,6 +3,7 @@
 //! It knows frames, windows and liveness; it must not know routes, Machines or limits. Both ends use `h2` directly:
 //! an interim answer (100) tells the edge that the door has admitted a request, before a byte of its body is given up.
 
+pub mod batch;
 pub mod body;
 pub mod client;
 pub mod probe;
