@@ -4,7 +4,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 DEMO_IMAGE := target/demo/image.tar
 
-.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-volume bench-store bench-place bench-proxy setup setup-test
+.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-volume bench-store bench-place bench-proxy bench-image setup setup-test
 
 help:
 	@echo "make build        godwit, godwit-shim and godwit-lab in $(BIN)"
@@ -62,14 +62,23 @@ soak: demo-image test-guest
 	GODWIT_SOAK=1 $(CARGO) test --workspace --test fleet flood:: -- --nocapture
 	GODWIT_SOAK=1 $(CARGO) test --workspace --test it upgrade:: -- --nocapture
 
-# Benchmarks alone are built with optimisation: what they print is compared with programs that are.
-bench-start: setup-test demo-image
-	$(CARGO) build --release --package godwit --package godwit-shim --bin godwit --bin godwit-shim
+# Benchmarks alone are built with optimisation: what they print is compared with programs that are. The Machine's program is
+# optimised as well: it must keep up with what is in front of it.
+bench-image: setup
+	$(CARGO) build --release --package godwit --package godwit-shim --package godwit-lab \
+		--bin godwit --bin godwit-shim --bin godwit-lab
+	$(CARGO) rustc --release --package godwit-demo-app --bin demo-app -- -C target-feature=+crt-static -C strip=symbols
+	$(RELEASE)/godwit-lab image --binary $(RELEASE)/demo-app --output target/demo/image-release.tar
+
+bench-start: setup-test bench-image
 	$(CARGO) run --release --package godwit-lab --example bench_start
 
-bench-migrate: demo-image
-	$(CARGO) build --release --package godwit --package godwit-shim --bin godwit --bin godwit-shim
+bench-migrate: bench-image
 	$(CARGO) run --release --package godwit-lab --example bench_migrate -- $(FLAGS)
+
+bench-proxy: bench-image
+	scripts/setup bench
+	$(CARGO) run --release --package godwit-lab --example bench_proxy -- $(FLAGS)
 
 # FLAGS: MIB ROUNDS [SECONDS]. The folder must be on a real disk.
 bench-volume: setup-test
@@ -82,12 +91,3 @@ bench-store: setup
 
 bench-place: setup
 	$(CARGO) run --release --package godwit-control --example bench_place
-
-# The Machine's program is optimised as well: it must keep up with what is in front of it.
-bench-proxy: setup
-	scripts/setup bench
-	$(CARGO) build --release --package godwit --package godwit-shim --package godwit-lab \
-		--bin godwit --bin godwit-shim --bin godwit-lab
-	$(CARGO) rustc --release --package godwit-demo-app --bin demo-app -- -C target-feature=+crt-static -C strip=symbols
-	$(RELEASE)/godwit-lab image --binary $(RELEASE)/demo-app --output target/demo/image-release.tar
-	$(CARGO) run --release --package godwit-lab --example bench_proxy -- $(FLAGS)

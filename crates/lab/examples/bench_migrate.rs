@@ -74,8 +74,8 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let fleet = Fleet::start(2, &["--capacity", CAPACITY])?;
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace")?;
-    let image = root.join("target/demo/image.tar");
-    ensure!(image.exists(), "{} is missing: run `make demo-image`", image.display());
+    let image = root.join("target/demo/image-release.tar");
+    ensure!(image.exists(), "{} is missing: run `make bench-image`", image.display());
     fleet.cli_ok(&["image", "load", image.to_str().context("UTF-8")?, "--name", "demo"])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let addr = fleet.dev()?.http_addr.parse()?;

@@ -163,8 +163,8 @@ fn crun_once(bundle: &Path) -> Result<Duration> {
 
 fn image() -> Result<std::path::PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace")?;
-    let path = root.join("target/demo/image.tar");
-    ensure!(path.exists(), "{} is missing: run `make demo-image`", path.display());
+    let path = root.join("target/demo/image-release.tar");
+    ensure!(path.exists(), "{} is missing: run `make bench-image`", path.display());
     Ok(path)
 }
 

@@ -121,7 +121,7 @@ fn main() -> Result<()> {
 async fn prepare(fleet: &Fleet, apps: usize) -> Result<String> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace")?;
     let image = root.join("target/demo/image-release.tar");
-    ensure!(image.exists(), "{} is missing: `make bench-proxy` builds it", image.display());
+    ensure!(image.exists(), "{} is missing: run `make bench-image`", image.display());
     fleet.cli_ok(&["image", "load", image.to_str().context("UTF-8")?, "--name", "demo"])?;
     let config = json!({
         "image": "demo",
