@@ -3,7 +3,7 @@
 //! Subjects take turns within each round; figures are medians over the rounds, and processor time is what counts.
 //!
 //! The edge has 1,000 apps, its limits, its metrics and its access log on; the peers have one site each and no log.
-//! `--rounds N`, `--only h1,h2`, `--apps N`, `--json` shorten or change it. Root, and the peers from Debian.
+//! `--rounds N`, `--only h1,h2`, `--apps N`, `--no-access-log`, `--json` shorten or change it. Root, and the peers from Debian.
 
 mod load;
 mod subject;
@@ -42,11 +42,11 @@ struct Options {
     /// Of h1, h1s, h2, tls, ws, post, idle
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// As the peers: to see what the log costs
+    #[arg(long)]
+    no_access_log: bool,
     #[arg(long)]
     json: bool,
-    /// What `cargo bench` and the like would add
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// One kind of load and what it is to cost at most, in proportion to nginx.
@@ -87,7 +87,9 @@ fn main() -> Result<()> {
     let fleet = Fleet::start(1, &["--capacity", CAPACITY])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let upstream = runtime.block_on(prepare(&fleet, options.apps))?;
-    with_access_log(&fleet)?;
+    if !options.no_access_log {
+        with_access_log(&fleet)?;
+    }
     let scratch = tempfile::tempdir()?;
     let mut subjects = subject::ours(&fleet)?;
     subjects.extend(subject::peers(&fleet, scratch.path(), &upstream)?);
