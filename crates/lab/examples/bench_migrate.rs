@@ -1,7 +1,7 @@
 //! `make bench-migrate`: how long clients go without an answer while a Machine moves with its volume, for volumes of
 //! 1, 10 and 100 GiB with the same data in each (900 MiB: about what the smallest has room for), copied after the
-//! handoff and copied ahead of it, and once more with requests of two seconds and uploads of 100 MB in flight. Moves of all sizes take turns, so that whatever else the
-//! machine does meets each alike.
+//! handoff and copied ahead of it, and once more with requests of two seconds and uploads of 100 MB in flight. Moves of
+//! all sizes take turns, so that whatever else the machine does meets each alike.
 //!
 //! `--moves N`, `--sizes 1,10`, `--data-mib N`, `--rate N`, `--quick-only`, `--no-precopy`, `--json` shorten or change it.
 

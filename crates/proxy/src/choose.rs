@@ -1,8 +1,8 @@
 //! Which Machine gets a request. Pure: loads, states and a number of chance come in, a choice goes out.
 //!
 //! The platform's rules: a Machine under its soft limit first, then one between soft and hard, never one at its hard
-//! limit; the own region before others, and there the nearest by measured round trip; ties by chance. If none is under its soft limit, one stopped Machine is
-//! started, and only one at a time: a slow start must not wake its neighbours.
+//! limit; the own region before others, and there the nearest by measured round trip; ties by chance. If none is under
+//! its soft limit, one stopped Machine is started, and only one at a time: a slow start must not wake its neighbours.
 
 use godwit_api::route::Readiness;
 

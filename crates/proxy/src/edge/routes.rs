@@ -327,17 +327,21 @@ impl Routes {
         if changed.is_empty() && !first {
             return;
         }
+        let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
         let ports = rows.rows().filter_map(|(key, row)| {
             let port = key.strip_prefix(keys::PORTS)?.parse().ok()?;
             match serde_json::from_slice::<PortRow>(&row.value) {
                 Ok(row) => Some((port, row.app)),
                 Err(error) => {
                     tracing::warn!(key, %error, "a port's row is not understood");
-                    None
+                    // The last good row stays in force.
+                    Some((port, directory.ports.get(&port)?.clone()))
                 }
             }
         });
-        self.directory.write().unwrap_or_else(PoisonError::into_inner).ports = ports.collect();
+        let ports = ports.collect();
+        directory.ports = ports;
+        drop(directory);
         self.snapshots.mark_directory();
         self.ports.send_replace(());
     }

@@ -5,9 +5,13 @@ use std::time::{Duration, Instant};
 use godwit_api::keys;
 use godwit_proxy::edge::taste;
 use godwit_store::{Op, Store as _, Txn};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use crate::backend::{echo, free_port};
 use crate::client::{Browser, metric, until};
 use crate::fleet::{REGION, Setup, http_service, one_running, start_edge};
+use crate::tunnels::{connect, raw_service};
 
 const TASTER: &str = "GODWIT_TEST_TASTER";
 const POISONED: &str = "godwit_edge_poisoned_rows_total ";
@@ -94,6 +98,27 @@ async fn a_row_that_does_harm_is_left_out_and_everything_else_goes_on() {
     fleet.publish(&[&host]).await;
     until("the good row is believed", async || (browser.get("/").await.code == 200).then_some(())).await;
     assert_eq!(metric(fresh.admin, "godwit_edge_untried_rows_total ").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_whose_row_does_harm_is_served_on() {
+    let (inside, public, other) = (echo().await, free_port(), free_port());
+    let setup = Setup { taster: Some(taster()), listen_tcp: true, ..Setup::default() };
+    let (fleet, _host, _) = one_running(&setup, |_| vec![raw_service(inside, public)]).await;
+    fleet.serve_port(public).await;
+    until("the port is open", async || Some(connect(public).await)).await;
+    let poisoned = Op::put(keys::port(public), br#"{"app":"web","note":"makes-it-panic"}"#.to_vec());
+    fleet.store.txn(Txn::of([poisoned])).await.unwrap();
+    until("it is left out", async || (metric(fleet.edge.admin, POISONED).await == 1.0).then_some(())).await;
+    // What is told after it is about ports too, and opens another one.
+    fleet.serve_port(other).await;
+    until("the other port is open", async || TcpStream::connect(("127.0.0.1", other)).await.ok()).await;
+    let mut stream = connect(public).await;
+    stream.write_all(b"hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut heard = String::new();
+    stream.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "hello");
 }
 
 #[tokio::test(flavor = "multi_thread")]
