@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Edge;
 use super::app::{App, word_of};
-use super::gate::{Held, Turn, Woken, woken};
+use super::gate::{Held, Turn, Waking, Woken, woken};
 use super::record::Trail;
 use super::view::{Entrance, Target, TargetService, View, Word};
 use super::wake::wake;
@@ -165,22 +165,26 @@ pub async fn find<A: Attempt>(
 impl Search<'_> {
     async fn step<A: Attempt>(&mut self, attempt: &mut A) -> Result<Option<A::Served>, Turned> {
         let view = self.app.view();
-        let (places, choice) = self.decide(&view)?;
-        self.fresh = false;
+        let fresh = std::mem::take(&mut self.fresh);
+        let (places, choice) = self.decide(&view, fresh)?;
         match choice {
             Choice::Serve(_) | Choice::ServeAndStart { .. } if self.turn.is_none() && self.app.gate.has_line() => {
                 self.stand_in_line().await?;
                 Ok(None)
             }
             Choice::Serve(serve) => self.serve(attempt, &view, places[serve]).await,
-            Choice::ServeAndStart { serve, start } => {
-                let (target, service) = places[start];
-                // Nobody waits for it here: what runs serves meanwhile.
-                drop(wake(self.edge, self.app, &view.targets[target], service));
+            Choice::ServeAndStart { serve, .. } => {
+                // Nobody waits for the start here: what runs serves meanwhile.
+                self.begin_start(fresh)?;
                 self.serve(attempt, &view, places[serve]).await
             }
-            Choice::Start(start) => {
-                self.start(&view, places[start]).await?;
+            Choice::Start(_) => {
+                self.hold()?;
+                // All who wait for a start wait together, and go together when it is done.
+                self.turn = None;
+                if let Some(waking) = self.begin_start(fresh)? {
+                    self.await_start(waking).await?;
+                }
                 Ok(None)
             }
             Choice::Wait => {
@@ -196,7 +200,7 @@ impl Search<'_> {
         }
     }
 
-    fn decide(&self, view: &View) -> Result<(Vec<Place>, Choice), Turned> {
+    fn decide(&self, view: &View, fresh: bool) -> Result<(Vec<Place>, Choice), Turned> {
         let now_ms = self.edge.routes.now_ms();
         let mut places: Vec<Place> = Vec::with_capacity(view.targets.len());
         let mut candidates: Vec<Candidate> = Vec::with_capacity(view.targets.len());
@@ -206,7 +210,7 @@ impl Search<'_> {
                 others = true;
             } else if let Some(service) = target.service(self.entrance) {
                 places.push((index, service));
-                let mut candidate = target.candidate(service, now_ms, self.fresh);
+                let mut candidate = target.candidate(service, now_ms, fresh);
                 candidate.avoided |= self.shunned.as_ref() == Some(&target.machine);
                 candidates.push(candidate);
             }
@@ -227,8 +231,7 @@ impl Search<'_> {
             for (candidate, (target, service)) in candidates.iter_mut().zip(&places) {
                 if view.targets[*target].machine == *shunned {
                     let distance = candidate.distance;
-                    *candidate =
-                        Candidate { distance, ..view.targets[*target].candidate(*service, now_ms, self.fresh) };
+                    *candidate = Candidate { distance, ..view.targets[*target].candidate(*service, now_ms, fresh) };
                 }
             }
             choice = choose(&candidates, self.edge.chance());
@@ -354,12 +357,22 @@ impl Search<'_> {
         Ok(())
     }
 
-    async fn start(&mut self, view: &View, (target, service): Place) -> Result<(), Turned> {
-        self.hold()?;
-        // All who wait for a start wait together, and go together when it is done.
-        self.turn = None;
-        let target = &view.targets[target];
-        let waking = wake(self.edge, self.app, target, service);
+    /// Decides once more, alone, and starts a Machine or joins its start if that is still what to do. `None`: it has changed
+    /// meanwhile, and who asks must look again.
+    fn begin_start(&self, fresh: bool) -> Result<Option<Waking>, Turned> {
+        let _alone = self.app.gate.choosing();
+        let view = self.app.view();
+        let (places, choice) = self.decide(&view, fresh)?;
+        let (Choice::Start(start) | Choice::ServeAndStart { start, .. }) = choice else { return Ok(None) };
+        // A start that ends shows what it taught before it stops to show itself: with another view it may just have ended.
+        if !Arc::ptr_eq(&view, &self.app.view()) {
+            return Ok(None);
+        }
+        let (target, service) = places[start];
+        Ok(Some(wake(self.edge, self.app, &view.targets[target], service)))
+    }
+
+    async fn await_start(&mut self, waking: Waking) -> Result<(), Turned> {
         let begun = Instant::now();
         let ended = tokio::time::timeout_at(self.deadline, woken(waking)).await;
         self.trail.wake += begun.elapsed();
@@ -369,7 +382,7 @@ impl Search<'_> {
             Woken::Refused | Woken::Away => self.wait_briefly().await,
             Woken::Failed(why) => {
                 self.failed_starts += 1;
-                let (_, choice) = self.decide(&self.app.view())?;
+                let (_, choice) = self.decide(&self.app.view(), false)?;
                 let hope = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. } | Choice::Start(_));
                 if self.failed_starts >= MAX_FAILED_STARTS || !hope {
                     return Err(Turned::StartFailed(why));

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use godwit_api::ids::MachineId;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -30,6 +30,8 @@ pub enum Woken {
 pub type Waking = watch::Receiver<Option<Woken>>;
 
 pub struct Gate {
+    /// Held by whoever decides which Machine to start, until its start shows.
+    choosing: Mutex<()>,
     starts: Mutex<HashMap<MachineId, Waking>>,
     held: AtomicUsize,
     max_held: usize,
@@ -64,6 +66,7 @@ impl Drop for Turn {
 impl Gate {
     pub fn new(max_held: usize) -> Arc<Self> {
         Arc::new(Self {
+            choosing: Mutex::default(),
             starts: Mutex::default(),
             held: AtomicUsize::new(0),
             max_held,
@@ -107,6 +110,11 @@ impl Gate {
 
     pub async fn freed(&self) {
         self.freed.notified().await;
+    }
+
+    /// Two requests that decide at the same moment must not start two Machines: who may start one decides alone.
+    pub fn choosing(&self) -> MutexGuard<'_, ()> {
+        self.choosing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the start of a Machine, or begins it with `start`, which runs to its end even if nobody waits any more.

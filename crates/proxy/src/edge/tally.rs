@@ -67,11 +67,12 @@ impl Tallies {
     }
 
     pub fn is_waking(&self) -> bool {
-        self.waking.load(Ordering::Relaxed)
+        self.waking.load(Ordering::Acquire)
     }
 
     pub fn set_waking(&self, waking: bool) {
-        self.waking.store(waking, Ordering::Relaxed);
+        // What a start taught is seen by whoever sees its end.
+        self.waking.store(waking, Ordering::Release);
     }
 
     pub fn avoid(&self, until_ms: u64) {

@@ -103,6 +103,15 @@ pub async fn metric(admin: SocketAddr, line: &str) -> f64 {
     found.unwrap_or_else(|| panic!("no {line} in\n{text}"))
 }
 
+/// All lines that hold one of these words, for the words of a failure.
+pub async fn metrics_with(admin: SocketAddr, words: &[&str]) -> String {
+    let client = Client::tcp(&format!("http://{admin}"), None);
+    let answer = read(client.send_raw("/metrics", Request::new(empty()), PATIENCE).await.unwrap()).await;
+    let text = answer.text();
+    let lines = text.lines().filter(|line| !line.starts_with('#') && words.iter().any(|word| line.contains(word)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// The same, for a line that is not there before it is first counted.
 pub async fn metric_or_zero(admin: SocketAddr, line: &str) -> f64 {
     let client = Client::tcp(&format!("http://{admin}"), None);

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use godwit_api::door::Refusal;
 use godwit_base::http::client::full;
 
-use crate::client::{metric, payload, until};
+use crate::client::{metric, metrics_with, payload, until};
 use crate::fleet::{Setup, http_service, one_machine};
 
 async fn a_thousand_at_once(listen_delay: Duration) {
@@ -63,21 +63,25 @@ async fn a_post_that_wakes_a_machine_arrives_whole() {
     }
 }
 
+/// Several times: who decides at the very same moment is what it is about.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_stopped_machines_are_not_both_woken_by_a_burst() {
-    let (fleet, host, _) = one_machine(&Setup::default(), |port| vec![http_service(port)]).await;
-    let second = godwit_api::MachineId::from_bits(2);
-    let port = crate::backend::free_port();
-    host.agent.add(second, &fleet.app, crate::fleet::Host::epoch(1), port, vec![http_service(port)]);
-    for machine in host.agent.machines() {
-        host.agent.with(&machine.machine, |held| held.listen_delay = Some(Duration::from_millis(300)));
+    for _ in 0..5 {
+        let (fleet, host, _) = one_machine(&Setup::default(), |port| vec![http_service(port)]).await;
+        let second = godwit_api::MachineId::from_bits(2);
+        let port = crate::backend::free_port();
+        host.agent.add(second, &fleet.app, crate::fleet::Host::epoch(1), port, vec![http_service(port)]);
+        for machine in host.agent.machines() {
+            host.agent.with(&machine.machine, |held| held.listen_delay = Some(Duration::from_millis(300)));
+        }
+        fleet.publish(&[&host]).await;
+        let browser = fleet.browser();
+        for answer in join_all((0..100).map(|_| browser.get("/"))).await {
+            assert_eq!(answer.code, 200);
+        }
+        let told = metrics_with(fleet.edge.admin, &["refusals", "wakes", "retries", "ejections"]).await;
+        assert_eq!(host.agent.starts.load(Ordering::SeqCst), 1, "{told}");
     }
-    fleet.publish(&[&host]).await;
-    let browser = fleet.browser();
-    for answer in join_all((0..100).map(|_| browser.get("/"))).await {
-        assert_eq!(answer.code, 200);
-    }
-    assert_eq!(host.agent.starts.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
