@@ -16,9 +16,9 @@ const FLAGS: std::ops::Range<usize> = 53..55;
 /// The one flag that version 00 knows.
 const SAMPLED: u8 = 1;
 
-/// One request's place, in the form of version 00.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trace(String);
+/// One request's place, in the form of version 00: ASCII.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace([u8; LENGTH]);
 
 impl Trace {
     /// The one that a client sent. Two fields, capitals, zeros, or a version that cannot be are none.
@@ -29,47 +29,62 @@ impl Trace {
     }
 
     pub fn parse(field: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(field).ok()?;
-        let head = text.get(..LENGTH)?;
-        let bytes = head.as_bytes();
+        // Bytes, not text: a client's may end anywhere within a character.
+        let bytes = field.get(..LENGTH)?;
         let dashes = [2, 35, 52].iter().all(|&at| bytes[at] == b'-');
         let is_hex = |range: std::ops::Range<usize>| bytes[range].iter().all(|b| b"0123456789abcdef".contains(b));
         let is_zero = |range: std::ops::Range<usize>| bytes[range].iter().all(|&b| b == b'0');
-        let version = &head[..2];
+        let version = &bytes[..2];
         // A later version may say more behind a dash, and this one nothing (section 3.2.4).
         let rest = match version {
-            "00" => text.len() == LENGTH,
-            _ => text.len() == LENGTH || text.as_bytes()[LENGTH] == b'-',
+            b"00" => field.len() == LENGTH,
+            _ => field.len() == LENGTH || field[LENGTH] == b'-',
         };
         let right = dashes
             && rest
-            && version != "ff"
+            && version != b"ff"
             && [0..2, TRACE_ID, PARENT_ID, FLAGS].into_iter().all(is_hex)
             && !is_zero(TRACE_ID)
             && !is_zero(PARENT_ID);
         if !right {
             return None;
         }
-        let flags = u8::from_str_radix(&head[FLAGS], 16).ok()? & SAMPLED;
-        Some(Self(format!("00-{}-{}-{flags:02x}", &head[TRACE_ID], &head[PARENT_ID])))
+        // Of a digit, the last bit is that of its value, and of a to f the opposite.
+        let last = bytes[FLAGS.end - 1];
+        let flags = if last.is_ascii_digit() { last & SAMPLED } else { !last & SAMPLED };
+        let mut kept = [b'0'; LENGTH];
+        kept[2..FLAGS.start].copy_from_slice(&bytes[2..FLAGS.start]);
+        kept[FLAGS.end - 1] += flags;
+        Some(Self(kept))
     }
 
     /// A new trace, of numbers of chance. Whether it is recorded is left to whoever comes next.
     pub fn drawn(trace: u128, parent: u64) -> Self {
+        let mut drawn = *b"00-00000000000000000000000000000000-0000000000000000-00";
         // None is all zeros.
-        Self(format!("00-{:032x}-{:016x}-00", trace | 1, parent | 1))
+        digits(&mut drawn[TRACE_ID], &(trace | 1).to_be_bytes());
+        digits(&mut drawn[PARENT_ID], &(parent | 1).to_be_bytes());
+        Self(drawn)
     }
 
     pub fn trace_id(&self) -> &str {
-        &self.0[TRACE_ID]
+        &self.as_str()[TRACE_ID]
     }
 
     pub fn parent_id(&self) -> &str {
-        &self.0[PARENT_ID]
+        &self.as_str()[PARENT_ID]
     }
 
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).unwrap_or("00-00000000000000000000000000000000-0000000000000000-00")
+    }
+}
+
+/// In hexadecimal.
+fn digits(out: &mut [u8], bytes: &[u8]) {
+    for (two, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        two[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+        two[1] = b"0123456789abcdef"[usize::from(byte & 15)];
     }
 }
 
@@ -115,6 +130,9 @@ mod tests {
             &GOOD.replace("00f067aa0ba902b7", &"0".repeat(16)),
             &(GOOD.replacen("00", "01", 1) + "x"),
             "00-4bf92f3577b34da6a3ce929d0e0e473é-00f067aa0ba902b7-01",
+            // Found by fuzzing: a character over the end of a part, and over the end of the whole.
+            &format!("0é{}", "-".repeat(60)),
+            &format!("{}é", &GOOD[..54]),
         ] {
             assert_eq!(Trace::parse(wrong.as_bytes()), None, "{wrong}");
         }
@@ -135,6 +153,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_text_may_come(text in "[0-9a-f\\-]{0,60}\\PC{0,60}") {
+            if let Some(kept) = Trace::parse(text.as_bytes()) {
+                prop_assert_eq!(Trace::parse(kept.as_str().as_bytes()), Some(kept));
+            }
+        }
+
         #[test]
         fn what_is_handed_on_is_always_well_formed(field in proptest::collection::vec(any::<u8>(), 0..80), trace: u128, parent: u64) {
             if let Some(kept) = Trace::parse(&field) {

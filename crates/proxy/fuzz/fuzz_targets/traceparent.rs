@@ -22,9 +22,9 @@ fn naive(text: &str) -> bool {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let ours = Trace::parse(bytes);
-    assert_eq!(ours.is_some(), std::str::from_utf8(bytes).is_ok_and(naive));
+    assert_eq!(ours.is_some(), naive(&String::from_utf8_lossy(bytes)));
     if let Some(trace) = ours {
-        assert_eq!(Trace::parse(trace.as_str().as_bytes()), Some(trace.clone()));
+        assert_eq!(Trace::parse(trace.as_str().as_bytes()), Some(trace));
         assert!(bytes[3..].starts_with(trace.trace_id().as_bytes()));
     }
 });
