@@ -28,8 +28,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// What cannot be repeated takes only a connection that was in use a moment ago.
 const IDLE_TIMEOUT_UNSAFE: Duration = Duration::from_secs(1);
-/// Idle connections of one Machine.
-const MAX_IDLE: usize = 128;
+/// Idle connections of one Machine: never more than it had requests at once a moment ago. With fewer than that, a burst would
+/// open what the one before it has closed, and each that is closed here holds its port for a minute.
+const MAX_IDLE: usize = 1_024;
 /// A connection opened to see whether the port accepts is kept for the first request.
 const SPARE_TIMEOUT: Duration = Duration::from_secs(2);
 
