@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,13 +23,13 @@ macro_rules! id {
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(try_from = "String", into = "String")]
         #[schemars(with = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 let check: fn(&str) -> bool = $check;
                 if check(text) {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(text.into()))
                 } else {
                     Err(InvalidId { kind: $kind, text: text.chars().take(80).collect(), rule: $rule })
                 }
@@ -51,7 +52,7 @@ macro_rules! id {
         }
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
         impl AsRef<str> for $name {
@@ -123,37 +124,41 @@ fn is_number(text: &str) -> bool {
 
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
+/// The digits of a ULID of a moment (Unix milliseconds, 48 bits) and 80 bits of chance.
+pub fn ulid(unix_ms: u64, chance: u128) -> [u8; 26] {
+    let value = (u128::from(unix_ms & 0xffff_ffff_ffff) << 80) | (chance & ((1 << 80) - 1));
+    std::array::from_fn(|at| CROCKFORD[((value >> (5 * (25 - at))) & 31) as usize])
+}
+
 impl MachineId {
     /// The id for 56 bits of chance (the upper 8 are dropped).
     pub fn from_bits(bits: u64) -> Self {
-        Self(format!("{:014x}", bits & 0x00ff_ffff_ffff_ffff))
+        Self(format!("{:014x}", bits & 0x00ff_ffff_ffff_ffff).into())
     }
 }
 
 impl VolumeId {
     /// The id for 56 bits of chance (the upper 8 are dropped).
     pub fn from_bits(bits: u64) -> Self {
-        Self(format!("vol_{:014x}", bits & 0x00ff_ffff_ffff_ffff))
+        Self(format!("vol_{:014x}", bits & 0x00ff_ffff_ffff_ffff).into())
     }
     /// The id under which hosts hold it: a volume is placed, fenced and moved like a Machine without a process, and
     /// its number names both.
     pub fn carrier(&self) -> MachineId {
-        MachineId(self.0.strip_prefix("vol_").unwrap_or(&self.0).to_owned())
+        MachineId(self.0.strip_prefix("vol_").unwrap_or(&self.0).into())
     }
 }
 
 impl MigrationId {
     pub fn from_bits(bits: u64) -> Self {
-        Self(format!("mig_{:014x}", bits & 0x00ff_ffff_ffff_ffff))
+        Self(format!("mig_{:014x}", bits & 0x00ff_ffff_ffff_ffff).into())
     }
 }
 
 impl InstanceId {
     /// The ULID of a moment (Unix milliseconds, 48 bits) and 80 bits of chance.
     pub fn from_parts(unix_ms: u64, chance: u128) -> Self {
-        let value = (u128::from(unix_ms & 0xffff_ffff_ffff) << 80) | (chance & ((1 << 80) - 1));
-        let digits = (0..26).rev().map(|i| CROCKFORD[((value >> (5 * i)) & 31) as usize] as char);
-        Self(digits.collect())
+        Self(ulid(unix_ms, chance).map(char::from).iter().collect::<String>().into())
     }
 }
 

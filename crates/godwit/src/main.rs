@@ -15,6 +15,10 @@ use clap::Parser;
 use args::{Arguments, Command};
 use error::Result;
 
+/// An edge allocates some dozens of times for a request; this costs it less than half of what the C library's does.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if !matches!(arguments.command, Command::Run(_) | Command::VolumeProcess { .. } | Command::DevHost(_)) {

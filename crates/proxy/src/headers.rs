@@ -7,12 +7,7 @@ use std::net::IpAddr;
 
 use godwit_api::door::header as ours;
 use http::Method;
-use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VIA,
-};
-
-use crate::replay::FLY_REPLAY_SRC;
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, VIA};
 
 pub const FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 pub const FLY_FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
@@ -21,32 +16,58 @@ pub const FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id")
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-pub const X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-
-const HOP_BY_HOP: [HeaderName; 10] = [
-    CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HTTP2_SETTINGS,
-];
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
 
 /// Names that a Connection header must not take out of a message: without them it would mean something else.
 const NOT_OPTIONS: [&str; 5] = ["host", "content-length", "authorization", "cookie", "content-type"];
 
 const OUR_PREFIX: &str = "godwit-";
 
-/// Takes out what concerns one connection only, with what Connection names.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// Of an answer: what concerns one connection only, and what belongs to edge and door.
+pub fn strip_answer(headers: &mut HeaderMap) {
+    strip_options(headers);
+    strip(headers, |name| is_hop_by_hop(name) || is_ours(name));
+}
+
+/// Of a client's request: the same, what the outside cannot say of itself, and Expect, which the edge answers.
+pub fn strip_request(headers: &mut HeaderMap) {
+    strip_options(headers);
+    strip(headers, |name| is_hop_by_hop(name) || is_ours(name) || is_never_trusted(name) || name == "expect");
+}
+
+/// Takes out every name that belongs to edge and door, also those that no version knows yet.
+pub fn strip_ours(headers: &mut HeaderMap) {
+    strip(headers, is_ours);
+}
+
+/// Most heads have none of what goes: one look at each name is all that they cost.
+fn strip(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
+    if !headers.keys().any(|name| goes(name.as_str())) {
+        return;
+    }
+    let names: Vec<HeaderName> = headers.keys().filter(|name| goes(name.as_str())).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// What Connection names.
+fn strip_options(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -60,35 +81,31 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
 }
 
-/// Takes out every name that belongs to edge and door, also those that no version knows yet.
-pub fn strip_ours(headers: &mut HeaderMap) {
-    if !headers.keys().any(|name| name.as_str().starts_with(OUR_PREFIX)) {
-        return;
-    }
-    let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OUR_PREFIX)).cloned().collect();
-    for name in names {
-        headers.remove(name);
-    }
+fn is_ours(name: &str) -> bool {
     debug_assert!(ours::ALL.iter().all(|name| name.starts_with(OUR_PREFIX)));
+    name.starts_with(OUR_PREFIX)
 }
 
 /// What the outside says about itself is never believed: these are set by us or not at all.
-const NEVER_TRUSTED: [HeaderName; 9] = [
-    FLY_REPLAY_SRC,
-    FLY_CLIENT_IP,
-    FLY_FORWARDED_PORT,
-    FLY_REGION,
-    FLY_REQUEST_ID,
-    X_FORWARDED_FOR,
-    X_FORWARDED_PROTO,
-    X_FORWARDED_PORT,
-    X_FORWARDED_SSL,
-];
+fn is_never_trusted(name: &str) -> bool {
+    matches!(
+        name,
+        "fly-replay-src"
+            | "fly-client-ip"
+            | "fly-forwarded-port"
+            | "fly-region"
+            | "fly-request-id"
+            | "x-forwarded-for"
+            | "x-forwarded-proto"
+            | "x-forwarded-port"
+            | "x-forwarded-ssl"
+    )
+}
+
+/// What an edge adds to a request, with what names the Machine to its door: room for it is made once.
+pub const ADDED: usize = 14;
 
 /// A value that stands in one message alone: HTTP/2 does not keep it in its table (RFC 7541 section 6.2.3), where it would
 /// push out those that come again.
@@ -119,15 +136,26 @@ impl Stamp {
     }
 }
 
-/// What a Machine gets to know about its client.
-pub fn stamp_request(headers: &mut HeaderMap, stamp: &Stamp, client: IpAddr, request_id: &HeaderValue) {
-    for name in &NEVER_TRUSTED {
-        headers.remove(name);
+/// Who is at the other end of a connection, and how requests are told.
+#[derive(Debug, Clone)]
+pub struct Client(HeaderValue);
+
+impl Client {
+    pub fn new(ip: IpAddr) -> Self {
+        // Digits, dots, colons: always a valid value.
+        Self(HeaderValue::from_str(&ip.to_canonical().to_string()).unwrap_or(HeaderValue::from_static("")))
     }
-    // Digits, dots, colons: always a valid value.
-    let client = HeaderValue::from_str(&client.to_canonical().to_string()).unwrap_or(HeaderValue::from_static(""));
-    headers.insert(X_FORWARDED_FOR, client.clone());
-    headers.insert(FLY_CLIENT_IP, client);
+
+    /// Its address.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or("")
+    }
+}
+
+/// What a Machine gets to know about its client. What the client said itself is stripped already.
+pub fn stamp_request(headers: &mut HeaderMap, stamp: &Stamp, client: &Client, request_id: &HeaderValue) {
+    headers.insert(X_FORWARDED_FOR, client.0.clone());
+    headers.insert(FLY_CLIENT_IP, client.0.clone());
     headers.insert(FLY_FORWARDED_PORT, stamp.port.clone());
     headers.insert(X_FORWARDED_PORT, stamp.port.clone());
     headers.insert(X_FORWARDED_PROTO, stamp.proto.clone());
@@ -189,7 +217,7 @@ mod tests {
             ("te", "trailers"),
             ("accept", "*/*"),
         ]);
-        strip_hop_by_hop(&mut headers);
+        strip_request(&mut headers);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "content-length", "host"]);
@@ -205,10 +233,10 @@ mod tests {
             ("x-forwarded-ssl", "on"),
             ("fly-region", "mars"),
         ]);
-        strip_ours(&mut headers);
+        strip_request(&mut headers);
         let stamp = Stamp::new("fra", "http", "1.1 godwit", 80);
         let id = HeaderValue::from_static("id");
-        stamp_request(&mut headers, &stamp, "::ffff:10.0.0.9".parse().unwrap(), &id);
+        stamp_request(&mut headers, &stamp, &Client::new("::ffff:10.0.0.9".parse().unwrap()), &id);
         assert!(!headers.keys().any(|name| name.as_str().starts_with("godwit-")));
         assert_eq!(headers["fly-client-ip"], "10.0.0.9");
         assert_eq!(headers["x-forwarded-for"], "10.0.0.9");

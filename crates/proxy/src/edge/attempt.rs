@@ -62,6 +62,7 @@ pub struct HttpAttempt<B> {
     pub headers: HeaderMap,
     /// Taken when the answer came before the body's end and a task carries the rest.
     pub upload: Option<Upload<B>>,
+    /// Of an answer that sends the request on.
     pub by: Option<ServedBy>,
 }
 
@@ -72,8 +73,8 @@ pub struct ServedBy {
 }
 
 impl ServedBy {
-    fn of(pick: &Pick<'_>) -> Option<Self> {
-        Some(Self { machine: pick.target.machine.clone(), region: pick.target.region.clone() })
+    fn of(pick: &Pick<'_>) -> Self {
+        Self { machine: pick.target.machine.clone(), region: pick.target.region.clone() }
     }
 }
 
@@ -105,12 +106,13 @@ where
         if !upload.is_whole() {
             return Tried::Lost { again: false };
         }
+        // Into the map that stays: there is room in it, and the next attempt replaces them.
+        address(&mut self.headers, pick);
+        let empty = upload.is_empty();
         let mut request = Request::new(());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
-        address(request.headers_mut(), pick);
-        let empty = upload.is_empty();
         if !empty || turn.is_some() {
             request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
@@ -166,7 +168,7 @@ where
         } else if !sent && let Some(upload) = self.upload.take() {
             carry_on(upload, progress, stream);
         }
-        self.by = ServedBy::of(pick);
+        self.by = goes_on.then(|| ServedBy::of(pick));
         // What a Machine cannot do is no sign that it is ill.
         let well = !response.status().is_server_error() || response.status() == StatusCode::NOT_IMPLEMENTED;
         Tried::Served { served: self.served(edge, pick, response, in_flight), well }
@@ -284,7 +286,7 @@ impl Attempt for TunnelAttempt {
             return Tried::Lost { again: false };
         }
         *turn = None;
-        self.by = ServedBy::of(pick);
+        self.by = Some(ServedBy::of(pick));
         self.announced = self.port.and_then(|port| pick.service.announcement(port));
         if let Some(load) = load_of(response.headers()) {
             pick.service.tally.heard(load, edge.routes.now_ms());

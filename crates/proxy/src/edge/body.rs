@@ -42,7 +42,7 @@ pub enum AnswerBody {
     Empty,
     Text(Bytes),
     /// The protocol is switched; whoever carries the connection waits for its record.
-    Switching(Option<oneshot::Sender<Record>>),
+    Switching(Option<oneshot::Sender<Box<Record>>>),
     /// A Machine's answer.
     Stream {
         body: StreamBody,

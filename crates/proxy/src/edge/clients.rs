@@ -10,6 +10,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::tls::{ALPN_ACME, ALPN_H2, Hello, Manner, Tls};
 use super::{Edge, http1, http2, peers};
+use crate::headers::Client;
 
 /// Connections of one listener at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 100_000;
@@ -32,7 +33,9 @@ pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<A
                 edge.group.spawn(async move {
                     of.metrics.connections.inc();
                     match (peers::ends(&mut socket, from, &of.trusted).await, tls) {
-                        (Ok(ends), None) => http1::connection(&of, socket, ends.source.ip(), &of.ways.plain).await,
+                        (Ok(ends), None) => {
+                            http1::connection(&of, socket, &Client::new(ends.source.ip()), &of.ways.plain).await
+                        }
                         // Apart, so that a plain connection's task does not have the size of one with TLS.
                         (Ok(ends), Some(tls)) => Box::pin(secured(&of, &tls, socket, ends.source.ip())).await,
                         (Err(error), _) => tracing::debug!(%from, %error, "a trusted proxy does not name its client"),
@@ -84,14 +87,15 @@ async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, client: IpAddr)
             return;
         }
     };
+    let client = Client::new(client);
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
         // The authority has seen what it came for, and nothing is said on this connection (RFC 8737 section 3).
         edge.metrics.handshake("acme-tls/1");
     } else if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
         edge.metrics.handshake("h2");
-        http2::connection(edge, stream, client).await;
+        http2::connection(edge, stream, &client).await;
     } else {
         edge.metrics.handshake("http/1.1");
-        http1::connection(edge, stream, client, &edge.ways.secured).await;
+        http1::connection(edge, stream, &client, &edge.ways.secured).await;
     }
 }

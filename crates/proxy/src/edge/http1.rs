@@ -1,6 +1,5 @@
 //! HTTP/1.1 from clients: a connection is a task that turns what `h1` reads into calls of `Edge::serve`.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -9,8 +8,9 @@ use super::Edge;
 use super::record::Record;
 use super::serve::Way;
 use crate::h1::io::{Ended, serve};
+use crate::headers::Client;
 
-pub(super) async fn connection<IO>(edge: &Arc<Edge>, io: IO, client: IpAddr, way: &Way)
+pub(super) async fn connection<IO>(edge: &Arc<Edge>, io: IO, client: &Client, way: &Way)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

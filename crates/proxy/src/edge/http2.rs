@@ -4,7 +4,6 @@
 //! RFC 9113; floods of resets, settings and CONTINUATION are bounded by `h2` itself.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,7 +28,8 @@ use super::body::AnswerError;
 use super::record::Recorded;
 use super::serve::Upgrade;
 use super::stall::Steady;
-use crate::h1::downgrade;
+use crate::h1::{Refusal, downgrade};
+use crate::headers::Client;
 
 /// Requests of one connection at once.
 const MAX_STREAMS: u32 = 250;
@@ -46,15 +46,22 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without requests is closed after so long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) async fn connection<IO>(edge: &Arc<Edge>, io: IO, client: IpAddr)
+pub(super) async fn connection<IO>(edge: &Arc<Edge>, io: IO, client: &Client)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let open = watch::Sender::new(0usize);
     let service = service_fn(|request| {
-        let (edge, place) = (edge.clone(), Place::take(&open));
+        let (edge, client, place) = (edge.clone(), client.clone(), Place::take(&open));
+        let taken = take(&edge, request);
         async move {
-            let response = answer(&edge, request, client).await;
+            let response = match taken {
+                Ok((request, websocket)) => answer(&edge, request, websocket, &client).await,
+                Err((refusal, parts)) => {
+                    edge.metrics.client_refused(refusal.word());
+                    edge.refuse(refusal, &parts, &client, &edge.ways.h2)
+                }
+            };
             Ok::<_, Infallible>(response.map(|body| Counted { body, _place: place }))
         }
     });
@@ -140,20 +147,32 @@ impl Body for Counted {
     }
 }
 
-async fn answer(edge: &Arc<Edge>, mut request: Request<Incoming>, client: IpAddr) -> Response<Recorded> {
+/// A request as it is served, and what it wants to be.
+type Taken = (Request<Steady<Incoming>>, Option<OnWebsocket>);
+
+/// Holds a head to the rules.
+fn take(edge: &Edge, mut request: Request<Incoming>) -> Result<Taken, (Refusal, Box<Parts>)> {
     let websocket = begin_websocket(&mut request);
     let (mut parts, body) = request.into_parts();
     if let Err(refusal) = downgrade::check(&parts.method, &parts.uri, &parts.headers, &edge.http1.limits) {
-        edge.metrics.client_refused(refusal.word());
-        return edge.refuse(refusal, &parts, client, &edge.ways.h2);
+        return Err((refusal, Box::new(parts)));
     }
     as_http1(&mut parts);
     if websocket.is_some() {
         parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
     let body = Steady::new(body, edge.http1.stall_timeout);
+    Ok((Request::from_parts(parts, body), websocket))
+}
+
+async fn answer(
+    edge: &Arc<Edge>,
+    request: Request<Steady<Incoming>>,
+    websocket: Option<OnWebsocket>,
+    client: &Client,
+) -> Response<Recorded> {
     let is_websocket = websocket.is_some();
-    let mut response = edge.serve(Request::from_parts(parts, body), client, &edge.ways.h2, websocket).await;
+    let mut response = edge.serve(request, client, &edge.ways.h2, websocket).await;
     if is_websocket && response.status() == StatusCode::SWITCHING_PROTOCOLS {
         // Here a stream begins by success, and its fields for HTTP/1.1 mean nothing.
         *response.status_mut() = StatusCode::OK;

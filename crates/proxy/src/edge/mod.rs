@@ -44,7 +44,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use godwit_api::ids::InstanceId;
+use bytes::Bytes;
+use godwit_api::ids::ulid;
 use godwit_base::TaskGroup;
 use godwit_base::metrics::Metrics;
 use godwit_store::{RemoteStore, Store};
@@ -131,9 +132,12 @@ impl Edge {
     /// `ULID-region`.
     fn request_id(&self) -> HeaderValue {
         let chance = (u128::from(self.chance()) << 64) | u128::from(self.chance());
-        let id = InstanceId::from_parts(godwit_base::clock::unix_ms(), chance);
+        let mut id = Vec::with_capacity(27 + self.region.len());
+        id.extend_from_slice(&ulid(godwit_base::clock::unix_ms(), chance));
+        id.push(b'-');
+        id.extend_from_slice(self.region.as_bytes());
         // Base 32 and a region's letters always stand in a header.
-        let id = HeaderValue::from_str(&format!("{id}-{}", self.region)).unwrap_or(HeaderValue::from_static(""));
+        let id = HeaderValue::from_maybe_shared(Bytes::from(id)).unwrap_or(HeaderValue::from_static(""));
         crate::headers::never_again(id)
     }
 }

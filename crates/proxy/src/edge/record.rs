@@ -1,7 +1,6 @@
 //! What is told of each request: a line of the access log, its app's counts and durations. A record is made with the
 //! request's head and tells all when it is dropped, however the request ended.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use godwit_api::ids::{HostId, MachineId};
 use http::header::HOST;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,6 +21,7 @@ use super::body::{AnswerBody, AnswerError};
 use super::serve::Way;
 use crate::access::Line;
 use crate::h1::Refusal;
+use crate::headers::Client;
 use crate::trace::Trace;
 
 /// Its client did not wait for the answer.
@@ -51,16 +52,16 @@ struct Asked {
     request_id: HeaderValue,
     trace: Option<Trace>,
     method: Option<Method>,
-    path: Option<String>,
+    path: Option<PathAndQuery>,
     http_host: Option<HeaderValue>,
-    client: IpAddr,
+    client: Client,
     protocol: &'static str,
     tls: bool,
 }
 
 pub struct Record {
     edge: Arc<Edge>,
-    asked: Option<Box<Asked>>,
+    asked: Option<Asked>,
     app: Option<Arc<App>>,
     started: Instant,
     status: Option<u16>,
@@ -77,29 +78,27 @@ impl Record {
         edge: &Arc<Edge>,
         (method, uri, headers): (&Method, &Uri, &HeaderMap),
         request_id: &HeaderValue,
-        client: IpAddr,
+        client: &Client,
         way: &Way,
-    ) -> Self {
-        let asked = edge.access.is_on().then(|| {
-            Box::new(Asked {
-                unix_ms: godwit_base::clock::unix_ms(),
-                request_id: request_id.clone(),
-                trace: None,
-                method: Some(method.clone()),
-                path: Some(uri.path().to_owned()),
-                http_host: headers.get(HOST).cloned(),
-                client,
-                protocol: way.protocol,
-                tls: way.tls,
-            })
+    ) -> Box<Self> {
+        let asked = edge.access.is_on().then(|| Asked {
+            unix_ms: godwit_base::clock::unix_ms(),
+            request_id: request_id.clone(),
+            trace: None,
+            method: Some(method.clone()),
+            path: uri.path_and_query().cloned(),
+            http_host: headers.get(HOST).cloned(),
+            client: client.clone(),
+            protocol: way.protocol,
+            tls: way.tls,
         });
         let mut record = Self::empty(edge, asked);
         record.is_head = method == Method::HEAD;
         record
     }
 
-    fn empty(edge: &Arc<Edge>, asked: Option<Box<Asked>>) -> Self {
-        Self {
+    fn empty(edge: &Arc<Edge>, asked: Option<Asked>) -> Box<Self> {
+        Box::new(Self {
             edge: edge.clone(),
             asked,
             app: None,
@@ -110,11 +109,11 @@ impl Record {
             trail: Trail::default(),
             passed: Arc::default(),
             switched: None,
-        }
+        })
     }
 
     /// What a client sent before its connection was closed for it.
-    pub fn refused(edge: &Arc<Edge>, refusal: Refusal, client: IpAddr, way: &Way) {
+    pub fn refused(edge: &Arc<Edge>, refusal: Refusal, client: &Client, way: &Way) {
         if !edge.access.is_on() {
             return;
         }
@@ -125,11 +124,11 @@ impl Record {
             method: None,
             path: None,
             http_host: None,
-            client,
+            client: client.clone(),
             protocol: way.protocol,
             tls: way.tls,
         };
-        let mut record = Self::empty(edge, Some(Box::new(asked)));
+        let mut record = Self::empty(edge, Some(asked));
         record.status = Some(refusal.status());
         record.reason = Some(refusal.word());
     }
@@ -158,7 +157,7 @@ impl Record {
     }
 
     /// Goes with the answer to its end.
-    pub fn follow(self, response: Response<AnswerBody>) -> Response<Recorded> {
+    pub fn follow(self: Box<Self>, response: Response<AnswerBody>) -> Response<Recorded> {
         let (head, body) = response.into_parts();
         let recorded = match body {
             // Whoever carries the connection has it from here; if nobody does, it ends here.
@@ -168,16 +167,16 @@ impl Record {
                 }
                 Recorded { body: AnswerBody::Empty, record: None, ended: true, failed: false }
             }
-            body => Recorded { body, record: Some(Box::new(self)), ended: false, failed: false },
+            body => Recorded { body, record: Some(self), ended: false, failed: false },
         };
         Response::from_parts(head, recorded)
     }
 
-    fn line(&self, asked: &Asked) -> Vec<u8> {
-        let text = |value: &'_ HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        let (time, http_host) = (godwit_base::clock::rfc3339(asked.unix_ms), asked.http_host.as_ref().map(text));
+    fn log(&self, asked: &Asked) {
+        let time = godwit_base::clock::rfc3339(asked.unix_ms);
+        let http_host = asked.http_host.as_ref().map(|host| String::from_utf8_lossy(host.as_bytes()));
         let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        Line {
+        self.edge.access.write(&Line {
             time: &time,
             request_id: asked.request_id.to_str().unwrap_or(""),
             trace_id: asked.trace.as_ref().map(Trace::trace_id),
@@ -186,12 +185,12 @@ impl Record {
             machine: self.trail.at.as_ref().map(|(machine, _)| machine.as_str()),
             host: self.trail.at.as_ref().map(|(_, host)| host.as_str()),
             region: &self.edge.region,
-            client: Some(asked.client.to_canonical()),
+            client: Some(asked.client.as_str()),
             protocol: asked.protocol,
             tls: asked.tls,
             method: asked.method.as_ref().map(Method::as_str),
             http_host: http_host.as_deref(),
-            path: asked.path.as_deref(),
+            path: asked.path.as_ref().map(PathAndQuery::path),
             status: self.status.unwrap_or(CLIENT_GONE),
             bytes_in: self.passed.inward.load(Ordering::Relaxed),
             bytes_out: self.passed.outward.load(Ordering::Relaxed),
@@ -202,8 +201,7 @@ impl Record {
             retries: self.trail.retries,
             replays: self.trail.replays,
             reason: self.reason.or_else(|| self.status.is_none().then_some("client_gone")),
-        }
-        .to_bytes()
+        });
     }
 }
 
@@ -216,7 +214,7 @@ impl Drop for Record {
             }
         }
         if let Some(asked) = self.asked.take() {
-            self.edge.access.write(self.line(&asked));
+            self.log(&asked);
         }
     }
 }

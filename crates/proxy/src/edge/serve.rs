@@ -2,7 +2,6 @@
 //!
 //! It must not know how the head was framed: `http1` hands in whatever a client sent, already parsed.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -28,7 +27,9 @@ use super::upload::Upload;
 use super::view::Entrance;
 use crate::h1;
 use crate::h1::io::{Connection, Failed, OnSwitch, Switched};
-use crate::headers::{Stamp, host_of, stamp_answer, stamp_request, strip_hop_by_hop, strip_ours, without_port};
+use crate::headers::{
+    self, Client, Stamp, host_of, stamp_answer, stamp_request, strip_ours, strip_request, without_port,
+};
 use crate::link::tunnel::copy;
 use crate::replay::{self, FLY_FORCE_INSTANCE_ID, FLY_REPLAY, FLY_REPLAY_SRC, Wanted};
 use crate::trace;
@@ -139,7 +140,7 @@ struct Destination {
 
 /// Where a request comes from.
 struct From<'a> {
-    client: IpAddr,
+    client: &'a Client,
     way: &'a Way,
     request_id: &'a HeaderValue,
 }
@@ -149,7 +150,7 @@ impl Edge {
     pub async fn serve<B, U>(
         self: &Arc<Self>,
         request: Request<B>,
-        client: IpAddr,
+        client: &Client,
         way: &Way,
         upgrade: Option<U>,
     ) -> Response<Recorded>
@@ -171,9 +172,12 @@ impl Edge {
                 record.is_for(&destination.app);
                 Ok(response)
             }
-            Ok(destination) => {
-                record.is_for(&destination.app);
-                self.pass(request, destination, &from, upgrade, &mut record).await
+            Ok(Destination { app, host }) => {
+                record.is_for(&app);
+                match self.passing(request, &host, &from, upgrade, &mut record) {
+                    Ok(mut passing) => self.to_machine(&mut passing, app, Entrance::Http(way.port), &mut record).await,
+                    Err(own) => Err(own),
+                }
             }
             Err(own) => Err(own),
         };
@@ -192,7 +196,7 @@ impl Edge {
         self: &Arc<Self>,
         refusal: h1::Refusal,
         parts: &Parts,
-        client: IpAddr,
+        client: &Client,
         way: &Way,
     ) -> Response<Recorded> {
         let request_id = self.request_id();
@@ -255,52 +259,43 @@ impl Edge {
         Some(response)
     }
 
-    async fn pass<B, U>(
-        self: &Arc<Self>,
+    /// The request as a Machine is to get it.
+    fn passing<B, U>(
+        &self,
         request: Request<B>,
-        destination: Destination,
+        host: &HeaderValue,
         from: &From<'_>,
         upgrade: Option<U>,
         record: &mut Record,
-    ) -> Result<Response<AnswerBody>, Own>
+    ) -> Result<Passing<B, U>, Own>
     where
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        U: Upgrade,
+        B: Body<Data = Bytes> + Unpin,
     {
-        let Destination { app, host } = destination;
         let (mut parts, body) = request.into_parts();
         let upload = Upload::new(body, record.passed.clone());
         let protocol = parts.headers.get(UPGRADE).cloned();
-        strip_hop_by_hop(&mut parts.headers);
-        strip_ours(&mut parts.headers);
-        parts.headers.remove(http::header::EXPECT);
+        strip_request(&mut parts.headers);
+        parts.headers.reserve(headers::ADDED);
         stamp_request(&mut parts.headers, &from.way.stamp, from.client, from.request_id);
         let draw = || (u128::from(self.chance()) << 64 | u128::from(self.chance()), self.chance());
         record.traced(trace::stamp(&mut parts.headers, draw));
-        let wanted = wanted_by(&parts.headers);
-        let passing = match (upgrade, protocol) {
-            (Some(client), Some(protocol)) => {
-                let head = UpgradeHead { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
-                Passing::Upgrade(head, Some(client))
-            }
-            _ => {
-                parts.headers.remove(HOST);
-                let Some(uri) = target(&host, &parts.uri) else {
-                    return Err(Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host"));
-                };
-                let (method, headers) = (parts.method, parts.headers);
-                Passing::Http(HttpAttempt { method, uri, headers, upload: Some(upload), by: None })
-            }
+        if let (Some(client), Some(protocol)) = (upgrade, protocol) {
+            let head = UpgradeHead { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
+            return Ok(Passing::Upgrade(head, Some(client)));
+        }
+        parts.headers.remove(HOST);
+        let Some(uri) = target(host, &parts.uri) else {
+            return Err(Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host"));
         };
-        self.to_machine(passing, app, wanted, Entrance::Http(from.way.port), record).await
+        let (method, headers) = (parts.method, parts.headers);
+        Ok(Passing::Http(HttpAttempt { method, uri, headers, upload: Some(upload), by: None }))
     }
 
     /// Until a Machine answers that does not send the request on to another.
     async fn to_machine<B, U>(
         self: &Arc<Self>,
-        mut passing: Passing<B, U>,
+        passing: &mut Passing<B, U>,
         mut app: Arc<App>,
-        mut wanted: Wanted,
         entrance: Entrance,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Own>
@@ -309,8 +304,9 @@ impl Edge {
         U: Upgrade,
     {
         let cannot = |reason, text: &str| Own::new(StatusCode::BAD_GATEWAY, reason, text);
+        let mut wanted = wanted_by(passing.headers_mut());
         for _ in 0..=replay::MAX_REPLAYS {
-            let (mut response, by) = match self.once(&mut passing, &app, &wanted, entrance, record).await {
+            let (mut response, by) = match self.once(passing, &app, &wanted, entrance, record).await {
                 Ok(served) => served,
                 Err(turned) => {
                     tracing::debug!(app = %app.name, ?turned, "a request was turned away");
@@ -360,7 +356,9 @@ impl Edge {
             Passing::Upgrade(head, client) => {
                 let mut attempt = TunnelAttempt::upgrade();
                 let (tunnel, in_flight) = find(self, app, wanted, entrance, &mut record.trail, &mut attempt).await?;
-                Ok((self.upgraded(head, tunnel, in_flight, client).await, attempt.by.take()))
+                // Apart, so that other requests' tasks do not have the size of it.
+                let response = Box::pin(self.upgraded(head, tunnel, in_flight, client)).await;
+                Ok((response, attempt.by.take()))
             }
         }
     }
@@ -445,7 +443,7 @@ impl Edge {
         }
         let (head, body) = response.into_parts();
         let client = client.take();
-        let (give, record) = oneshot::channel::<Record>();
+        let (give, record) = oneshot::channel::<Box<Record>>();
         self.group.spawn(async move {
             let _in_flight = in_flight;
             let (Some(client), Ok(mut record)) = (client, record.await) else { return };

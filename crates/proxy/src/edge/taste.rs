@@ -36,7 +36,7 @@ use super::tls::certificates::{Certificate, challenge};
 use super::view::{Lessons, View, build};
 use crate::choose::choose;
 
-/// Of address space; a taster needs a tenth of it.
+/// Of address space, beyond what a taster begins with (an allocator may set a piece aside then); it needs a tenth of it.
 const MEMORY_MAX_BYTES: u64 = 1 << 30;
 /// No row takes a thousandth of it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -294,7 +294,8 @@ fn frame(key: &str, value: &[u8]) -> Vec<u8> {
 /// Reads rows until there are none, each as `read` does.
 pub fn serve(mut from: impl Read, mut to: impl Write, read: impl Fn(&str, &[u8])) -> io::Result<()> {
     use nix::sys::resource::{Resource, setrlimit};
-    setrlimit(Resource::RLIMIT_AS, MEMORY_MAX_BYTES, MEMORY_MAX_BYTES)?;
+    let memory = address_space()? + MEMORY_MAX_BYTES;
+    setrlimit(Resource::RLIMIT_AS, memory, memory)?;
     writeln!(to, "\n{READY}")?;
     to.flush()?;
     loop {
@@ -306,6 +307,15 @@ pub fn serve(mut from: impl Read, mut to: impl Write, read: impl Fn(&str, &[u8])
         to.write_all(&[WELL])?;
         to.flush()?;
     }
+}
+
+/// What this process has, in bytes (proc(5), the first number of `statm`, in pages).
+fn address_space() -> io::Result<u64> {
+    use nix::unistd::{SysconfVar, sysconf};
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').next().and_then(|pages| pages.parse::<u64>().ok());
+    let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|bytes| u64::try_from(bytes).ok());
+    pages.zip(page).map(|(pages, page)| pages * page).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn part(from: &mut impl Read) -> io::Result<Vec<u8>> {

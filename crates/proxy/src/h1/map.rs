@@ -35,7 +35,7 @@ pub fn request(head: &RequestHead, buf: &Bytes) -> Result<http::Request<()>, Unm
         Version::V11 => http::Version::HTTP_11,
     };
     let headers = request.headers_mut();
-    headers.reserve(head.fields().len() + 8);
+    headers.reserve(head.fields().len() + 2 + crate::headers::ADDED);
     headers.insert(HOST, value(buf, head.host)?);
     forwarded(headers, head.fields(), buf)?;
     if let Framing::Length(length) = head.framing {

@@ -122,7 +122,8 @@ impl Link {
                 Err(_) => self.drop_current(),
             }
         }
-        let sender = self.connect().await?;
+        // Apart: a request's task should not have the size of what happens once a connection.
+        let sender = Box::pin(self.connect()).await?;
         sender.ready().await.map_err(|error| self.away(error.to_string()))
     }
 

@@ -429,7 +429,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 
     /// Says why, if no answer has begun, and closes.
-    async fn turn_away(mut self, ended: Ended) -> Ended {
+    async fn turn_away(&mut self, ended: Ended) -> Ended {
         let status = match &ended {
             // It has its answer, and was still sending a body that nobody wants.
             Ended::Closed | Ended::Refused(_) if self.server.is_discarding() => {
@@ -455,7 +455,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
 
     /// Closes; `linger` reads on for a moment, since closing over unread bytes resets the connection and may take
     /// the answer from a client that is still sending.
-    async fn close(mut self, linger: bool) -> Ended {
+    async fn close(&mut self, linger: bool) -> Ended {
         let shut = async {
             self.io.shutdown().await?;
             let mut read = 0;
