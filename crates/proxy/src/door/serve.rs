@@ -5,13 +5,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use godwit_api::door::{Refusal, StartCall, StopIfIdle, header};
+use godwit_api::door::{Refusal, StartCall, StopIfIdle};
 use godwit_api::ids::EdgeId;
 use godwit_base::{Peer, Verb, may};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::header::{EXPECT, HOST};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,6 +22,7 @@ use super::{Door, closing, start, tunnel, upstream_h2};
 use crate::headers::{never_again, strip_answer, strip_ours};
 use crate::link::batch::Batch;
 use crate::link::body::StreamBody;
+use crate::link::header;
 use crate::link::probe::probe;
 use crate::link::send::{send_body, send_data};
 use crate::link::{
@@ -350,7 +351,7 @@ pub(super) fn refuse(door: &Door, refused: &Refused, respond: &mut SendResponse<
     Ok(())
 }
 
-fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     // Epochs, host ids and addresses are ASCII without blanks.
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use godwit_api::config::ProxyVersion;
-use godwit_api::door::{Refusal, header};
+use godwit_api::door::Refusal;
 use godwit_api::ids::{Epoch, HostId, MachineId};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
@@ -25,6 +25,7 @@ use super::upload::{Progress, Upload};
 use crate::headers::{is_idempotent, strip_ours};
 use crate::link::body::StreamBody;
 use crate::link::client::Lost;
+use crate::link::header;
 use crate::link::send::Broken;
 use crate::link::tunnel::Tunnel;
 use crate::replay::FLY_REPLAY;

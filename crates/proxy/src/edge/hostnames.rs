@@ -63,8 +63,9 @@ impl Hostnames {
     }
 
     /// What is answered at `path` of `host`, if it is a challenge that is under way. Others are the app's own.
-    pub fn challenge(&self, host: &str, path: &str) -> Option<String> {
+    pub fn challenge<'a>(&self, host: impl FnOnce() -> Option<&'a str>, path: &str) -> Option<String> {
         let token = path.strip_prefix(CHALLENGE_PATH)?;
+        let host = host()?;
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let challenges = self.challenges.read().unwrap_or_else(PoisonError::into_inner);
         let (known, answer) = challenges.get(&host)?;

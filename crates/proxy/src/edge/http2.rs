@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,8 +21,6 @@ use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::Edge;
 use super::body::AnswerError;
@@ -45,16 +44,18 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without requests is closed after so long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_LOOKS: u32 = 4;
 
 pub(super) async fn connection<IO>(edge: &Arc<Edge>, io: IO, client: &Client)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let open = watch::Sender::new(0usize);
+    let open = Arc::<Open>::default();
     let service = service_fn(|request| {
         let (edge, client, place) = (edge.clone(), client.clone(), Place::take(&open));
         let taken = take(&edge, request);
-        async move {
+        // In a box from the start: what carries it is moved from hand to hand before it runs.
+        Box::pin(async move {
             let response = match taken {
                 Ok((request, websocket)) => answer(&edge, request, websocket, &client).await,
                 Err((refusal, parts)) => {
@@ -63,7 +64,7 @@ where
                 }
             };
             Ok::<_, Infallible>(response.map(|body| Counted { body, _place: place }))
-        }
+        })
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -78,6 +79,8 @@ where
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
+    let idle = idle(open.clone(), IDLE_TIMEOUT);
+    tokio::pin!(idle);
     let mut leaving = false;
     loop {
         tokio::select! {
@@ -89,7 +92,7 @@ where
             }
             // Streams under way are answered, no others.
             () = edge.group.stopping(), if !leaving => leaving = true,
-            () = idle(open.subscribe()), if !leaving => leaving = true,
+            () = &mut idle, if !leaving => leaving = true,
         }
         if leaving {
             connection.as_mut().graceful_shutdown();
@@ -97,33 +100,42 @@ where
     }
 }
 
-/// Ends when nothing was under way for long enough.
-async fn idle(mut open: watch::Receiver<usize>) {
-    loop {
-        if open.wait_for(|count| *count == 0).await.is_err() {
-            return std::future::pending().await;
-        }
-        let until = Instant::now() + IDLE_TIMEOUT;
-        match tokio::time::timeout_at(until, open.wait_for(|count| *count > 0)).await {
-            Ok(_) => {}
-            Err(_) => return,
-        }
+/// The requests of one connection.
+#[derive(Default)]
+struct Open {
+    now: AtomicUsize,
+    /// Since the connection stands.
+    ever: AtomicUsize,
+}
+
+/// Ends when nothing was under way for long enough, or up to a quarter longer: looked at now and then, so that requests
+/// come and go without telling anybody.
+async fn idle(open: Arc<Open>, timeout: Duration) {
+    let mut quiet = 0;
+    let mut before = open.ever.load(Ordering::Relaxed);
+    while quiet < IDLE_LOOKS {
+        tokio::time::sleep(timeout / IDLE_LOOKS).await;
+        let ever = open.ever.load(Ordering::Relaxed);
+        let was_quiet = open.now.load(Ordering::Relaxed) == 0 && ever == before;
+        quiet = if was_quiet { quiet + 1 } else { 0 };
+        before = ever;
     }
 }
 
 /// A request of a connection, from its head to its answer's end.
-struct Place(watch::Sender<usize>);
+struct Place(Arc<Open>);
 
 impl Place {
-    fn take(open: &watch::Sender<usize>) -> Self {
-        open.send_modify(|count| *count += 1);
+    fn take(open: &Arc<Open>) -> Self {
+        open.now.fetch_add(1, Ordering::Relaxed);
+        open.ever.fetch_add(1, Ordering::Relaxed);
         Self(open.clone())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -252,6 +264,25 @@ fn as_http1(parts: &mut Parts) {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_idle_after_its_last_request_and_not_within_one() {
+        let open = Arc::<Open>::default();
+        let place = Place::take(&open);
+        let idle = tokio::spawn(idle(open.clone(), Duration::from_millis(40)));
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        assert!(!idle.is_finished());
+        drop(place);
+        // Requests that come and go between two looks are seen too.
+        for _ in 0..12 {
+            drop(Place::take(&open));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!idle.is_finished());
+        tokio::time::timeout(Duration::from_secs(5), idle).await.unwrap().unwrap();
+    }
+
     #[test]
     fn base64_is_that_of_the_rfc() {
         for (text, expected) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {

@@ -240,7 +240,7 @@ impl Edge {
 
     /// What a certificate authority came for, if that is what it is.
     fn challenge<B>(&self, request: &Request<B>) -> Option<Response<AnswerBody>> {
-        let answer = self.hostnames.challenge(host_of(request.headers())?, request.uri().path())?;
+        let answer = self.hostnames.challenge(|| host_of(request.headers()), request.uri().path())?;
         let mut response = Response::new(AnswerBody::Text(Bytes::from(answer)));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         Some(response)
