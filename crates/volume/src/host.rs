@@ -21,7 +21,7 @@ use crate::keeper::{self, KeeperAsk, KeeperStatus, ServerAsk, control};
 use crate::lock::{Lock, path_of};
 use crate::map::{Geometry, Identity, Slots};
 use crate::pace::Limits;
-use crate::precopy::{PrecopyAsk, PrecopySpec, PrecopyStatus};
+use crate::precopy::{self, PrecopyAsk, PrecopySpec, PrecopyStatus};
 use crate::process::{Watched, within};
 use crate::spec::VolumeSpec;
 
@@ -279,6 +279,11 @@ pub fn export_stop(spec: &ExportSpec) -> Result<()> {
         let _ = control::ask_within::<_, ExporterStatus>(&control, &ExporterAsk::Stop, ASK_BOUND);
         Lock::take(&path_of(&control), END_BOUND).map(drop)
     })
+}
+
+/// What a pre-copy that ended well did in all. `None`: it still runs, or did not end well.
+pub fn precopy_result(spec: &PrecopySpec) -> Option<PrecopyStatus> {
+    serde_json::from_slice(&std::fs::read(precopy::result_of(&spec.control)).ok()?).ok()
 }
 
 /// `None`: no pre-copy runs.

@@ -105,9 +105,26 @@ struct Copy {
     last_error: Mutex<Option<String>>,
 }
 
+/// Removes what `result_of` names.
+pub fn forget_result(control: &Path) -> Result<()> {
+    match std::fs::remove_file(result_of(control)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(VolumeError::io("removing what an earlier pre-copy told")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where the last status of whoever listens at `control` lies, once it has ended well.
+pub fn result_of(control: &Path) -> PathBuf {
+    control.with_extension("result")
+}
+
 /// The whole life of a pre-copy's process. Ends well also when it was stopped.
 pub fn run(spec: &PrecopySpec) -> Result<PrecopyStatus> {
     let _only = Lock::take(&path_of(&spec.control), LOCK_PATIENCE)?;
+    // An earlier one's is not this one's.
+    forget_result(&spec.control)?;
     let geometry = Geometry::new(spec.size_bytes)?;
     let what = || VolumeError::io(format!("opening {}", spec.local.display()));
     let mut options = File::options();
@@ -145,8 +162,12 @@ pub fn run(spec: &PrecopySpec) -> Result<PrecopyStatus> {
     // So that the handoff's own syncs have little left to write.
     copy.file.sync().map_err(VolumeError::io("syncing what was copied"))?;
     copy.done.store(true, Ordering::SeqCst);
+    let status = copy.status();
+    // Before it falls silent: who asks in vain finds it. Only telemetry hangs on it, so a disk that is full spoils nothing.
+    let text = serde_json::to_vec(&status).unwrap_or_default();
+    let _ = std::fs::write(result_of(&spec.control), text);
     drop(listening);
-    Ok(copy.status())
+    Ok(status)
 }
 
 impl Copy {

@@ -110,7 +110,11 @@ impl Effects {
         let status = self.shared.organs.volumes.ahead(copy.number).await.map_err(|error| chain(&error))?;
         // One that was just started does not answer yet; one without a child has ended when it is silent.
         copy.ended = ended.is_some() || (copy.child.is_none() && status.is_none());
-        copy.last = status.or(copy.last.take());
+        let volumes = &self.shared.organs.volumes;
+        // The last look may be older than what was copied last.
+        let result =
+            if copy.ended { volumes.copied_ahead(copy.number).await.map_err(|error| chain(&error))? } else { None };
+        copy.last = result.or(status).or(copy.last.take());
         match ended {
             Some(status) if !status.success() => Err(format!("copying {} ended with {status}", copy.placed.id)),
             _ => Ok(()),

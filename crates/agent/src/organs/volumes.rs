@@ -5,7 +5,7 @@
 //! DATA/volumes/<number>/ volume.raw   the blocks            keeper.json   what its keeper is told
 //!                        map          which are here        precopy.json  what copies before the handoff is told
 //!                        mnt/         the FUSE file         client.*      this host's certificate for the move
-//!                        export/      what another host reads
+//!                        export/      what another host reads  precopy.result  what that did
 //! ```
 
 use std::collections::HashMap;

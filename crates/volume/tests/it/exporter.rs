@@ -211,6 +211,7 @@ fn a_precopy_spares_the_move_most_of_its_bytes() {
     assert!(second.copied_bytes == 65536 && second.wire_bytes < MIB, "only the difference: {second:?}");
     source.write_all_at(b"at the last moment", 33 * MIB).expect("a write");
     assert!(host::precopy_status(&spec).is_none());
+    assert_eq!(host::precopy_result(&spec), Some(second));
     host::precopy_stop(&spec).expect("over already");
     // Handed off.
     let clone = NbdSource::new(scene.target("s3cret"));

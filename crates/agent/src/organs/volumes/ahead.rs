@@ -6,7 +6,7 @@ use godwit_api::ticket::ExportGrant;
 use godwit_api::volume::PlacedVolume;
 use godwit_volume::host;
 use godwit_volume::pace::Limits;
-use godwit_volume::precopy::{PrecopySpec, PrecopyStatus};
+use godwit_volume::precopy::{self, PrecopySpec, PrecopyStatus};
 
 use super::{Result, Volumes, blocking, io, to_json, write};
 
@@ -60,6 +60,16 @@ impl Volumes {
         .await
     }
 
+    /// What the copying ahead did in all, once it has ended well.
+    pub async fn copied_ahead(&self, volume: &MachineId) -> Result<Option<PrecopyStatus>> {
+        let path = self.dir(volume).join("precopy.json");
+        blocking(move || match path.exists() {
+            true => Ok(host::precopy_result(&PrecopySpec::read(&path)?)),
+            false => Ok(None),
+        })
+        .await
+    }
+
     /// Nothing of it writes any more.
     pub async fn end_copy_ahead(&self, volume: &MachineId) -> Result<()> {
         let path = self.dir(volume).join("precopy.json");
@@ -67,7 +77,9 @@ impl Volumes {
             if !path.exists() {
                 return Ok(());
             }
-            host::precopy_stop(&PrecopySpec::read(&path)?)?;
+            let spec = PrecopySpec::read(&path)?;
+            host::precopy_stop(&spec)?;
+            precopy::forget_result(&spec.control)?;
             std::fs::remove_file(&path).map_err(io("remove", &path))
         })
         .await
