@@ -15,7 +15,7 @@ use clap::Parser;
 use args::{Arguments, Command};
 use error::Result;
 
-/// An edge allocates some dozens of times for a request; this costs it less than half of what the C library's does.
+/// An edge allocates some dozens of times for a request; this costs it a third of what the C library's does.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -9,6 +9,8 @@ use godwit_api::door::header as ours;
 use http::Method;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, VIA};
 
+use crate::h1::names::classify;
+
 pub const FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 pub const FLY_FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
 pub const FLY_REGION: HeaderName = HeaderName::from_static("fly-region");
@@ -17,46 +19,26 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
-    )
-}
-
 /// Names that a Connection header must not take out of a message: without them it would mean something else.
 const NOT_OPTIONS: [&str; 5] = ["host", "content-length", "authorization", "cookie", "content-type"];
 
 const OUR_PREFIX: &str = "godwit-";
 
-/// Of an answer: what concerns one connection only, and what belongs to edge and door.
-pub fn strip_answer(headers: &mut HeaderMap) {
+/// Takes out of a head whatever is not meant for the other end: what concerns one connection only, with what Connection
+/// names, what only the platform says, and what becomes one of these behind us (`h1::names`).
+pub fn strip(headers: &mut HeaderMap) {
     strip_options(headers);
-    strip(headers, |name| is_hop_by_hop(name) || is_ours(name));
-}
-
-/// Of a client's request: the same, what the outside cannot say of itself, and Expect, which the edge answers.
-pub fn strip_request(headers: &mut HeaderMap) {
-    strip_options(headers);
-    strip(headers, |name| is_hop_by_hop(name) || is_ours(name) || is_never_trusted(name) || name == "expect");
+    take_out(headers, |name| !classify(name.as_bytes()).is_passed());
 }
 
 /// Takes out every name that belongs to edge and door, also those that no version knows yet.
 pub fn strip_ours(headers: &mut HeaderMap) {
-    strip(headers, is_ours);
+    debug_assert!(ours::ALL.iter().all(|name| name.starts_with(OUR_PREFIX)));
+    take_out(headers, |name| name.starts_with(OUR_PREFIX));
 }
 
 /// Most heads have none of what goes: one look at each name is all that they cost.
-fn strip(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
+fn take_out(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
     if !headers.keys().any(|name| goes(name.as_str())) {
         return;
     }
@@ -81,27 +63,6 @@ fn strip_options(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-}
-
-fn is_ours(name: &str) -> bool {
-    debug_assert!(ours::ALL.iter().all(|name| name.starts_with(OUR_PREFIX)));
-    name.starts_with(OUR_PREFIX)
-}
-
-/// What the outside says about itself is never believed: these are set by us or not at all.
-fn is_never_trusted(name: &str) -> bool {
-    matches!(
-        name,
-        "fly-replay-src"
-            | "fly-client-ip"
-            | "fly-forwarded-port"
-            | "fly-region"
-            | "fly-request-id"
-            | "x-forwarded-for"
-            | "x-forwarded-proto"
-            | "x-forwarded-port"
-            | "x-forwarded-ssl"
-    )
 }
 
 /// What an edge adds to a request, with what names the Machine to its door: room for it is made once.
@@ -217,7 +178,7 @@ mod tests {
             ("te", "trailers"),
             ("accept", "*/*"),
         ]);
-        strip_request(&mut headers);
+        strip(&mut headers);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "content-length", "host"]);
@@ -231,9 +192,11 @@ mod tests {
             ("fly-client-ip", "6.6.6.6"),
             ("x-forwarded-for", "6.6.6.6"),
             ("x-forwarded-ssl", "on"),
+            ("x_forwarded_host", "a"),
+            ("x_forwarded_for", "6.6.6.6"),
             ("fly-region", "mars"),
         ]);
-        strip_request(&mut headers);
+        strip(&mut headers);
         let stamp = Stamp::new("fra", "http", "1.1 godwit", 80);
         let id = HeaderValue::from_static("id");
         stamp_request(&mut headers, &stamp, &Client::new("::ffff:10.0.0.9".parse().unwrap()), &id);
@@ -243,6 +206,7 @@ mod tests {
         assert_eq!(headers["fly-region"], "fra");
         assert_eq!(headers["x-forwarded-port"], "80");
         assert!(!headers.contains_key("x-forwarded-ssl"));
+        assert!(headers.contains_key("x_forwarded_host") && !headers.contains_key("x_forwarded_for"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::gate::Kind;
 use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
 use super::{Door, closing, start, tunnel, upstream_h2};
-use crate::headers::{never_again, strip_answer, strip_ours};
+use crate::headers::{never_again, strip, strip_ours};
 use crate::link::batch::Batch;
 use crate::link::body::StreamBody;
 use crate::link::header;
@@ -311,7 +311,7 @@ fn to_machine(request: Request<RecvStream>) -> Request<RequestBody> {
 
 fn to_edge<B>(response: Response<B>, load: u32) -> (Response<()>, B) {
     let (mut parts, body) = response.into_parts();
-    strip_answer(&mut parts.headers);
+    strip(&mut parts.headers);
     parts.headers.insert(header::LOAD, never_again(HeaderValue::from(load)));
     parts.version = http::Version::HTTP_2;
     (Response::from_parts(parts, ()), body)

@@ -27,9 +27,7 @@ use super::upload::Upload;
 use super::view::Entrance;
 use crate::h1;
 use crate::h1::io::{Connection, Failed, OnSwitch, Switched};
-use crate::headers::{
-    self, Client, Stamp, host_of, stamp_answer, stamp_request, strip_ours, strip_request, without_port,
-};
+use crate::headers::{self, Client, Stamp, host_of, stamp_answer, stamp_request, strip, strip_ours, without_port};
 use crate::link::tunnel::copy;
 use crate::replay::{self, FLY_FORCE_INSTANCE_ID, FLY_REPLAY, FLY_REPLAY_SRC, Wanted};
 use crate::trace;
@@ -274,7 +272,7 @@ impl Edge {
         let (mut parts, body) = request.into_parts();
         let upload = Upload::new(body, record.passed.clone());
         let protocol = parts.headers.get(UPGRADE).cloned();
-        strip_request(&mut parts.headers);
+        strip(&mut parts.headers);
         parts.headers.reserve(headers::ADDED);
         stamp_request(&mut parts.headers, &from.way.stamp, from.client, from.request_id);
         let draw = || (u128::from(self.chance()) << 64 | u128::from(self.chance()), self.chance());

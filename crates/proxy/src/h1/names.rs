@@ -30,6 +30,11 @@ impl Class {
     pub const fn is_forwarded(self) -> bool {
         matches!(self, Self::Plain | Self::EndToEnd)
     }
+
+    /// The same in a head that is understood already: what it says of its host and its body is true.
+    pub const fn is_passed(self) -> bool {
+        self.is_forwarded() || matches!(self, Self::Host | Self::ContentLength)
+    }
 }
 
 /// `lower` in any case, `_` taken for `-`. `lower` has lower-case letters, digits and `-` only.
