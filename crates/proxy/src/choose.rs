@@ -40,9 +40,11 @@ pub enum Choice {
     },
     /// Hold the request and start this one, or join the start that is on its way.
     Start(usize),
+    /// Serve there though it is left alone: nothing else runs or can be started.
+    Last(usize),
     /// Hold the request: something may come to serve it.
     Wait,
-    /// All that could serve it err: not before the first of them may be tried again.
+    /// None of those that could serve it takes connections, or starts: not before the first of them may be tried again.
     Ejected {
         until_ms: u64,
     },
@@ -52,7 +54,12 @@ pub enum Choice {
 
 impl Candidate {
     fn may_serve(&self) -> bool {
-        !self.cordoned && !self.avoided && self.is_in() && self.readiness == Readiness::Running && !self.is_at_hard()
+        self.is_in() && self.may_be_last()
+    }
+
+    /// It runs, and has room: however its requests went, it may be all that is left.
+    fn may_be_last(&self) -> bool {
+        !self.cordoned && !self.avoided && self.readiness == Readiness::Running && !self.is_at_hard()
     }
 
     fn is_in(&self) -> bool {
@@ -132,12 +139,22 @@ pub fn choose(candidates: &[Candidate], chance: u64) -> Choice {
         }
         (Some(serve), None) => Choice::Serve(serve),
         (None, Some(start)) => Choice::Start(start),
-        (None, None) if candidates.iter().any(Candidate::may_come) => Choice::Wait,
-        (None, None) => first_try(candidates).map_or(Choice::Nothing, |until_ms| Choice::Ejected { until_ms }),
+        (None, None) => nobody(candidates, chance),
     }
 }
 
-/// When the first of those that err may be tried again.
+/// What is left when none that is well serves or can be started.
+fn nobody(candidates: &[Candidate], chance: u64) -> Choice {
+    if let Some(last) = best(candidates, chance, Candidate::may_be_last, Candidate::serve_rank) {
+        return Choice::Last(last);
+    }
+    if candidates.iter().any(Candidate::may_come) {
+        return Choice::Wait;
+    }
+    first_try(candidates).map_or(Choice::Nothing, |until_ms| Choice::Ejected { until_ms })
+}
+
+/// When the first of those that are left alone may be tried again.
 fn first_try(candidates: &[Candidate]) -> Option<u64> {
     let tries = candidates.iter().filter(|one| one.may_ever_come()).filter_map(|one| match one.standing {
         Standing::Ejected { until_ms } => Some(until_ms),
@@ -236,13 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn who_errs_is_passed_over_tried_again_and_if_nobody_is_left_that_is_said() {
+    fn who_errs_is_passed_over_and_the_last_one_that_runs_is_asked_all_the_same() {
         let out = |until_ms| Candidate { standing: Standing::Ejected { until_ms }, ..running(0) };
         assert_eq!(choose(&[out(9), running(24)], 0), Choice::Serve(1));
-        assert_eq!(
-            choose(&[out(9), out(7), Candidate { cordoned: true, ..out(1) }], 0),
-            Choice::Ejected { until_ms: 7 }
-        );
+        assert_eq!(choose(&[out(9), away(out(7)), Candidate { cordoned: true, ..out(1) }], 1), Choice::Last(0));
+        assert_eq!(choose(&[out(9), stopped()], 0), Choice::Start(1));
+        // It was asked a moment ago.
+        let avoided = |until_ms| Candidate { avoided: true, ..out(until_ms) };
+        assert_eq!(choose(&[avoided(9), avoided(7)], 0), Choice::Ejected { until_ms: 7 });
         let failed = Candidate { readiness: Readiness::Stopped, ..out(5) };
         assert_eq!(choose(std::slice::from_ref(&failed), 0), Choice::Ejected { until_ms: 5 });
         assert_eq!(choose(&[failed.clone(), stopped()], 0), Choice::Start(1));
@@ -251,7 +269,8 @@ mod tests {
         let half = Candidate { standing: Standing::HalfOpen, ..running(0) };
         assert_eq!(choose(&[out(9), half], 0), Choice::Serve(1));
         let probed = Candidate { standing: Standing::Probed, ..running(0) };
-        assert_eq!(choose(&[out(9), probed], 0), Choice::Wait);
+        assert_eq!(choose(&[out(9), probed.clone()], 1), Choice::Last(1));
+        assert_eq!(choose(&[Candidate { readiness: Readiness::Starting, ..probed }], 0), Choice::Wait);
         // An app's own errors: any other comes first, even a far or a crowded one, and a stopped one is started.
         let doubted = Candidate { standing: Standing::Doubted, ..running(0) };
         assert_eq!(choose(&[doubted.clone(), away(running(24))], 0), Choice::Serve(1));
@@ -305,6 +324,11 @@ mod tests {
                 Choice::Serve(serve) => (Some(serve), None),
                 Choice::ServeAndStart { serve, start } => (Some(serve), Some(start)),
                 Choice::Start(start) => (None, Some(start)),
+                Choice::Last(last) => {
+                    prop_assert!(all[last].may_be_last() && !all[last].is_in());
+                    prop_assert!(!all.iter().any(|one| one.may_serve() || one.may_start()));
+                    (None, None)
+                }
                 Choice::Wait | Choice::Ejected { .. } | Choice::Nothing => (None, None),
             };
             for index in [serve, start].into_iter().flatten() {

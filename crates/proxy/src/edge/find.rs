@@ -77,7 +77,7 @@ pub enum Turned {
     NoMatch,
     /// Nothing runs and nothing may be started.
     NoMachine,
-    /// All of them err.
+    /// None of them takes connections, or starts.
     Ejected {
         retry_after_s: u32,
     },
@@ -168,15 +168,18 @@ impl Search<'_> {
         let fresh = std::mem::take(&mut self.fresh);
         let (places, choice) = self.decide(&view, fresh)?;
         match choice {
-            Choice::Serve(_) | Choice::ServeAndStart { .. } if self.turn.is_none() && self.app.gate.has_line() => {
+            Choice::Serve(_) | Choice::ServeAndStart { .. } | Choice::Last(_)
+                if self.turn.is_none() && self.app.gate.has_line() =>
+            {
                 self.stand_in_line().await?;
                 Ok(None)
             }
-            Choice::Serve(serve) => self.serve(attempt, &view, places[serve]).await,
+            Choice::Serve(serve) => self.serve(attempt, &view, places[serve], false).await,
+            Choice::Last(last) => self.serve(attempt, &view, places[last], true).await,
             Choice::ServeAndStart { serve, .. } => {
                 // Nobody waits for the start here: what runs serves meanwhile.
                 self.begin_start(fresh)?;
-                self.serve(attempt, &view, places[serve]).await
+                self.serve(attempt, &view, places[serve], false).await
             }
             Choice::Start(_) => {
                 self.hold()?;
@@ -225,7 +228,7 @@ impl Search<'_> {
             self.measure(view, &places, &mut candidates);
         }
         let mut choice = choose(&candidates, self.edge.chance());
-        let served = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. });
+        let served = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. } | Choice::Last(_));
         if let Some(shunned) = self.shunned.as_ref().filter(|_| !served) {
             // There is no other that runs.
             for (candidate, (target, service)) in candidates.iter_mut().zip(&places) {
@@ -252,11 +255,12 @@ impl Search<'_> {
         attempt: &mut A,
         view: &View,
         (target, service): Place,
+        last: bool,
     ) -> Result<Option<A::Served>, Turned> {
         let target = &view.targets[target];
         let pick = Pick { app: self.app, target, service: &target.services[service] };
         let now_ms = self.edge.routes.now_ms();
-        if !target.tallies.send(now_ms) {
+        if !target.tallies.send(last, now_ms) {
             return Ok(None);
         }
         self.trail.at = Some((target.machine.clone(), target.host.clone()));

@@ -161,8 +161,16 @@ impl EdgeMetrics {
             registry.register("edge_refusals", "Refusals of doors, by reason", made.refusals.clone());
             registry.register("edge_turned_away", "Requests that no Machine got, by reason", made.turned_away.clone());
             let ejections = made.ejections.clone();
-            registry.register("edge_ejections", "Machines left alone because they err, by reason", ejections);
-            registry.register("edge_ejected", "Machines that are left alone now", made.ejected.clone());
+            registry.register(
+                "edge_ejections",
+                "Times that a Machine failed too often and others were asked first, by reason",
+                ejections,
+            );
+            registry.register(
+                "edge_ejected",
+                "Machines that come after all others now, because they failed",
+                made.ejected.clone(),
+            );
             let refused = made.client_refusals.clone();
             registry.register("edge_client_refusals", "Connections of clients that broke HTTP, by reason", refused);
             registry.register("edge_handshakes", "TLS handshakes, by protocol", made.handshakes.clone());
@@ -204,10 +212,10 @@ impl EdgeMetrics {
         self.app_durations.remove(&label);
     }
 
-    /// A Machine failed; `ejected`: it is left alone for it.
+    /// A Machine failed; `ejected`: it is left alone for it, or comes after all others.
     pub fn ejected(&self, machine: &MachineId, why: Failure, ejected: bool) {
         if ejected {
-            tracing::info!(%machine, why = why.word(), "a Machine errs and is left alone for a while");
+            tracing::info!(%machine, why = why.word(), "a Machine fails; others are asked first for a while");
             self.ejections.get_or_create(&Reason { reason: why.word() }).inc();
         }
     }

@@ -55,7 +55,8 @@ impl Own {
             Turned::NoMatch => unavailable(format!("app {app} has no Machine as the request wants it"), 5),
             Turned::NoMachine => unavailable(format!("app {app} has no Machine that runs or may be started"), 5),
             Turned::Ejected { retry_after_s } => {
-                unavailable(format!("the Machines of app {app} err; they are left alone for a moment"), *retry_after_s)
+                let text = format!("app {app} could not be reached or started; the next try is in {retry_after_s} s");
+                unavailable(text, *retry_after_s)
             }
             Turned::Broke => Self::new(
                 StatusCode::BAD_GATEWAY,

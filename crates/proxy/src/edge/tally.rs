@@ -97,9 +97,9 @@ impl Tallies {
         }
     }
 
-    /// A request is about to be sent there: false if another was faster.
-    pub fn send(&self, now_ms: u64) -> bool {
-        !self.troubled.load(Ordering::Relaxed) || self.health(|health| health.send(now_ms))
+    /// A request is about to be sent there: false if another was faster. `last`: there is nowhere else.
+    pub fn send(&self, last: bool, now_ms: u64) -> bool {
+        !self.troubled.load(Ordering::Relaxed) || self.health(|health| health.send(last, now_ms))
     }
 
     /// True if it was left alone and is back.

@@ -1,4 +1,5 @@
-//! Machines that err are left alone for a while, are tried again one request at a time, and come back.
+//! Machines that fail come after all others for a while, are tried again one request at a time, and come back. No client can
+//! take a Machine out, and the last one is always asked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -97,32 +98,141 @@ async fn a_machine_that_breaks_off_is_left_alone_without_a_request_lost_and_come
     until("the gauge forgets it", async || (metric(admin, "godwit_edge_ejected ").await == 0.0).then_some(())).await;
 }
 
+/// The shape of an app with one bad route: `/boom` makes it hang up, at once or right behind its head; the rest works.
+async fn with_a_crashing_route(fleet: &Fleet, host: &Host, id: u64) -> Arc<AtomicU64> {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let booms: Arc<AtomicU64> = Arc::default();
+    let counted = booms.clone();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let booms = counted.clone();
+            tokio::spawn(async move {
+                let mut heard = Vec::new();
+                while socket.read_buf(&mut heard).await.unwrap_or(0) > 0 {
+                    if !heard.windows(4).any(|four| four == b"\r\n\r\n") {
+                        continue;
+                    }
+                    if heard.windows(6).any(|six| six == b" /boom") {
+                        booms.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
+                    heard.clear();
+                    if socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    add(fleet, host, id, port, vec![http_service(port)]);
+    booms
+}
+
+/// One client asks for what makes the app hang up, again and again; everybody else must not notice. Over and over, so that
+/// doubts end and begin anew.
+async fn nobody_else_notices(machines: u64) {
+    let fleet = Fleet::start(&Setup::default()).await;
+    let host = Host::start("w1").await;
+    let mut booms = Vec::new();
+    for id in 1..=machines {
+        booms.push(with_a_crashing_route(&fleet, &host, id).await);
+    }
+    fleet.publish(&[&host]).await;
+    let (browser, admin) = (fleet.browser(), fleet.edge.admin);
+    until("the route is known", async || (browser.get("/").await.code == 200).then_some(())).await;
+    let attack = async {
+        let one = fleet.browser();
+        for _ in 0..30 {
+            for answer in join_all((0..4).map(|_| one.get("/boom"))).await {
+                assert_eq!(answer.code, 502);
+            }
+        }
+    };
+    let (done, others) = (std::cell::Cell::new(false), fleet.browser());
+    let everybody = async {
+        let mut asked = 0;
+        while !done.get() {
+            for answer in join_all((0..4).map(|_| others.get("/"))).await {
+                assert_eq!((answer.code, answer.text()), (200, "ok"));
+                asked += 1;
+            }
+        }
+        asked
+    };
+    let ((), asked) = tokio::join!(
+        async {
+            attack.await;
+            done.set(true);
+        },
+        everybody
+    );
+    assert!(asked > 0 && booms.iter().all(|booms| booms.load(Ordering::SeqCst) > 0), "each Machine broke");
+    // Nothing but breaks in a row: the worst that a client can do.
+    for _ in 0..40 {
+        assert_eq!(browser.get("/boom").await.code, 502);
+    }
+    assert!(metric_or_zero(admin, "godwit_edge_ejections_total{reason=\"broke\"} ").await >= 1.0, "it was seen");
+    for answer in join_all((0..40).map(|_| others.get("/"))).await {
+        assert_eq!((answer.code, answer.text()), (200, "ok"));
+    }
+    assert_eq!(metric_or_zero(admin, "godwit_edge_turned_away_total{reason=\"ejected\"} ").await, 0.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn when_none_is_left_clients_are_told_to_come_again_until_one_answers() {
+async fn one_client_on_a_crashing_route_does_not_take_the_only_machine_from_the_others() {
+    nobody_else_notices(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_does_it_take_several_machines_out_one_after_the_other() {
+    nobody_else_notices(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_machine_is_asked_however_often_it_broke_and_answers_as_soon_as_it_can() {
     let fleet = Fleet::start(&Setup::default()).await;
     let host = Host::start("w1").await;
     let moody = Moody::start(BREAKS).await;
     add(&fleet, &host, 2, moody.port, vec![http_service(moody.port)]);
     fleet.publish(&[&host]).await;
     let browser = fleet.browser();
-    let mut asked = 0;
-    let told = until("none is left", async || {
+    for asked in 1..=30 {
         // A POST that was read is never sent twice: each one is told at once.
-        let answer = browser.post("/", full("x")).await;
-        asked += 1;
-        assert!(answer.code == 502 || answer.code == 503, "{}", answer.code);
-        (answer.code == 503).then_some(answer)
-    })
-    .await;
-    assert_eq!((asked, moody.asked()), (4, 3));
-    assert_eq!(told.headers["retry-after"], "1");
-    assert!(told.text().contains("left alone"), "{}", told.text());
-    assert_eq!(metric(fleet.edge.admin, "godwit_edge_turned_away_total{reason=\"ejected\"} ").await, 1.0);
+        assert_eq!(browser.post("/", full("x")).await.code, 502);
+        assert_eq!(moody.asked(), asked);
+    }
     moody.mood.store(WORKS, Ordering::SeqCst);
-    until("it is tried again", async || (browser.get("/").await.code == 200).then_some(())).await;
     for answer in join_all((0..50).map(|_| browser.get("/"))).await {
         assert_eq!(answer.code, 200);
     }
+}
+
+/// Its port is closed for so long that it is left alone, and opens while its time is not over.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_machine_is_tried_though_its_port_took_no_connection() {
+    let setup = Setup { gate_deadline_ms: 1_000, ..Setup::default() };
+    let fleet = Fleet::start(&setup).await;
+    let host = Host::start("w1").await;
+    let port = crate::backend::free_port();
+    add(&fleet, &host, 1, port, vec![Service { autostart: Some(false), ..http_service(port) }]);
+    fleet.publish(&[&host]).await;
+    let (browser, admin) = (fleet.browser(), fleet.edge.admin);
+    let ejections = "godwit_edge_ejections_total{reason=\"connect\"} ";
+    let told = until("it is left alone for long", async || {
+        let answer = browser.get("/").await;
+        assert_eq!(answer.code, 503, "{}", answer.text());
+        (metric_or_zero(admin, ejections).await >= 3.0).then_some(answer)
+    })
+    .await;
+    assert!(told.headers.contains_key("retry-after"));
+    let process = crate::backend::spawn(port, 7, Some(Duration::ZERO), Arc::default());
+    // No longer than it was passed over for its last refusal: the four seconds of its ejection are not waited for.
+    let before = metric(admin, ejections).await;
+    until("it is asked", async || (browser.get("/").await.code == 200).then_some(())).await;
+    assert_eq!(metric(admin, ejections).await, before);
+    until("the gauge forgets it", async || (metric(admin, "godwit_edge_ejected ").await == 0.0).then_some(())).await;
+    process.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
