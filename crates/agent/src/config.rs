@@ -106,6 +106,9 @@ pub struct RawVolumes {
     pub program: Vec<String>,
     /// Bound on the background copies of all moves to this host together, in bytes a second; 0 or absent: none.
     pub rate_bytes_per_s: u64,
+    /// The first and the last port on which volumes are served to the host that they move to, one port a volume;
+    /// `4300-4399` if absent.
+    pub export_ports: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -118,6 +121,9 @@ pub struct RawTiming {
     /// How long requests in flight may go on when a door closes; 5 s if absent.
     pub drain_timeout: Option<Span>,
 }
+
+/// A hundred volumes may be on their way from one host at once.
+const EXPORT_PORTS: (u16, u16) = (4300, 4399);
 
 fn default_boot_id_file() -> PathBuf {
     "/proc/sys/kernel/random/boot_id".into()
@@ -177,13 +183,15 @@ pub struct Config {
     /// Never empty.
     pub volume_program: Vec<String>,
     pub rate_bytes_per_s: u64,
+    /// First and last.
+    pub export_ports: (u16, u16),
     pub boot_id_file: PathBuf,
     pub resolv_conf: PathBuf,
     pub lab: bool,
 }
 
 impl Config {
-    /// Where this host serves the volumes that it has handed off: beside its door, at any port.
+    /// Where this host serves the volumes that it has handed off: beside its door, at a port of `export_ports`.
     pub fn export_listen(&self) -> SocketAddr {
         let beside = self.door_addr.parse::<SocketAddr>().unwrap_or(self.listen);
         SocketAddr::new(beside.ip(), 0)
@@ -237,6 +245,7 @@ impl TryFrom<Raw> for Config {
             pull_interval: or(raw.timing.pull_interval, 30),
             host_fact_interval: or(raw.timing.host_fact_interval, 5),
             drain_timeout: or(raw.timing.drain_timeout, 5),
+            export_ports: export_ports(raw.volumes.export_ports.as_deref())?,
             volume_program: volume_program(raw.volumes.program)?,
             rate_bytes_per_s: raw.volumes.rate_bytes_per_s,
             boot_id_file: raw.boot_id_file,
@@ -273,6 +282,18 @@ fn volume_program(given: Vec<String>) -> Result<Vec<String>, Error> {
     let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
     let program = program.to_str().ok_or_else(|| Error::Config("this program's path is not UTF-8".into()))?;
     Ok(vec![program.to_owned(), "volume-process".to_owned()])
+}
+
+fn export_ports(text: Option<&str>) -> Result<(u16, u16), Error> {
+    let Some(text) = text else { return Ok(EXPORT_PORTS) };
+    let parse = || {
+        let (first, last) = text.split_once('-')?;
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (0 < first && first <= last).then_some((first, last))
+    };
+    parse().ok_or_else(|| {
+        Error::Config(format!("volumes.export_ports {text:?} is no range of ports; write it as \"4300-4399\""))
+    })
 }
 
 fn network(raw: &Raw) -> Result<NetworkChoice, Error> {
@@ -328,5 +349,10 @@ mod tests {
         assert!(raw("driver = { kind = 'fake' }").unwrap_err().contains("lab"));
         assert_eq!(raw("lab = true\ndriver = { kind = 'fake' }").unwrap().driver, DriverChoice::Fake);
         assert!(raw("network = { pool_v4 = 'x' }").unwrap_err().contains("address/len"));
+        assert_eq!(config.export_ports, (4300, 4399));
+        assert_eq!(raw("volumes = { export_ports = '7000 - 7003' }").unwrap().export_ports, (7000, 7003));
+        for wrong in ["7000", "0-5", "9-8", "a-b", "1-70000"] {
+            assert!(raw(&format!("volumes = {{ export_ports = '{wrong}' }}")).unwrap_err().contains("4300-4399"));
+        }
     }
 }

@@ -16,8 +16,12 @@ pub enum Error {
     JournalBroken { attempts: u32, source: godwit_store::Error },
     #[error("{what} in the journal cannot be read; a newer program may have written it")]
     Row { what: String, source: serde_json::Error },
-    #[error("control refused to admit this host")]
-    Join(#[source] godwit_base::http::client::CallError),
+    #[error("this machine is not ready to run Machines: {0}")]
+    Needs(String),
+    #[error(transparent)]
+    JoinToken(#[from] godwit_base::join_token::JoinTokenError),
+    #[error("control refused to admit this host; is {token} control's join-token?")]
+    Join { token: String, source: godwit_base::http::client::CallError },
     #[error("control named this host by what is no host id")]
     Identity(#[source] godwit_api::ids::InvalidId),
     #[error("the identity {} is damaged", path.display())]

@@ -18,7 +18,7 @@ use godwit_base::{durable, secret};
 use crate::config::Config;
 use crate::error::Error;
 
-const IDENTITY: &str = "identity.json";
+pub(crate) const IDENTITY: &str = "identity.json";
 /// Written before the first call, so that a host that was killed while it joined joins as the same.
 const INCARNATION: &str = "incarnation";
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -78,8 +78,7 @@ fn token(config: &Config) -> Result<String, Error> {
             "this host has not joined yet, and there is no join_token or join_token_file".into(),
         ));
     };
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    Ok(text.trim().to_owned())
+    Ok(godwit_base::join_token::read(path)?)
 }
 
 async fn join(config: &Config, incarnation: &str) -> Result<godwit_api::fleet::Joined, Error> {
@@ -96,7 +95,9 @@ async fn join(config: &Config, incarnation: &str) -> Result<godwit_api::fleet::J
     loop {
         match client.call::<FleetJoin>(&[], &Empty {}, &request).await {
             Ok(joined) => return Ok(joined),
-            Err(error @ CallError::Answered(_)) if !is_passing(&error) => return Err(Error::Join(error)),
+            Err(error @ CallError::Answered(_)) if !is_passing(&error) => {
+                return Err(Error::Join { token: token_place(config), source: error });
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error = godwit_base::telemetry::chain(error), "cannot join yet");
@@ -104,6 +105,12 @@ async fn join(config: &Config, incarnation: &str) -> Result<godwit_api::fleet::J
             }
         }
     }
+}
+
+/// Where the refused token came from.
+fn token_place(config: &Config) -> String {
+    let file = config.join_token_file.as_ref().filter(|_| config.join_token.is_none());
+    file.map_or_else(|| "join_token of the configuration".to_owned(), |path| path.display().to_string())
 }
 
 fn is_passing(error: &CallError) -> bool {

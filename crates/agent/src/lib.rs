@@ -12,6 +12,7 @@
 //! | `pull`, `facts` | desire comes down, fact goes up |
 //! | `checks` | health |
 //! | `join`, `config`, `crash` | who this host is, how it is set up, how the lab kills it |
+//! | `needs` | what the machine must have, and what is missing |
 
 mod adopt;
 mod api;
@@ -26,6 +27,7 @@ mod exports;
 mod facts;
 mod join;
 mod metrics;
+mod needs;
 mod organs;
 mod owner;
 mod pull;
@@ -40,13 +42,14 @@ use tokio::net::TcpListener;
 
 use godwit_base::http::server::{bind_unix, serve_tcp, serve_unix};
 use godwit_base::metrics::{self as exposition, Metrics};
-use godwit_base::{TaskGroup, clock, secret};
+use godwit_base::{TaskGroup, clock, folder, secret};
 use godwit_driver::Driver;
 use godwit_store::journal::Journal;
 use godwit_store::{RemoteStore, Store};
 
 pub use config::{Config, DriverChoice, NetworkChoice, Raw};
 pub use error::Error;
+pub use needs::check;
 
 /// How long what is under way may take to end when the agent stops. Machines are not among it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,7 +61,8 @@ pub async fn run(config: Config, group: TaskGroup) -> Result<(), Error> {
 
 /// The same with a driver of one's own instead of the configured one.
 pub async fn run_with(config: Config, driver: Option<Arc<dyn Driver>>, group: TaskGroup) -> Result<(), Error> {
-    std::fs::create_dir_all(&config.data_dir).map_err(Error::io("make", &config.data_dir))?;
+    needs::demand(&config)?;
+    make_folders(&config)?;
     let identity = Arc::new(join::identify(&config, &group).await?);
     let organs = match driver {
         Some(driver) => organs::Organs::with_driver(&config, &identity, driver).await?,
@@ -67,6 +71,14 @@ pub async fn run_with(config: Config, driver: Option<Arc<dyn Driver>>, group: Ta
     let config = Arc::new(config);
     let parts = Parts::build(config, identity, Arc::new(organs))?;
     parts.run(group).await
+}
+
+/// What this host keeps, its Machines' writable layers and secrets among it, is closed to other users.
+fn make_folders(config: &Config) -> Result<(), Error> {
+    folder::private(&config.data_dir).map_err(Error::io("make", &config.data_dir))?;
+    let machines = config.data_dir.join("machines");
+    folder::own(&machines).map_err(Error::io("make", &machines))?;
+    folder::private_parent(&config.door_socket).map_err(Error::io("make the folder of", &config.door_socket))
 }
 
 /// Everything of an agent, before it runs.

@@ -2,10 +2,13 @@
 //! our own, configuration files, small durable files. It knows no Machine.
 
 pub mod backoff;
+pub mod check;
 pub mod clock;
 pub mod config;
 pub mod durable;
+pub mod folder;
 pub mod http;
+pub mod join_token;
 pub mod metrics;
 pub mod peer;
 pub mod secret;

@@ -11,7 +11,7 @@ use godwit_api::row::{GenerationRow, MachineRow, TokenRow, VolumeRow};
 use godwit_api::{ApiError, AppName, HostId, MachineId, VolumeId, keys};
 use godwit_base::http::client::Body;
 use godwit_base::metrics::Metrics;
-use godwit_base::{clock, durable, secret};
+use godwit_base::{clock, durable, folder, secret};
 use godwit_oci::{ContentStore, Limits};
 use godwit_store::{Compare, Heard, Options, SqliteStore, Store, StoreExt, Txn, TxnReply, follow, put_json};
 use tokio::sync::{Semaphore, watch};
@@ -34,6 +34,11 @@ const STORE_STALE: Duration = Duration::from_secs(5);
 const WAITS_MAX: usize = 4_096;
 /// Uploads at once: each holds a thread.
 const UPLOADS_MAX: usize = 4;
+/// What an operator reads in the log of the first start, and does next.
+const ADMIN_TOKEN_NEXT: &str =
+    "the first operator's token; on your workstation: `godwit config set token \"$(cat THIS_FILE)\"`";
+const JOIN_TOKEN_NEXT: &str =
+    "the token that admits hosts and edges; copy this file to each of them, where their join_token_file points";
 /// Host names that are looked for at once.
 const CHECKS_MAX: usize = 16;
 /// A transaction that loses its compare is decided anew so many times.
@@ -60,8 +65,7 @@ pub struct Control {
 impl Control {
     /// Opens the store and the images, writes the first tokens, and has the whole picture when it returns.
     pub async fn open(config: Config) -> Result<Arc<Self>, StartError> {
-        std::fs::create_dir_all(&config.data_dir)
-            .map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
+        folder::private(&config.data_dir).map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
         let store = SqliteStore::open(config.data_dir.join("store.db"), Options::default())?;
         if config.restored {
             // Watchers that knew the lost history must not take this copy for it.
@@ -78,8 +82,8 @@ impl Control {
         store: Arc<dyn Store>,
         images: Arc<ContentStore>,
     ) -> Result<Arc<Self>, StartError> {
-        let admin = token_file(&config.admin_token_file, "gwo")?;
-        let join = token_file(&config.join_token_file, "gwj")?;
+        let admin = token_file(&config.admin_token_file, "gwo", ADMIN_TOKEN_NEXT)?;
+        let join = token_file(&config.join_token_file, "gwj", JOIN_TOKEN_NEXT)?;
         write_admin_token(&*store, &admin).await?;
         begin_generation(&*store, config.restored).await?;
         let metrics = Metrics::new();
@@ -255,7 +259,7 @@ pub(crate) fn contended() -> ApiError {
 }
 
 /// The token in a file, drawn and written there first if there is none.
-fn token_file(path: &Path, prefix: &str) -> Result<String, StartError> {
+fn token_file(path: &Path, prefix: &str, what: &str) -> Result<String, StartError> {
     let failed = |source| StartError::Io { path: path.to_owned(), source };
     let stands = durable::read(path).map_err(failed)?;
     let stands = stands.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()).unwrap_or_default();
@@ -263,7 +267,9 @@ fn token_file(path: &Path, prefix: &str) -> Result<String, StartError> {
         return Ok(stands);
     }
     let token = secret::new_key(prefix);
+    folder::private_parent(path).map_err(failed)?;
     durable::write(path, format!("{token}\n").as_bytes(), 0o600).map_err(failed)?;
+    tracing::info!(path = %path.display(), "wrote {what}");
     Ok(token)
 }
 

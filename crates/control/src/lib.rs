@@ -16,11 +16,13 @@
 //! | `stalls` | which moves stand still, in memory |
 //! | `http`, `handlers` | the API, one file a noun |
 //! | `hosts`, `liveness` | calls to agents, and who is there |
+//! | `check` | what is looked at before a start |
 //! | `reconcile` | what follows from facts, without an input |
 
 mod acme;
 mod auth;
 mod certificates;
+mod check;
 pub mod config;
 mod control;
 mod counters;
@@ -54,6 +56,7 @@ use godwit_base::TaskGroup;
 use godwit_base::http::server::serve_tcp;
 use tokio::net::TcpListener;
 
+pub use check::check;
 pub use config::{Config, Raw};
 pub use control::Control;
 pub use http::router;

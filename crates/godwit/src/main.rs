@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 fn dispatch(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
-        Command::Run(command) => roles::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Run(command) => roles::run(command, &arguments.global),
         Command::Taster => roles::taster().map(|()| ExitCode::SUCCESS),
         Command::VolumeProcess { arguments } => Ok(roles::volume_process(&arguments)),
         Command::Dev(options) => dev::run(options, &arguments.global).map(|()| ExitCode::SUCCESS),

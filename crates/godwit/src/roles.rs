@@ -1,9 +1,11 @@
 //! `godwit run ROLE --config FILE`: one role in the foreground, until SIGTERM or SIGINT. It reads the configuration,
-//! opens the log, and hands both to the role's crate.
+//! opens the log, and hands both to the role's crate. `check` looks instead of running.
+
+mod check;
 
 use std::error::Error;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use godwit_base::task::terminated;
 use godwit_base::telemetry;
 use serde::de::DeserializeOwned;
 
+use crate::args::Global;
 use crate::error::{CliError, Result};
 
 /// What a role's own drain leaves behind is waited for so long.
@@ -20,12 +23,26 @@ const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// The role's configuration, TOML
+    /// The role's configuration, TOML (docs/configuration.md)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Look at the configuration and this machine, say what is missing, and start nothing
+    #[arg(long)]
+    check: bool,
     /// Write the log as JSON
     #[arg(long)]
     log_json: bool,
+}
+
+/// Of a role whose listening sockets can be handed over.
+#[derive(clap::Args)]
+pub struct ProxyOptions {
+    #[command(flatten)]
+    role: Options,
+    /// Go on in the place of the process that serves with the same data folder: it hands its listening sockets over,
+    /// and lets what it has in flight end. For upgrades
+    #[arg(long)]
+    take_over: bool,
 }
 
 #[derive(Subcommand)]
@@ -35,12 +52,19 @@ pub enum Command {
     /// Runs Machines on this host
     Agent(Options),
     /// This host's proxy
-    Door(Options),
+    Door(ProxyOptions),
     /// Takes traffic from outside
-    Edge(Options),
+    Edge(ProxyOptions),
 }
 
-pub fn run(command: Command) -> Result<()> {
+pub fn run(command: Command, global: &Global) -> Result<ExitCode> {
+    if let Some(looked) = check::wanted(&command, global.json) {
+        return looked;
+    }
+    start(command).map(|()| ExitCode::SUCCESS)
+}
+
+fn start(command: Command) -> Result<()> {
     match command {
         Command::Control(options) => {
             let config = configured::<godwit_control::Raw, godwit_control::Config>("control", &options)?;
@@ -60,16 +84,17 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::Door(options) => {
             use godwit_proxy::door::{DoorConfig, RawDoorConfig, run};
-            let config = configured::<RawDoorConfig, DoorConfig>("door", &options)?;
+            let config = configured::<RawDoorConfig, DoorConfig>("door", &options.role)?;
+            let config = DoorConfig { take_over: options.take_over, ..config };
             serve("door", async { run(config, stop_token()).await })
         }
         Command::Edge(options) => {
             use godwit_proxy::edge::{EdgeConfig, RawEdgeConfig, run};
-            let config = configured::<RawEdgeConfig, EdgeConfig>("edge", &options)?;
+            let config = configured::<RawEdgeConfig, EdgeConfig>("edge", &options.role)?;
             // The very program that runs now, whatever lies at its path meanwhile.
             let taster = Some(vec!["/proc/self/exe".to_owned(), TASTER.to_owned()]);
-            let config = EdgeConfig { taster, ..config };
-            serve("edge", async { run(config, stop_token(), reloads(options.config)).await })
+            let config = EdgeConfig { taster, take_over: options.take_over, ..config };
+            serve("edge", async { run(config, stop_token(), reloads(options.role.config)).await })
         }
     }
 }
@@ -108,12 +133,19 @@ where
     Config: TryFrom<Raw>,
     Config::Error: Error,
 {
-    let raw: Raw =
-        godwit_base::config::read(&options.config).map_err(|error| CliError::failed(telemetry::chain(&error)))?;
-    let config = Config::try_from(raw)
-        .map_err(|error| CliError::failed(format!("{}: {}", options.config.display(), telemetry::chain(&error))))?;
+    let config = read::<Raw, Config>(&options.config)?;
     telemetry::init(role, options.log_json);
     Ok(config)
+}
+
+fn read<Raw, Config>(path: &Path) -> Result<Config>
+where
+    Raw: DeserializeOwned,
+    Config: TryFrom<Raw>,
+    Config::Error: Error,
+{
+    let raw: Raw = godwit_base::config::read(path).map_err(|error| CliError::failed(telemetry::chain(&error)))?;
+    Config::try_from(raw).map_err(|error| CliError::failed(format!("{}: {}", path.display(), telemetry::chain(&error))))
 }
 
 fn serve<E: Error>(role: &str, work: impl Future<Output = Result<(), E>>) -> Result<()> {

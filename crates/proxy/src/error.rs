@@ -14,8 +14,17 @@ pub enum Error {
     File { path: PathBuf, source: std::io::Error },
     #[error("the identity in {} is damaged", path.display())]
     Identity { path: PathBuf, source: serde_json::Error },
-    #[error("control did not admit this edge")]
-    Join { source: godwit_base::http::client::CallError },
+    #[error(transparent)]
+    JoinToken(#[from] godwit_base::join_token::JoinTokenError),
+    #[error("control refused to admit this edge; is {token} control's join-token?")]
+    Join { token: String, source: godwit_base::http::client::CallError },
+    /// Nothing of it was touched.
+    #[error(
+        "another {role} is running (pid {pid}) with {}; stop it first, or start this one with --take-over to go on in its \
+         place without losing a connection",
+        folder.display()
+    )]
+    Running { role: &'static str, pid: i32, folder: PathBuf },
     /// A new process that did not become able to serve: the old one goes on.
     #[error("not ready to take over: {why}")]
     NotReady { why: &'static str },

@@ -31,6 +31,8 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::Error;
+
 /// The socket's name in a role's data folder.
 const FILE: &str = "handover.sock";
 const VERSION: u32 = 1;
@@ -121,16 +123,41 @@ impl Given {
     }
 }
 
+/// The pid of the process that serves with this data folder, if there is one: it made the socket that listens there.
+pub async fn serves(folder: &Path) -> io::Result<Option<i32>> {
+    let path = folder.join(FILE);
+    match UnixStream::connect(&path).await {
+        Ok(stream) => Ok(Some(stream.peer_cred()?.pid().unwrap_or(0))),
+        Err(error) if is_nobody(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Nobody serves, or whoever did is gone.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// What a new process gets of the one that serves with this data folder. Without `take_over` it gets nothing: one that serves
+/// is an error, for it is more likely a mistake than an upgrade.
+pub async fn begin(role: &'static str, folder: &Path, take_over: bool) -> Result<Option<Given>, Error> {
+    let unusable = |source| Error::File { path: folder.to_owned(), source };
+    if take_over {
+        return ask(folder).await.map_err(unusable);
+    }
+    match serves(folder).await.map_err(unusable)? {
+        Some(pid) => Err(Error::Running { role, pid, folder: folder.to_owned() }),
+        None => Ok(None),
+    }
+}
+
 /// Asks the process that serves with this data folder, if there is one.
 pub async fn ask(folder: &Path) -> io::Result<Option<Given>> {
     let path = folder.join(FILE);
     let received = tokio::task::spawn_blocking(move || {
         let stream = match BlockingStream::connect(&path) {
             Ok(stream) => stream,
-            // Nobody serves, or whoever did is gone.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                return Ok(None);
-            }
+            Err(error) if is_nobody(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         receive(stream).map(Some)
@@ -328,7 +355,10 @@ mod tests {
     async fn sockets_and_state_pass_and_who_dies_before_it_is_ready_changes_nothing() {
         let folder = tempfile::TempDir::new().unwrap();
         assert!(ask(folder.path()).await.unwrap().is_none(), "nobody is there");
+        assert!(begin("edge", folder.path(), false).await.unwrap().is_none());
         let mut giver = Giver::bind(folder.path()).unwrap();
+        let refused = begin("edge", folder.path(), false).await.err().unwrap();
+        assert!(matches!(refused, Error::Running { pid, .. } if pid == i32::try_from(std::process::id()).unwrap()));
         let sockets = Sockets::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();

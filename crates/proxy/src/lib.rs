@@ -8,6 +8,7 @@
 //! a start or a stop. It writes nothing but caches.
 
 pub mod access;
+pub mod check;
 pub mod choose;
 pub mod door;
 pub mod edge;

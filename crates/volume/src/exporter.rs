@@ -52,8 +52,11 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 #[serde(deny_unknown_fields)]
 pub struct ExportSpec {
     pub migration: String,
-    /// Port 0: any; `ExporterStatus` says which.
+    /// Port 0: any, or one of `ports`; `ExporterStatus` says which.
     pub listen: SocketAddr,
+    /// The first and the last port that may be taken where `listen` names none: those that a firewall lets through.
+    #[serde(default)]
+    pub ports: Option<(u16, u16)>,
     pub exports: Vec<ExportEntry>,
     pub tls: Option<ExportTls>,
     /// Where the keeper listens.
@@ -171,7 +174,7 @@ pub fn run(spec: ExportSpec, server: impl Fn() -> Command) -> Result<()> {
     // What cannot work is said now, not by servers that die again and again.
     spec.security()?;
     spec.exports.iter().try_for_each(|entry| entry.open().map(drop))?;
-    let listener = bind(spec.listen)?;
+    let listener = bind(spec.listen, spec.ports)?;
     let addr = listener.local_addr().map_err(VolumeError::io("asking for the port"))?;
     let shared = SharedBoard::create(ExportBoard::words(spec.exports.len()))?;
     let board = ExportBoard::map(&shared, spec.exports.len())?;
@@ -193,7 +196,10 @@ pub fn run(spec: ExportSpec, server: impl Fn() -> Command) -> Result<()> {
 }
 
 /// With SO_REUSEADDR, which the standard library sets: connections of an earlier life do not hold the port.
-fn bind(addr: SocketAddr) -> Result<TcpListener> {
+fn bind(addr: SocketAddr, ports: Option<(u16, u16)>) -> Result<TcpListener> {
+    if let Some((first, last)) = ports.filter(|_| addr.port() == 0) {
+        return first_free(addr, first, last);
+    }
     let deadline = Instant::now() + BIND_PATIENCE;
     loop {
         match TcpListener::bind(addr) {
@@ -203,6 +209,18 @@ fn bind(addr: SocketAddr) -> Result<TcpListener> {
             result => return result.map_err(VolumeError::io(format!("listening on {addr}"))),
         }
     }
+}
+
+/// Others may hold any of them; all of them in use is for the operator to mend.
+fn first_free(addr: SocketAddr, first: u16, last: u16) -> Result<TcpListener> {
+    for port in first..=last {
+        match TcpListener::bind(SocketAddr::new(addr.ip(), port)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            result => return result.map_err(VolumeError::io(format!("listening on {}, port {port}", addr.ip()))),
+        }
+    }
+    let all = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+    Err(VolumeError::io(format!("listening on {}: every port of {first}-{last} (export_ports)", addr.ip()))(all))
 }
 
 impl Keeper {
@@ -285,5 +303,22 @@ pub fn serve(spec: &ExportSpec, keeper_pid: u32) -> Result<()> {
     let _server = std::mem::ManuallyDrop::new(started.map_err(VolumeError::io("starting to serve"))?);
     loop {
         std::thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_free_port_of_the_range_is_taken_and_none_beyond_it() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let below = bind(any, None).unwrap();
+        let first = below.local_addr().unwrap().port();
+        let refused = bind(any, Some((first, first))).unwrap_err();
+        assert!(refused.to_string().contains(&format!("{first}-{first}")), "{refused}");
+        drop(below);
+        let taken = bind(any, Some((first, first))).unwrap();
+        assert_eq!(taken.local_addr().unwrap().port(), first);
     }
 }

@@ -74,6 +74,7 @@ struct VolumesConfig {
     dir: PathBuf,
     program: Vec<String>,
     listen: SocketAddr,
+    export_ports: (u16, u16),
     rate_bytes_per_s: u64,
 }
 
@@ -83,6 +84,7 @@ impl Volumes {
             dir: config.data_dir.join("volumes"),
             program: config.volume_program.clone(),
             listen: config.export_listen(),
+            export_ports: config.export_ports,
             rate_bytes_per_s: config.rate_bytes_per_s,
         };
         Self { config: Arc::new(config), filling: Arc::default(), locks: Arc::default() }

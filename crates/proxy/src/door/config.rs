@@ -32,6 +32,8 @@ pub struct DoorConfig {
     pub agent_socket: PathBuf,
     pub data_dir: PathBuf,
     pub upgrade_drain: Duration,
+    /// Goes on in the place of a door that serves with this `data_dir`; else such a one is an error.
+    pub take_over: bool,
 }
 
 impl TryFrom<RawDoorConfig> for DoorConfig {
@@ -48,6 +50,7 @@ impl TryFrom<RawDoorConfig> for DoorConfig {
             agent_socket: raw.agent_socket,
             data_dir: raw.data_dir,
             upgrade_drain: Duration::from_millis(raw.upgrade_drain_ms),
+            take_over: false,
         })
     }
 }

@@ -70,8 +70,8 @@ impl BoundDoor {
     pub async fn bind(config: DoorConfig) -> Result<Self, Error> {
         let folder = &config.data_dir;
         let unusable = |source| Error::File { path: folder.clone(), source };
-        std::fs::create_dir_all(folder).map_err(unusable)?;
-        let given = handover::ask(folder).await.map_err(unusable)?;
+        godwit_base::folder::private(folder).map_err(unusable)?;
+        let given = handover::begin("door", folder, config.take_over).await?;
         let sockets = Sockets::default();
         let name = format!("door {}", config.listen);
         let listener = crate::edge::open(given.as_ref(), &sockets, &name, config.listen).await?;

@@ -102,7 +102,7 @@ impl AccessLog {
     }
 
     /// Writes to `path` from now on (`-`: standard output), or not at all. A file that is there is opened anew, so that it
-    /// may be moved away before. One that cannot be opened leaves all as it was.
+    /// may be moved away before; its folder is made. One that cannot be opened leaves all as it was.
     pub async fn open(&self, path: Option<&Path>) -> Result<(), Error> {
         let (tell, told) = oneshot::channel();
         let order = Order::Open(path.map(Path::to_owned), tell);
@@ -209,6 +209,11 @@ fn open(path: Option<&Path>) -> io::Result<Option<Box<dyn Write + Send>>> {
     Ok(match path {
         None => None,
         Some(path) if path == Path::new(STDOUT) => Some(Box::new(io::stdout())),
-        Some(path) => Some(Box::new(OpenOptions::new().append(true).create(true).open(path)?)),
+        Some(path) => {
+            if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                std::fs::create_dir_all(folder)?;
+            }
+            Some(Box::new(OpenOptions::new().append(true).create(true).open(path)?))
+        }
     })
 }

@@ -153,6 +153,8 @@ pub struct EdgeConfig {
     pub max_apps: usize,
     /// Starts a process that tries updates aside (`taste`); `None`: they are read untried.
     pub taster: Option<Vec<String>>,
+    /// Goes on in the place of an edge that serves with this `snapshot_dir`; else such a one is an error.
+    pub take_over: bool,
 }
 
 /// Reads `addr:port`.
@@ -226,6 +228,7 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
             autostop_idle: Duration::from_millis(raw.autostop_idle_ms.unwrap_or(raw.autostop_interval_ms)),
             max_apps: raw.max_apps,
             taster: None,
+            take_over: false,
         })
     }
 }

@@ -42,6 +42,8 @@ pub async fn identity(config: &EdgeConfig, shutdown: &CancellationToken) -> Resu
         Some(Kept { id: Some(id), key: Some(key), .. }) => return Ok(Identity { id, key }),
         Some(kept) => kept,
         None => {
+            let unusable = |source| Error::File { path: path.clone(), source };
+            godwit_base::folder::private_parent(path).map_err(unusable)?;
             let incarnation = format!("{:032x}", godwit_base::secret::random_u128());
             let kept = Kept { incarnation, id: None, key: None };
             write(path, &kept)?;
@@ -83,7 +85,7 @@ async fn join(config: &EdgeConfig, incarnation: &str) -> Result<Identity, Error>
                     godwit_base::http::client::CallError::Answered(error) if error.is_callers_fault()
                 );
                 if refused {
-                    return Err(Error::Join { source });
+                    return Err(Error::Join { token: token_place(config), source });
                 }
                 tracing::info!(error = godwit_base::telemetry::chain(&source), "control did not answer; joining again");
                 tokio::time::sleep(backoff.next_wait()).await;
@@ -99,8 +101,13 @@ fn join_token(config: &EdgeConfig) -> Result<String, Error> {
     let Some(path) = &config.join_token_file else {
         return Err(Error::config("join_token", "it is needed, or join_token_file, until the edge has joined"));
     };
-    let token = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.clone(), source })?;
-    Ok(token.trim().to_owned())
+    Ok(godwit_base::join_token::read(path)?)
+}
+
+/// Where the refused token came from.
+fn token_place(config: &EdgeConfig) -> String {
+    let file = config.join_token_file.as_ref().filter(|_| config.join_token.is_none());
+    file.map_or_else(|| "join_token of the configuration".to_owned(), |path| path.display().to_string())
 }
 
 fn read(path: &Path) -> Result<Option<Kept>, Error> {

@@ -186,12 +186,22 @@ pub(crate) async fn open(
     Ok(listener)
 }
 
+/// Folders that an operator fills, or reads. An edge serves without them, so a failure is a warning, once.
+fn make_folders(config: &EdgeConfig) {
+    if let Some(folder) = &config.certificates_dir
+        && let Err(error) = godwit_base::folder::private(folder)
+    {
+        tracing::warn!(folder = %folder.display(), %error, "cannot make the folder of certificates");
+    }
+}
+
 impl BoundEdge {
     pub async fn bind(config: EdgeConfig) -> Result<Self, Error> {
         let folder = &config.snapshot_dir;
         let unusable = |source| Error::File { path: folder.clone(), source };
-        std::fs::create_dir_all(folder).map_err(unusable)?;
-        let given = handover::ask(folder).await.map_err(unusable)?;
+        godwit_base::folder::private(folder).map_err(unusable)?;
+        make_folders(&config);
+        let given = handover::begin("edge", folder, config.take_over).await?;
         let sockets = Sockets::default();
         let (mut http, mut https) = (Vec::new(), Vec::new());
         for (number, addr) in config.listen_http.iter().enumerate() {

@@ -4,11 +4,13 @@
 //! Nothing here is the truth: a file that cannot be read is passed over.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use godwit_api::ids::AppName;
 use godwit_api::route::RouteRow;
+use godwit_base::telemetry::Spell;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -41,13 +43,14 @@ struct Dirty {
 pub struct Snapshots {
     folder: PathBuf,
     dirty: Mutex<Dirty>,
+    unwritten: Spell,
 }
 
 impl Snapshots {
     pub fn new(folder: &Path) -> Result<Self, Error> {
         let apps = folder.join("apps");
         std::fs::create_dir_all(&apps).map_err(|source| Error::File { path: apps, source })?;
-        Ok(Self { folder: folder.to_owned(), dirty: Mutex::default() })
+        Ok(Self { folder: folder.to_owned(), dirty: Mutex::default(), unwritten: Spell::default() })
     }
 
     /// With the Unix milliseconds of its writing.
@@ -81,13 +84,24 @@ impl Snapshots {
     pub fn write(&self, directory: impl FnOnce() -> Directory, rows: impl Fn(&AppName) -> Option<Rows>) {
         let dirty = std::mem::take(&mut *self.lock());
         if dirty.directory {
-            write(&self.folder.join("directory.json"), directory());
+            self.keep(&self.folder.join("directory.json"), directory());
         }
         for app in dirty.apps {
             match rows(&app) {
-                Some(rows) => write(&self.app_path(&app), rows),
+                Some(rows) => self.keep(&self.app_path(&app), rows),
                 None => continue,
             }
+        }
+    }
+
+    /// A disk that fails fails for every app: it is told once.
+    fn keep<T: Serialize>(&self, path: &Path, value: T) {
+        match write(path, value) {
+            Ok(()) => drop(self.unwritten.ends()),
+            Err(error) if self.unwritten.begins() => {
+                tracing::warn!(path = %path.display(), %error, "cannot keep routes; they are served from memory");
+            }
+            Err(_) => {}
         }
     }
 
@@ -109,10 +123,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<(u64, T)> {
     }
 }
 
-fn write<T: Serialize>(path: &Path, value: T) {
+fn write<T: Serialize>(path: &Path, value: T) -> io::Result<()> {
     let stamped = Stamped { written_at_ms: godwit_base::clock::unix_ms(), value };
     let bytes = serde_json::to_vec(&stamped).unwrap_or_default();
-    if let Err(error) = godwit_base::durable::write(path, &bytes, 0o600) {
-        tracing::warn!(path = %path.display(), %error, "cannot keep a route");
-    }
+    // Somebody may have cleared it away meanwhile.
+    godwit_base::folder::private_parent(path)?;
+    godwit_base::durable::write(path, &bytes, 0o600)
 }

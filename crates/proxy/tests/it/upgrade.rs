@@ -101,6 +101,7 @@ async fn a_process_of_its_own() {
         listen_https: vec![https],
         listen_admin: admin,
         join_token: Some(TOKEN.into()),
+        take_over: true,
         ..edge_config(folder, &Setup::default())
     };
     match serde_json::from_str(&role).unwrap() {
@@ -122,7 +123,7 @@ async fn a_process_of_its_own() {
                 data_dir: folder,
                 upgrade_drain_ms: 60_000,
             };
-            let config = DoorConfig::try_from(raw).unwrap();
+            let config = DoorConfig { take_over: true, ..DoorConfig::try_from(raw).unwrap() };
             BoundDoor::bind(config).await.unwrap().serve(shutdown).await.unwrap();
         }
     }

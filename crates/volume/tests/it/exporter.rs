@@ -55,6 +55,7 @@ impl Scene {
         let spec = ExportSpec {
             migration: "mig_1".to_owned(),
             listen: "127.0.0.1:0".parse().expect("an address"),
+            ports: None,
             exports: vec![entry],
             tls: Some(ExportTls { certificates: path("cert.pem"), key: path("key.pem"), trusted: path("peer.pem") }),
             control: path("export.sock"),

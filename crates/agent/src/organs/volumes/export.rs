@@ -25,6 +25,7 @@ impl Volumes {
         let dir = self.dir(volume).join("export");
         let path = dir.join("export.json");
         let (raw, listen) = (self.raw(volume), self.config.listen);
+        let ports = self.config.export_ports;
         let (placed_id, size_bytes) = (placed.id.clone(), placed.size_bytes);
         let (migration, client) = (migration.to_owned(), client_certificate.to_owned());
         let prepared = {
@@ -47,6 +48,7 @@ impl Volumes {
                         let spec = ExportSpec {
                             migration,
                             listen,
+                            ports: Some(ports),
                             exports: vec![export],
                             tls: Some(ExportTls {
                                 certificates: dir.join("server.pem"),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use godwit_base::telemetry::Spell;
+
 use super::Tls;
 use super::certificates::Certificate;
 
@@ -29,7 +31,13 @@ struct Stamp {
     length: u64,
 }
 
-pub type Files = BTreeMap<PathBuf, Known>;
+/// What is served of the folder.
+#[derive(Default)]
+pub struct Files {
+    known: BTreeMap<PathBuf, Known>,
+    /// The folder cannot be listed.
+    unlisted: Spell,
+}
 
 /// Keeps what is served in step with the folder, for ever.
 pub async fn follow(tls: Arc<Tls>, folder: PathBuf, mut files: Files) {
@@ -41,7 +49,7 @@ pub async fn follow(tls: Arc<Tls>, folder: PathBuf, mut files: Files) {
 
 /// What is there when an edge starts.
 pub async fn first_look(tls: &Arc<Tls>, folder: &Path) -> Files {
-    look_again(tls.clone(), folder.to_owned(), Files::new()).await
+    look_again(tls.clone(), folder.to_owned(), Files::default()).await
 }
 
 async fn look_again(tls: Arc<Tls>, folder: PathBuf, mut files: Files) -> Files {
@@ -55,12 +63,21 @@ async fn look_again(tls: Arc<Tls>, folder: PathBuf, mut files: Files) -> Files {
 
 fn look(tls: &Tls, folder: &Path, files: &mut Files) {
     let found = match list(folder) {
-        Ok(found) => found,
+        Ok(found) => {
+            if files.unlisted.ends() {
+                tracing::info!(folder = %folder.display(), "certificates can be listed again");
+            }
+            found
+        }
         Err(error) => {
-            tracing::warn!(folder = %folder.display(), %error, "cannot list certificates");
+            // It is looked at each second; what was served before is served on.
+            if files.unlisted.begins() {
+                tracing::warn!(folder = %folder.display(), %error, "cannot list certificates");
+            }
             return;
         }
     };
+    let files = &mut files.known;
     let mut changed = false;
     files.retain(|path, _| {
         let stays = found.contains_key(path);
