@@ -32,6 +32,10 @@ pub enum Error {
     Network(#[from] godwit_net::Error),
     #[error("images cannot be used")]
     Images(#[from] godwit_oci::Error),
+    #[error("this host's agent runs (it answers at {}); stop it and its door first", socket.display())]
+    StillRuns { socket: PathBuf },
+    #[error("volume {volume} cannot be removed")]
+    CleanVolume { volume: godwit_api::ids::MachineId, source: crate::organs::volumes::VolumeFault },
     #[error("the agent was told to stop before it had joined")]
     Stopped,
 }

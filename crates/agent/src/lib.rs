@@ -12,11 +12,13 @@
 //! | `pull`, `facts` | desire comes down, fact goes up |
 //! | `checks` | health |
 //! | `join`, `config`, `crash` | who this host is, how it is set up, how the lab kills it |
+//! | `clean` | taking all of the platform off a host |
 //! | `needs` | what the machine must have, and what is missing |
 
 mod adopt;
 mod api;
 mod checks;
+pub mod clean;
 mod config;
 pub mod crash;
 mod door;

@@ -2,6 +2,7 @@
 //! opens the log, and hands both to the role's crate. `check` looks instead of running.
 
 mod check;
+mod clean;
 
 use std::error::Error;
 use std::future::Future;
@@ -34,6 +35,15 @@ pub struct Options {
     log_json: bool,
 }
 
+#[derive(clap::Args)]
+pub struct AgentOptions {
+    #[command(flatten)]
+    role: Options,
+    /// End every Machine of this host and delete all that is the platform's, volumes too; asks first
+    #[arg(long, conflicts_with = "check")]
+    clean: bool,
+}
+
 /// Of a role whose listening sockets can be handed over.
 #[derive(clap::Args)]
 pub struct ProxyOptions {
@@ -50,7 +60,7 @@ pub enum Command {
     /// The API, placement and the fleet's state
     Control(Options),
     /// Runs Machines on this host
-    Agent(Options),
+    Agent(AgentOptions),
     /// This host's proxy
     Door(ProxyOptions),
     /// Takes traffic from outside
@@ -60,6 +70,9 @@ pub enum Command {
 pub fn run(command: Command, global: &Global) -> Result<ExitCode> {
     if let Some(looked) = check::wanted(&command, global.json) {
         return looked;
+    }
+    if let Command::Agent(AgentOptions { role, clean: true }) = &command {
+        return clean::agent(&role.config, global).map(|()| ExitCode::SUCCESS);
     }
     start(command).map(|()| ExitCode::SUCCESS)
 }
@@ -71,7 +84,7 @@ fn start(command: Command) -> Result<()> {
             serve("control", godwit_control::run(config, terminated()))
         }
         Command::Agent(options) => {
-            let config = configured::<godwit_agent::Raw, godwit_agent::Config>("agent", &options)?;
+            let config = configured::<godwit_agent::Raw, godwit_agent::Config>("agent", &options.role)?;
             serve("agent", async {
                 let group = TaskGroup::new();
                 let stopping = group.token();

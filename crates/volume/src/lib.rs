@@ -20,6 +20,7 @@ pub mod schedule;
 pub mod shm;
 pub mod source;
 pub mod spec;
+pub mod traces;
 
 pub use device::{CloneConfig, CloneDevice, CloneParts, CloneStatus};
 pub use error::{Result, VolumeError};

@@ -12,7 +12,8 @@ use crate::error::Result;
 /// What the looks found, if the command asks for them.
 pub fn wanted(command: &Command, json: bool) -> Option<Result<ExitCode>> {
     let options = match command {
-        Command::Control(options) | Command::Agent(options) => options,
+        Command::Control(options) => options,
+        Command::Agent(options) => &options.role,
         Command::Door(options) | Command::Edge(options) => &options.role,
     };
     options.check.then(|| report(&looks(command, options)?, json))
