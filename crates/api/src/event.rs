@@ -47,3 +47,53 @@ pub struct ExitEvent {
     /// RFC 3339.
     pub exited_at: String,
 }
+
+/// The signals that end processes (signal(7), Linux on x86-64 and aarch64).
+const SIGNALS: [(i32, &str); 14] = [
+    (1, "SIGHUP"),
+    (2, "SIGINT"),
+    (3, "SIGQUIT"),
+    (4, "SIGILL"),
+    (5, "SIGTRAP"),
+    (6, "SIGABRT"),
+    (7, "SIGBUS"),
+    (8, "SIGFPE"),
+    (9, "SIGKILL"),
+    (11, "SIGSEGV"),
+    (13, "SIGPIPE"),
+    (14, "SIGALRM"),
+    (15, "SIGTERM"),
+    (31, "SIGSYS"),
+];
+
+impl ExitEvent {
+    /// How it ended, in plain English: `exited with code 3`, `killed: out of memory`.
+    pub fn words(&self) -> String {
+        let name = SIGNALS.iter().find(|(number, _)| *number == self.signal).map(|(_, name)| *name);
+        match (self.signal, name) {
+            _ if self.oom_killed => "killed: out of memory (raise config.guest.memory_mb)".to_owned(),
+            (signal, _) if signal < 0 => "ended unseen: its host, or what held it there, died".to_owned(),
+            (0, _) if self.exit_code < 0 => "did not start".to_owned(),
+            (0, _) => format!("exited with code {}", self.exit_code),
+            (_, Some(name)) => format!("ended by {name}"),
+            (number, None) => format!("ended by signal {number}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_in_plain_english_and_never_as_signal_0() {
+        let exit = |exit_code, signal| ExitEvent { exit_code, signal, ..ExitEvent::default() };
+        assert_eq!(exit(3, 0).words(), "exited with code 3");
+        assert_eq!(exit(137, 9).words(), "ended by SIGKILL");
+        assert_eq!(exit(171, 43).words(), "ended by signal 43");
+        assert_eq!(exit(-1, 0).words(), "did not start");
+        assert!(exit(-1, -1).words().starts_with("ended unseen"));
+        let oom = ExitEvent { oom_killed: true, ..exit(137, 9) };
+        assert!(oom.words().starts_with("killed: out of memory"));
+    }
+}

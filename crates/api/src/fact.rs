@@ -66,6 +66,9 @@ pub struct MachineFact {
     /// Set when the host refused the placement for good (journaled): control may place again elsewhere.
     #[serde(default)]
     pub refused: Option<String>,
+    /// A version that the host could not take: it keeps the one that it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_update: Option<RefusedUpdate>,
     /// The host has it and keeps it: false before, after a refusal, and after a handoff.
     #[serde(default)]
     pub held: bool,
@@ -75,6 +78,13 @@ pub struct MachineFact {
     /// Of a volume.
     #[serde(default)]
     pub volume: Option<VolumeFact>,
+}
+
+/// An update that was dropped, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedUpdate {
+    pub instance_id: InstanceId,
+    pub reason: String,
 }
 
 pub const EVENTS_PUBLISHED: usize = 20;

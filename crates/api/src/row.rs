@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::MachineConfig;
+use crate::event::MachineEvent;
 use crate::ids::{AppName, EdgeId, Epoch, HostId, InstanceId, MachineId, MigrationId, VolumeId};
 use crate::machine::ImageRef;
 use crate::migration::{MigrationEvent, MigrationPhase, MigrationProgress};
@@ -49,9 +50,50 @@ pub struct MachineRow {
     /// The highest number of this generation that was ever promised for it: a move promises two, used or not.
     #[serde(default)]
     pub epoch_used: u64,
+    /// What stands of each version in `versions` beside its configuration, by which it is put back when its host will
+    /// not take a newer one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<OlderVersion>,
+    #[serde(default, skip_serializing_if = "Refusals::is_empty")]
+    pub refusals: Refusals,
+    /// What hosts told that tell no more: those that refused it, and, once it is destroyed, its last. Newest first,
+    /// bounded by `EVENTS_PUBLISHED`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<MachineEvent>,
 }
 
 pub const VERSIONS_KEPT: usize = 16;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OlderVersion {
+    pub instance_id: InstanceId,
+    pub name: String,
+    pub image_ref: ImageRef,
+    pub skip_service_registration: bool,
+}
+
+/// Hosts that would not take something since its owner last changed it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    pub count: u32,
+    /// Which, and when (Unix milliseconds): newest first, bounded by `REFUSALS_KEPT`.
+    pub by: Vec<(HostId, u64)>,
+}
+
+pub const REFUSALS_KEPT: usize = 64;
+
+impl Refusals {
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub fn add(&mut self, host: HostId, at_ms: u64) {
+        self.count = self.count.saturating_add(1);
+        self.by.retain(|(known, _)| *known != host);
+        self.by.insert(0, (host, at_ms));
+        self.by.truncate(REFUSALS_KEPT);
+    }
+}
 
 /// What one host is to hold: the row that its agent pulls. `destroy` makes it a tombstone, which stays until the
 /// host has acknowledged it.
@@ -109,6 +151,8 @@ pub struct VolumeRow {
     /// The highest number of this generation that was ever promised for it: a move promises two, used or not.
     #[serde(default)]
     pub epoch_used: u64,
+    #[serde(default, skip_serializing_if = "Refusals::is_empty")]
+    pub refusals: Refusals,
 }
 
 /// A move as control knows it (`keys::migration`). Rows that have ended are kept for a while, to be shown.

@@ -155,6 +155,13 @@ impl Control {
         self.changed.subscribe()
     }
 
+    /// Waits until the picture is so, at most so long; false when it is not.
+    pub(crate) async fn sees(&self, bound: Duration, is_so: impl Fn(&World) -> bool) -> bool {
+        let mut changes = self.changes();
+        let seen = changes.wait_for(|_| is_so(&self.world()));
+        matches!(tokio::time::timeout(bound, seen).await, Ok(Ok(_)))
+    }
+
     /// Commits, and returns once the picture holds what was committed (or what made it fail).
     pub(crate) async fn commit(&self, txn: Txn) -> Result<TxnReply, ApiError> {
         let reply = self.store.txn(txn).await.map_err(store_error)?;

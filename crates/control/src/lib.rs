@@ -43,6 +43,7 @@ mod routes;
 mod stalls;
 mod subject;
 mod validate;
+mod versions;
 mod view;
 mod volumes;
 pub mod world;

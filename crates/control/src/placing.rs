@@ -10,7 +10,7 @@ use godwit_api::fact::Resources;
 use godwit_api::host::PlaceReply;
 use godwit_api::machine::ImageRef;
 use godwit_api::migration::MigrationPhase;
-use godwit_api::row::{LeaseRow, MachineRow, Placement, PortRow, VolumeRow};
+use godwit_api::row::{LeaseRow, MachineRow, Placement, PortRow, Refusals, VolumeRow};
 use godwit_api::{ApiError, AppName, Epoch, HostId, InstanceId, MachineId, keys};
 use godwit_base::http::client::CallError;
 use godwit_base::{clock, secret};
@@ -21,8 +21,9 @@ use godwit_store::{Compare, Op, Txn, put_json};
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app, store_error};
 use crate::mounts::{self, Claim};
 use crate::place::{NoHost, RESERVED, Request};
-use crate::subject::{Change, Place, Subject, machine_placement};
+use crate::subject::{Change, Place, Refused, Subject, machine_placement};
 use crate::validate::raw_ports;
+use crate::view;
 use crate::world::{Known, World};
 
 /// A host whose answer was lost is asked so many times while the client waits; after that the host's own pull and
@@ -164,6 +165,9 @@ impl Control {
             destroyed_at_ms: None,
             moving: None,
             epoch_used: 1,
+            older: Vec::new(),
+            refusals: Refusals::default(),
+            events: Vec::new(),
         };
         let placement = machine_placement(&row, &app.network, draft.launch);
         let (machine_key, name_key) = (keys::machine(&row.app, &row.id), keys::machine_name(&row.app, &row.name));
@@ -234,7 +238,14 @@ impl Control {
                     Ok(host) => host,
                     Err(why) => return Ok(Replaced::Nowhere(why)),
                 };
-                let txn = replacing(&world, &subject, &old, &host)?;
+                let now_ms = clock::unix_ms();
+                let told = world.fact(&old.host, id).filter(|fact| fact.epoch == old.epoch);
+                let refused = Refused {
+                    host: old.host.clone(),
+                    at_ms: now_ms,
+                    events: told.map(|fact| fact.events.clone()).unwrap_or_default(),
+                };
+                let txn = replacing(&world, &subject, &old, &host, refused)?;
                 world.snapshot.placed(&host, id, app, need, RESERVED);
                 (host, txn)
             };
@@ -335,10 +346,15 @@ impl Control {
             let mut txn = Txn::of([Op::delete(placement_key.clone())])
                 .when(Compare::unchanged(subject.key(), subject.revision()))
                 .when(Compare::unchanged(placement_key, revision));
+            let told = world.fact(subject.host(), &subject.carrier()).map(|fact| fact.events.clone());
             txn.then.push(match (destroyed_at_ms, subject) {
                 (None, _) => Op::delete(subject.key()),
                 (at, Subject::Machine(row)) => {
-                    json(subject.key(), &MachineRow { destroyed_at_ms: at, ..(*row.value).clone() })?
+                    // What its host told goes with its fact: the exit code of a job is asked for after its end.
+                    let events = view::merged(told.as_deref().unwrap_or_default(), &row.events);
+                    let (versions, older) = (Vec::new(), Vec::new());
+                    let last = MachineRow { destroyed_at_ms: at, events, versions, older, ..(*row.value).clone() };
+                    json(subject.key(), &last)?
                 }
                 (at, Subject::Volume(row)) => {
                     json(subject.key(), &VolumeRow { destroyed_at_ms: at, ..(*row.value).clone() })?
@@ -379,12 +395,19 @@ pub(crate) fn held_by(row: &VolumeRow, machine: &MachineId) -> ApiError {
 }
 
 /// The rows by which what was refused goes to another host.
-fn replacing(world: &World, subject: &Subject, old: &Known<Placement>, host: &HostId) -> Result<Txn, ApiError> {
+fn replacing(
+    world: &World,
+    subject: &Subject,
+    old: &Known<Placement>,
+    host: &HostId,
+    refused: Refused,
+) -> Result<Txn, ApiError> {
     let host_row = world.hosts.get(host).ok_or_else(contended)?;
     let epoch = subject.next_epoch(world.generation_number());
     let place = Place { host: host.clone(), region: host_row.region.clone(), epoch };
     let placement = subject.placement(&place, &old.network, old.launch);
-    let change = Change { place: Some(place), moving: None, epoch_used: epoch.n, now_ms: clock::unix_ms() };
+    let now_ms = refused.at_ms;
+    let change = Change { place: Some(place), moving: None, refused: Some(refused), epoch_used: epoch.n, now_ms };
     let old_key = keys::placement(&old.host, &old.machine);
     let mut txn = Txn::of([subject.changed(&change)?])
         .when(Compare::unchanged(subject.key(), subject.revision()))

@@ -1,14 +1,16 @@
 //! What has a placement: a Machine, or a volume, which hosts hold like a Machine without a process. What placing,
 //! settling and moving have in common over both stands here, so that there is one mechanism. Pure.
 
+use godwit_api::event::MachineEvent;
 use godwit_api::fact::Resources;
-use godwit_api::row::{MachineRow, Placement, VolumeRow};
+use godwit_api::row::{MachineRow, Placement, Refusals, VolumeRow};
 use godwit_api::volume::{GB_BYTES, PlacedVolume};
 use godwit_api::{ApiError, AppName, Epoch, HostId, InstanceId, MachineId, MigrationId, keys};
 use godwit_machine::capacity;
 use godwit_store::Op;
 
 use crate::placing::json;
+use crate::view;
 use crate::world::Known;
 
 #[derive(Debug, Clone)]
@@ -31,9 +33,18 @@ pub struct Change {
     pub place: Option<Place>,
     /// The move that it is in from now on, or none.
     pub moving: Option<Option<MigrationId>>,
+    /// By whom it was refused where it stood, and what that host told of it.
+    pub refused: Option<Refused>,
     /// The highest number of an epoch that is promised by this transaction.
     pub epoch_used: u64,
     pub now_ms: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub host: HostId,
+    pub at_ms: u64,
+    pub events: Vec<MachineEvent>,
 }
 
 impl Subject {
@@ -111,6 +122,12 @@ impl Subject {
             Self::Volume(row) => row.destroyed_at_ms.is_some(),
         }
     }
+    pub fn refusals(&self) -> &Refusals {
+        match self {
+            Self::Machine(row) => &row.refusals,
+            Self::Volume(row) => &row.refusals,
+        }
+    }
     /// It keeps to its host whatever that says: a Machine with volumes, and a volume that a Machine holds.
     pub fn is_bound(&self) -> bool {
         match self {
@@ -176,6 +193,10 @@ fn machine_with(row: &MachineRow, change: &Change) -> MachineRow {
     if let Some(moving) = &change.moving {
         next.moving = moving.clone();
     }
+    if let Some(Refused { host, at_ms, events }) = &change.refused {
+        next.refusals.add(host.clone(), *at_ms);
+        next.events = view::merged(events, &row.events);
+    }
     next.epoch_used = next.epoch_used.max(change.epoch_used);
     next
 }
@@ -188,6 +209,9 @@ fn volume_with(row: &VolumeRow, change: &Change) -> VolumeRow {
     }
     if let Some(moving) = &change.moving {
         next.moving = moving.clone();
+    }
+    if let Some(Refused { host, at_ms, .. }) = &change.refused {
+        next.refusals.add(host.clone(), *at_ms);
     }
     next.epoch_used = next.epoch_used.max(change.epoch_used);
     next

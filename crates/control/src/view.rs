@@ -3,12 +3,15 @@
 use godwit_api::app::{App, ListedApp, Organization};
 use godwit_api::config::{MachineConfig, Mount};
 use godwit_api::event::MachineEvent;
-use godwit_api::fact::{HostFact, MachineFact};
+use godwit_api::fact::{EVENTS_PUBLISHED, HostFact, MachineFact};
 use godwit_api::fleet::Host;
 use godwit_api::machine::{Machine, MachineState};
 use godwit_api::row::{AppRow, HostRow, MachineRow, Placement, VolumeRow};
 use godwit_api::volume::{GB_BYTES, Volume};
 use godwit_base::clock::rfc3339;
+
+/// A Machine that so many hosts have refused, one after the other, is `failed` until its owner changes it.
+pub const PLACEMENTS_MAX: u32 = 24;
 
 /// What control knows of a host's being there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +38,12 @@ pub fn state(row: &MachineRow, placement: Option<&Placement>, fact: Option<&Mach
         return MachineState::Destroyed;
     }
     let told = fact.filter(|fact| fact.refused.is_none());
+    // Destroyed is what has given back all that it held: its name, its address, its volumes.
     if placement.is_some_and(|placement| placement.destroy) {
-        return match told.map(|fact| fact.state) {
-            Some(MachineState::Destroyed) => MachineState::Destroyed,
-            _ => MachineState::Destroying,
-        };
+        return MachineState::Destroying;
+    }
+    if fact.is_some_and(|fact| fact.refused.is_some()) && row.refusals.count >= PLACEMENTS_MAX {
+        return MachineState::Failed;
     }
     // In a move the target may not have told anything yet: what it is about to be.
     let expected = match (&row.moving, placement) {
@@ -50,13 +54,18 @@ pub fn state(row: &MachineRow, placement: Option<&Placement>, fact: Option<&Mach
     match told {
         None => expected,
         Some(fact) if fact.state == MachineState::Created => expected,
-        Some(fact) if fact.instance_id != row.instance_id && !is_final(fact.state) => MachineState::Replacing,
+        Some(fact) if matches!(fact.state, MachineState::Destroying | MachineState::Destroyed) => {
+            MachineState::Destroying
+        }
+        Some(fact) if is_pending(row, fact) => MachineState::Replacing,
         Some(fact) => fact.state,
     }
 }
 
-fn is_final(state: MachineState) -> bool {
-    matches!(state, MachineState::Destroying | MachineState::Destroyed | MachineState::Failed)
+/// Is the host about to take another version than the one that it holds?
+pub fn is_pending(row: &MachineRow, fact: &MachineFact) -> bool {
+    let refused = fact.refused_update.as_ref().is_some_and(|refused| refused.instance_id == row.instance_id);
+    fact.instance_id != row.instance_id && !refused
 }
 
 /// `mounts`: with the names and sizes of their volumes.
@@ -89,10 +98,17 @@ pub fn machine(
     }
 }
 
-/// The host's events; before it has any, that the Machine was created.
+/// Newer and older events, newest first, each once.
+pub fn merged(newer: &[MachineEvent], older: &[MachineEvent]) -> Vec<MachineEvent> {
+    let older = older.iter().filter(|event| newer.iter().all(|known| known.id != event.id));
+    newer.iter().chain(older).take(EVENTS_PUBLISHED).cloned().collect()
+}
+
+/// The events of its host, and of those that have told their last; before there are any, that the Machine was created.
 pub fn events(row: &MachineRow, fact: Option<&MachineFact>) -> Vec<MachineEvent> {
-    match fact.map(|fact| &fact.events) {
-        Some(events) if !events.is_empty() => events.clone(),
+    let told = fact.map(|fact| fact.events.as_slice()).unwrap_or_default();
+    match merged(told, &row.events) {
+        events if !events.is_empty() => events,
         _ => vec![MachineEvent {
             id: format!("{}-created", row.instance_id),
             kind: "launch".into(),

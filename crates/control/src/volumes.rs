@@ -1,6 +1,10 @@
 //! A new volume's rows: it is placed like a Machine, by the room that it needs, and nothing else of it differs.
 
-use godwit_api::row::VolumeRow;
+use std::time::Duration;
+
+use godwit_api::config::Mount;
+use godwit_api::machine::MachineState;
+use godwit_api::row::{Refusals, VolumeRow};
 use godwit_api::volume::VolumeFs;
 use godwit_api::{ApiError, AppName, HostId, InstanceId, VolumeId, keys};
 use godwit_base::clock;
@@ -10,7 +14,13 @@ use crate::control::{Control, contended, no_app};
 use crate::place::Request;
 use crate::placing::{choose, first_epoch, generation_unchanged, json, no_room};
 use crate::subject::{volume_need, volume_placement};
+use crate::view;
 use crate::world::{Known, World};
+
+/// A new volume's file takes its host less than a second; one that takes longer is told as `creating`.
+const READY_WAIT: Duration = Duration::from_secs(10);
+/// A Machine that is asked to stop may take its time; one that is killed does not.
+const FREE_WAIT: Duration = Duration::from_secs(10);
 
 /// A volume that was validated and has no host yet.
 pub(crate) struct Draft {
@@ -37,8 +47,45 @@ impl Control {
         });
         let placement = written.await?;
         self.find_taker(placement).await?;
+        // Whoever hears of it mounts it at once.
+        self.sees(READY_WAIT, |world| world.volume(&draft.app, &draft.id).is_none_or(|row| !is_on_its_way(world, row)))
+            .await;
         self.volume_row(&draft.app, &draft.id)
     }
+
+    /// A volume that is about to be ready, or about to be let go by a Machine that is being destroyed, is waited for.
+    pub(crate) async fn await_mounts(&self, app: &AppName, mounts: &[Mount]) {
+        let ids: Vec<VolumeId> = mounts.iter().filter_map(|mount| mount.volume.parse().ok()).collect();
+        if ids.is_empty() {
+            return;
+        }
+        let waits = |world: &World, id: &VolumeId| {
+            world.volume(app, id).is_some_and(|row| is_on_its_way(world, row) || is_about_to_be_free(world, row))
+        };
+        self.sees(READY_WAIT, |world| !ids.iter().any(|id| waits(world, id))).await;
+    }
+
+    /// Waits until a volume whose Machine is being destroyed is free.
+    pub(crate) async fn await_free(&self, app: &AppName, id: &VolumeId) {
+        let waits = |world: &World| world.volume(app, id).is_some_and(|row| is_about_to_be_free(world, row));
+        self.sees(FREE_WAIT, |world| !waits(world)).await;
+    }
+}
+
+/// Accepted by a host that has not said that it is there.
+fn is_on_its_way(world: &World, row: &VolumeRow) -> bool {
+    let placement = world.placement(&row.host, &row.id.carrier()).map(|placement| &**placement);
+    view::volume_state(row, placement, world.volume_fact(row).map(|fact| &**fact)) == "creating"
+}
+
+/// Held by a Machine that is being destroyed, or is destroyed and gives back what it held.
+fn is_about_to_be_free(world: &World, row: &VolumeRow) -> bool {
+    let holder = row.machine.as_ref().and_then(|machine| world.machine(&row.app, machine));
+    holder.is_some_and(|holder| {
+        let placement = world.placement(&holder.host, &holder.id).map(|placement| &**placement);
+        let fact = world.fact_of(holder).map(|fact| &**fact);
+        matches!(view::state(holder, placement, fact), MachineState::Destroying | MachineState::Destroyed)
+    })
 }
 
 fn new_rows(world: &World, draft: &Draft, host: &HostId) -> Result<Txn, ApiError> {
@@ -61,6 +108,7 @@ fn new_rows(world: &World, draft: &Draft, host: &HostId) -> Result<Txn, ApiError
         destroyed_at_ms: None,
         moving: None,
         epoch_used: 1,
+        refusals: Refusals::default(),
     };
     let key = keys::volume(&row.app, &row.id);
     let mut txn = Txn::default()

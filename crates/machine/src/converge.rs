@@ -64,7 +64,9 @@ pub fn judge(record: Option<&Record>, placement: &Placement) -> Verdict {
         return Verdict::Create;
     }
     if record.refused_update.as_ref() == Some(&this) {
-        return Verdict::Refused { reason: "this configuration could not be applied here".into() };
+        let why = record.refused_update_reason.clone();
+        let reason = why.unwrap_or_else(|| "this configuration could not be applied here".into());
+        return Verdict::Refused { reason };
     }
     if placement.instance_id != held.instance_id {
         return Verdict::Update;

@@ -49,6 +49,9 @@ pub struct Record {
     /// A configuration that could not be applied: it is not tried again.
     #[serde(default)]
     pub refused_update: Option<(Epoch, InstanceId)>,
+    /// Why, in words.
+    #[serde(default)]
+    pub refused_update_reason: Option<String>,
     /// This host's part in the last move.
     #[serde(default)]
     pub moving: Option<Move>,
@@ -264,6 +267,7 @@ impl Record {
             reserved: Resources::default(),
             refused: None,
             refused_update: None,
+            refused_update_reason: None,
             moving: None,
             refused_handoff: None,
             hydration: None,

@@ -79,12 +79,14 @@ impl Word {
 pub fn explain(errno: i32, program: &str, path: &str) -> (i32, String) {
     let error = io::Error::from_raw_os_error(errno);
     match errno {
-        libc::ENOENT if path.is_empty() => (127, format!("{program:?} was not found in the PATH")),
-        libc::ENOENT => (127, format!("{path:?} does not exist, or the interpreter or loader that it names does not")),
-        libc::ENOTDIR => (127, format!("{path:?} does not exist")),
-        libc::EACCES => (126, format!("{path:?} is not executable for this user")),
-        libc::ENOEXEC => (126, format!("{path:?} is no program for this machine")),
-        _ => (126, format!("{path:?} cannot be executed: {error}")),
+        libc::ENOENT if path.is_empty() => (127, format!("program {program:?} was not found in PATH")),
+        libc::ENOENT => {
+            (127, format!("program {path:?} does not exist, or the interpreter or loader that it names does not"))
+        }
+        libc::ENOTDIR => (127, format!("program {path:?} does not exist")),
+        libc::EACCES => (126, format!("program {path:?} is not executable for this user")),
+        libc::ENOEXEC => (126, format!("program {path:?} is in a format that this processor does not run")),
+        _ => (126, format!("program {path:?} cannot be executed: {error}")),
     }
 }
 

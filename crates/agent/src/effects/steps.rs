@@ -250,11 +250,11 @@ fn image_outcome(error: &godwit_oci::Error) -> Outcome {
 
 fn start_outcome(error: &DriverError) -> Outcome {
     match error {
-        DriverError::StartFailed { exit_code, .. } => {
+        DriverError::StartFailed { exit_code, reason } => {
             let exit_code = exit_code.unwrap_or(-1);
             let exited_at = clock::rfc3339(clock::unix_ms());
             let exit = ExitEvent { exit_code, guest_exit_code: exit_code, exited_at, ..ExitEvent::default() };
-            Outcome::Abort { fault: Fault::User, reason: chain(error), exit: Some(exit) }
+            Outcome::Abort { fault: Fault::User, reason: reason.clone(), exit: Some(exit) }
         }
         DriverError::Invalid { .. } => abort(Fault::User, chain(error)),
         error if error.may_retry() => Outcome::Retry { reason: chain(error) },

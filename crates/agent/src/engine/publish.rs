@@ -3,7 +3,7 @@
 
 use godwit_api::config::MachineConfig;
 use godwit_api::door::{Closing, DoorMachine, MovingTo};
-use godwit_api::fact::{FactStamp, HostFact, MachineFact};
+use godwit_api::fact::{FactStamp, HostFact, MachineFact, RefusedUpdate};
 use godwit_api::ids::MachineId;
 use godwit_api::keys;
 use godwit_api::machine::CheckStatus;
@@ -61,6 +61,10 @@ impl Engine {
             events: slot.events.iter().cloned().collect(),
             checks: slot.checks.values().cloned().collect(),
             refused: record.refused.clone(),
+            refused_update: record.refused_update.as_ref().map(|(_, instance_id)| RefusedUpdate {
+                instance_id: instance_id.clone(),
+                reason: record.refused_update_reason.clone().unwrap_or_default(),
+            }),
             held: record.held,
             migration: record.moving.as_ref().map(|moving| MigrationFact {
                 id: moving.migration.clone(),

@@ -132,7 +132,7 @@ async fn trigger(host: &Host, case: &Case, first: &Placement) -> Placement {
 
 fn expected(case: &Case) -> MachineState {
     match case.kind {
-        _ if case.undoing => MachineState::Stopped,
+        _ if case.undoing => MachineState::Failed,
         JobKind::Create | JobKind::Start | JobKind::Restart | JobKind::Update => MachineState::Started,
         JobKind::Stop => MachineState::Stopped,
         JobKind::Destroy => MachineState::Destroyed,

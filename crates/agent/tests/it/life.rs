@@ -61,16 +61,15 @@ async fn three_retries_make_four_starts() {
 async fn a_process_that_cannot_be_executed_says_so_and_is_not_tried_for_ever() {
     let control = Control::start().await;
     let host = Host::started(&control).await;
-    let mut placement = host.placement(1, 1);
-    placement.config.restart.policy = RestartPolicy::No;
+    let placement = host.placement(1, 1);
     let knobs = Knobs { start_fails: Some((127, "no such program".into())), ..Knobs::default() };
     host.driver.set(placement.machine.as_str(), knobs);
     control.put(&placement).await;
-    let fact = host.told(&placement, MachineState::Stopped).await;
+    let fact = host.told(&placement, MachineState::Failed).await;
     assert_eq!(fact.last_exit.as_ref().unwrap().exit_code, 127);
-    assert!(fact.refused.is_none(), "the host holds it; only its program does not run");
-    let told = serde_json::to_string(&fact.events).unwrap();
-    assert!(told.contains("no such program"), "{told}");
+    assert!(fact.held && fact.refused.is_none(), "the host holds it; only its program does not run");
+    let told: Vec<_> = fact.events.iter().filter_map(|event| event.request.as_ref()?.reason.as_deref()).collect();
+    assert_eq!(told, ["no such program"], "once, with its reason: no pause makes it appear");
 }
 
 #[tokio::test]
@@ -100,19 +99,33 @@ async fn what_the_host_cannot_hold_is_refused_and_the_refusal_is_journaled() {
     large.config.guest.memory_mb = 4096;
     let reply = host.call_place(&large).await.unwrap();
     assert!(matches!(&reply, PlaceReply::Refused { reason } if reason.contains("memory")), "{reply:?}");
+    host.restart().await;
+    let again = host.call_place(&large).await.unwrap();
+    assert_eq!(again, reply, "it stands by what it said");
+    let mut better = host.placement(1, 1);
+    better.epoch.n = 2;
+    let fact = host.launched(&better).await;
+    assert!(fact.refused.is_none());
+}
+
+#[tokio::test]
+async fn a_fault_of_the_image_is_its_owners_and_ends_in_failed_on_this_host() {
+    let control = Control::start().await;
+    let mut host = Host::started(&control).await;
     let mut missing = host.placement(2, 1);
     missing.image_digest = format!("sha256:{}", "0".repeat(64));
     control.put(&missing).await;
     let fact = host.told(&missing, MachineState::Failed).await;
-    assert!(fact.refused.is_some(), "{fact:?}");
+    assert!(fact.held && fact.refused.is_none(), "no other host is asked: {fact:?}");
+    let told: Vec<_> = fact.events.iter().filter_map(|event| event.request.as_ref()?.reason.as_deref()).collect();
+    assert!(matches!(told.as_slice(), [why] if why.contains("manifest")), "{told:?}");
 
     host.restart().await;
-    let again = host.call_place(&large).await.unwrap();
-    assert_eq!(again, reply, "it stands by what it said");
-    let mut better = host.placement(2, 1);
-    better.epoch.n = 2;
-    let fact = host.launched(&better).await;
-    assert!(fact.refused.is_none());
+    // Its row is pulled again with the other's, and begins nothing.
+    host.launched(&host.placement(3, 1)).await;
+    let fact = control.fact(&missing.host, &missing.machine).await.unwrap();
+    assert_eq!((fact.state, fact.events.len()), (MachineState::Failed, 2), "{fact:?}");
+    host.launched(&host.placement(2, 2)).await;
 }
 
 #[tokio::test]
@@ -127,7 +140,10 @@ async fn an_update_swaps_the_version_and_one_without_its_image_changes_nothing()
     host.until("the update is given up", async || {
         let fact = control.fact(&first.host, &first.machine).await?;
         let given_up = fact.events.iter().any(|event| event.kind == "update" && event.status == "started");
-        (given_up && fact.state == MachineState::Started && fact.instance_id == first.instance_id).then_some(())
+        let refused = fact.refused_update.as_ref().filter(|refused| refused.instance_id == bad.instance_id);
+        let says_why = refused.is_some_and(|refused| refused.reason.contains("manifest"));
+        let stands = fact.state == MachineState::Started && fact.instance_id == first.instance_id;
+        (given_up && says_why && stands).then_some(())
     })
     .await;
     assert_eq!(host.driver.starts(first.machine.as_str()), 1, "the old version never stopped");

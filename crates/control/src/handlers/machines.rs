@@ -5,7 +5,7 @@ use godwit_api::endpoints::*;
 use godwit_api::event::MachineEvent;
 use godwit_api::host::PlaceReply;
 use godwit_api::machine::{Acknowledged, CreateMachine, Machine, MachineState, MachineVersion};
-use godwit_api::row::{MachineRow, VERSIONS_KEPT};
+use godwit_api::row::{MachineRow, Refusals};
 use godwit_api::{ApiError, AppName, InstanceId, MachineId, keys};
 use godwit_base::{clock, secret};
 use godwit_machine::capacity;
@@ -20,6 +20,7 @@ use crate::place::NoHost;
 use crate::placing::{Draft, claim_ports, json, may_change, no_room, release_ports};
 use crate::subject::{Subject, machine_placement};
 use crate::validate::{self, raw_ports};
+use crate::versions;
 use crate::view;
 use crate::world::Known;
 
@@ -105,7 +106,10 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
     // A client that goes away must not leave a Machine half handed over.
     let task = tokio::spawn({
         let control = control.clone();
-        async move { control.create(&draft).await.map(|row| (row, draft.lease.map(|lease| lease.nonce))) }
+        async move {
+            control.await_mounts(&draft.app, &draft.config.mounts).await;
+            control.create(&draft).await.map(|row| (row, draft.lease.map(|lease| lease.nonce)))
+        }
     });
     let (row, nonce) = task.await.map_err(|_| ApiError::internal("the creation ended unexpectedly"))??;
     let mut machine = control.view(&row);
@@ -140,6 +144,7 @@ pub async fn update(call: Call<MachinesUpdate>) -> Result<Machine, ApiError> {
     validate::config(&body.config)?;
     fits_somewhere(control, &body.config)?;
     let image_ref = control.pin_image(&body.config.image).await?;
+    control.await_mounts(&app, &body.config.mounts).await;
     for _ in 0..COMMIT_ATTEMPTS {
         let row = control.living_row(&app, &id)?;
         let guard = lease::check(control, &id, &call.headers)?;
@@ -187,8 +192,8 @@ fn update_rows(
         )));
     }
     let mut next = (*row.value).clone();
-    next.versions.insert(0, (row.instance_id.clone(), row.config.clone()));
-    next.versions.truncate(VERSIONS_KEPT);
+    versions::remember(&mut next);
+    next.refusals = Refusals::default();
     next.config = body.config.clone();
     next.image_ref = image_ref.clone();
     next.instance_id = InstanceId::from_parts(clock::unix_ms(), secret::random_u128());
@@ -196,6 +201,7 @@ fn update_rows(
     next.skip_service_registration = body.skip_service_registration;
     while !next.versions.is_empty() && serde_json::to_vec(&next).map_or(0, |text| text.len()) > ROW_LIMIT_BYTES {
         next.versions.pop();
+        next.older.pop();
     }
     let (machine_key, placement_key) = (keys::machine(&row.app, &row.id), keys::placement(&row.host, &row.id));
     let mut txn = Txn::default()
@@ -246,38 +252,17 @@ fn has_room_to_grow(
     Err(no_room("Machine", &why, None, &[(row.host.clone(), format!("{} MB more do not fit", more.memory_mb))]))
 }
 
-/// The host may refuse a new version; then the old one stands again.
+/// The host may refuse a new version; then the old one stands again. When its answer is lost, or comes later, the
+/// reconciler does the same.
 async fn hand_over_update(control: &Control, old: &Known<MachineRow>, new: &Known<MachineRow>) -> Result<(), ApiError> {
     let placement = control.world().placement(&new.host, &new.id).cloned();
     let Some(placement) = placement else { return Ok(()) };
     let Ok(PlaceReply::Refused { reason }) = control.hint(&placement).await else { return Ok(()) };
-    let back = MachineRow { versions: old.versions.clone(), ..(*old.value).clone() };
-    let (machine_key, placement_key) = (keys::machine(&new.app, &new.id), keys::placement(&new.host, &new.id));
-    let mut txn = Txn::of([
-        json(machine_key.clone(), &back)?,
-        json(placement_key.clone(), &machine_placement(&back, &placement.network, placement.launch))?,
-    ])
-    .when(Compare::unchanged(machine_key, new.revision))
-    .when(Compare::unchanged(placement_key, placement.revision));
-    {
-        let world = control.world();
-        let (old_ports, new_ports) = (raw_ports(&old.config), raw_ports(&new.config));
-        claim_ports(&world, &old.app, &old_ports, &mut txn)?;
-        let given_back: Vec<u16> = new_ports.into_iter().filter(|port| !old_ports.contains(port)).collect();
-        release_ports(&world, new, &given_back, &mut txn);
-        let claim = mounts::claim(&world, &old.app, &old.config.mounts, &old.id, None)?;
-        claim.write(&old.id, &mut txn)?;
-        mounts::release(&world, new, &old.config, &mut txn)?;
-        if old.name != new.name {
-            txn.then.push(Op::delete(keys::machine_name(&new.app, &new.name)));
-            txn.then.push(json(keys::machine_name(&old.app, &old.name), &old.id)?);
-        }
-    }
-    control.commit(txn).await?;
+    control.put_back(new, &old.instance_id).await?;
     Err(ApiError::new(
         422,
         godwit_api::Status::InsufficientCapacity,
-        format!("host {} refused the new configuration: {reason}", new.host),
+        format!("host {} refused the new configuration: {reason}; version {} stands", new.host, old.instance_id),
     ))
 }
 

@@ -66,6 +66,8 @@ pub async fn show(call: Call<VolumesShow>) -> Result<Volume, ApiError> {
 pub async fn delete(call: Call<VolumesDelete>) -> Result<Volume, ApiError> {
     let control = &call.control;
     let (app, id) = (call.app()?, call.volume()?);
+    control.volume_row(&app, &id)?;
+    control.await_free(&app, &id).await;
     let row = control.volume_row(&app, &id)?;
     let placement = control.world().placement(&row.host, &row.id.carrier()).cloned();
     let tombstone = match placement {

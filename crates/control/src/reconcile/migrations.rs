@@ -283,7 +283,13 @@ fn going_back(
         let region = region.clone().unwrap_or_else(|| subject.region().to_owned());
         let place = Place { host: row.source.clone(), region, epoch: part.epoch.next() };
         let (host, region, epoch) = (place.host.clone(), place.region.clone(), place.epoch);
-        let back = Change { place: Some(place), moving: Some(None), epoch_used: epoch.n, now_ms: clock::unix_ms() };
+        let back = Change {
+            place: Some(place),
+            moving: Some(None),
+            epoch_used: epoch.n,
+            now_ms: clock::unix_ms(),
+            ..Change::default()
+        };
         change(&subject, &back, &mut writing.txn)?;
         put(&world, &Placement { host, region, epoch, ..part.clone() }, &mut writing.txn)?;
         writing.txn.then.push(Op::delete(keys::placement(&row.target, &part.machine)));

@@ -87,7 +87,8 @@ fn following(world: &World, found: &Outranked) -> Result<Option<Txn>, ApiError> 
     let (destroy, force) = old.map_or((false, false), |old| (old.destroy, old.force));
     let placement = Placement { destroy, force, ..subject.placement(&place, &network, launch) };
     let used = if fact.epoch.generation == world.generation_number() { fact.epoch.n } else { 0 };
-    let change = Change { place: Some(place), moving: None, epoch_used: used, now_ms: clock::unix_ms() };
+    let now_ms = clock::unix_ms();
+    let change = Change { place: Some(place), epoch_used: used, now_ms, ..Change::default() };
     let key = keys::placement(&fact.host, &fact.machine);
     let mut txn = Txn::of([subject.changed(&change)?, json(key.clone(), &placement)?])
         .when(Compare::unchanged(subject.key(), subject.revision()))

@@ -6,18 +6,25 @@ use std::time::Duration;
 
 use godwit_api::fact::MachineFact;
 use godwit_api::machine::MachineState;
-use godwit_api::row::Placement;
-use godwit_api::{ApiError, HostId, keys};
+use godwit_api::row::{MachineRow, Placement, Refusals};
+use godwit_api::{ApiError, HostId, InstanceId, keys};
 use godwit_base::clock;
 use godwit_store::{Compare, Op, Txn};
 
 use crate::control::Control;
 use crate::placing::Replaced;
 use crate::subject::Subject;
+use crate::view::PLACEMENTS_MAX;
 use crate::world::{Known, World};
 
 /// A host that refused a Machine is not asked again for so long.
 const REFUSAL_MEMORY_MS: u64 = 30_000;
+/// After the second refusal of a Machine the next host is asked so much later, and after each further one twice as
+/// late, up to the bound. `view::PLACEMENTS_MAX` bounds how many are asked in all.
+const REPLACE_FIRST_MS: u64 = 1_000;
+const REPLACE_MAX_MS: u64 = 600_000;
+/// Destroyed Machines of one app that are shown; of more, the oldest go before their time.
+const DESTROYED_KEPT_MAX: usize = 1_000;
 /// A host is told to pull at most this often.
 const PULL_INTERVAL: Duration = Duration::from_secs(5);
 /// A placement is the host's to pull by itself for so long before it is told.
@@ -27,6 +34,7 @@ pub async fn settle(control: Arc<Control>) -> Result<(), ApiError> {
     destroyed(&control).await?;
     orphans(&control).await?;
     refused(&control).await?;
+    refused_updates(&control).await?;
     leases(&control).await?;
     prune(&control).await?;
     hints(&control);
@@ -131,7 +139,13 @@ async fn refused(control: &Control) -> Result<(), ApiError> {
                 && present(&world, placement).is_some()
                 && !is_moving(&world, placement)
         });
-        refused.map(|placement| (placement.clone(), recently_refused(&world, placement, now_ms))).collect()
+        let due = refused.filter_map(|placement| {
+            let subject = present(&world, placement)?;
+            let fact = world.fact(&placement.host, &placement.machine)?;
+            let is_due = replace_at_ms(subject.refusals(), fact.updated_at_ms)? <= now_ms;
+            is_due.then(|| (placement.clone(), recently_refused(&subject, fact, now_ms)))
+        });
+        due.collect()
     };
     for (placement, tried) in waiting {
         match control.replace_refused(&placement, &tried).await? {
@@ -143,6 +157,35 @@ async fn refused(control: &Control) -> Result<(), ApiError> {
             }
             Replaced::Nowhere(why) => tracing::debug!(machine = %placement.machine, %why, "refused, and no other host"),
             Replaced::Overtaken => {}
+        }
+    }
+    Ok(())
+}
+
+/// A version that its host would not take, or could not: the one that it holds stands again.
+async fn refused_updates(control: &Control) -> Result<(), ApiError> {
+    let dropped: Vec<(Known<MachineRow>, InstanceId, String)> = {
+        let world = control.world();
+        let rows = world.machines.values().flat_map(|rows| rows.values());
+        let rows = rows.filter(|row| row.destroyed_at_ms.is_none() && row.moving.is_none());
+        let dropped = rows.filter_map(|row| {
+            let fact = world.fact_of(row)?;
+            let refused = fact.refused_update.as_ref().filter(|refused| refused.instance_id == row.instance_id)?;
+            (fact.instance_id != row.instance_id)
+                .then(|| (row.clone(), fact.instance_id.clone(), refused.reason.clone()))
+        });
+        dropped.collect()
+    };
+    for (row, version, reason) in dropped {
+        // What stands in the way (a volume that went meanwhile) is no reason to keep the others waiting.
+        match control.put_back(&row, &version).await {
+            Ok(true) => {
+                tracing::info!(machine = %row.id, %version, reason, "an update was refused; the version before it stands")
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(machine = %row.id, %error, "the version before a refused update cannot be put back")
+            }
         }
     }
     Ok(())
@@ -166,12 +209,23 @@ async fn orphans(control: &Control) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn recently_refused(world: &World, placement: &Placement, now_ms: u64) -> Vec<HostId> {
-    let facts = world.facts.iter().filter_map(|(host, facts)| Some((host, facts.get(&placement.machine)?)));
-    facts
-        .filter(|(_, fact)| fact.refused.is_some() && fact.updated_at_ms + REFUSAL_MEMORY_MS > now_ms)
-        .map(|(host, _)| host.clone())
-        .collect()
+/// When what was refused at `refused_at_ms` may be placed again; `None`: never, until its owner changes it.
+fn replace_at_ms(before: &Refusals, refused_at_ms: u64) -> Option<u64> {
+    if before.count >= PLACEMENTS_MAX {
+        return None;
+    }
+    let wait_ms = match before.count {
+        0 => 0,
+        more => REPLACE_FIRST_MS.saturating_mul(1 << (more - 1).min(16)).min(REPLACE_MAX_MS),
+    };
+    Some(refused_at_ms.saturating_add(wait_ms))
+}
+
+/// Hosts that need not be asked again yet: the present one, and those before it.
+fn recently_refused(subject: &Subject, fact: &MachineFact, now_ms: u64) -> Vec<HostId> {
+    let now = (fact.host.clone(), fact.updated_at_ms);
+    let by = std::iter::once(now).chain(subject.refusals().by.iter().cloned());
+    by.filter(|(_, at_ms)| at_ms.saturating_add(REFUSAL_MEMORY_MS) > now_ms).map(|(host, _)| host).collect()
 }
 
 /// Leases that have ended are deleted; whoever looked before had to compare the time anyway.
@@ -195,8 +249,12 @@ async fn prune(control: &Control) -> Result<(), ApiError> {
     let old: Vec<(String, u64)> = {
         let world = control.world();
         let old = |at_ms: Option<u64>| at_ms.is_some_and(|at_ms| at_ms <= limit_ms);
-        let machines = world.machines.values().flat_map(|rows| rows.values());
-        let machines = machines.filter(|row| old(row.destroyed_at_ms));
+        let machines = world.machines.values().flat_map(|rows| {
+            let mut ended: Vec<_> = rows.values().filter(|row| row.destroyed_at_ms.is_some()).collect();
+            ended.sort_by_key(|row| std::cmp::Reverse(row.destroyed_at_ms));
+            ended.into_iter().enumerate().filter(|(at, row)| *at >= DESTROYED_KEPT_MAX || old(row.destroyed_at_ms))
+        });
+        let machines = machines.map(|(_, row)| row);
         let volumes = world.volumes.values().flat_map(|rows| rows.values());
         let volumes = volumes.filter(|row| old(row.destroyed_at_ms));
         let moves = world.migrations.values().map(|of| &of.row).filter(|row| old(row.ended_at_ms));
@@ -236,5 +294,25 @@ fn hints(control: &Arc<Control>) {
             continue;
         }
         control.tell_to_pull(&host);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placements_of_what_every_host_refuses_grow_rare_and_end() {
+        let (mut refusals, mut now_ms, mut placements) = (Refusals::default(), 0, 0);
+        let mut in_ten_minutes = 0;
+        while let Some(at_ms) = replace_at_ms(&refusals, now_ms) {
+            now_ms = at_ms;
+            refusals.add(HostId::parse(&format!("w{}", placements % 3)).unwrap(), now_ms);
+            placements += 1;
+            in_ten_minutes += u32::from(now_ms <= 600_000);
+        }
+        assert_eq!(placements, PLACEMENTS_MAX);
+        assert!(in_ten_minutes <= 11, "{in_ten_minutes}");
+        assert_eq!(refusals.by.len(), 3, "each host once");
     }
 }

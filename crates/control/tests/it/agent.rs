@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use godwit_api::endpoints::FleetJoin;
-use godwit_api::event::MachineEvent;
-use godwit_api::fact::{FactStamp, HostFact, MachineFact, Resources};
+use godwit_api::event::{EventDetail, ExitEvent, MachineEvent};
+use godwit_api::fact::{FactStamp, HostFact, MachineFact, RefusedUpdate, Resources};
 use godwit_api::fleet::{Join, JoinRole};
 use godwit_api::host::{LogLine, PlaceReply, RunRestart, RunStart, RunStop};
 use godwit_api::machine::{
@@ -37,6 +37,10 @@ pub struct Knobs {
     pub lose_answers: bool,
     /// Breaks every connection before anything happens, and neither pulls nor publishes.
     pub away: bool,
+    /// Takes each new version of what it holds, and drops it later for this reason.
+    pub drop_updates: Option<String>,
+    /// Holds what is placed, and tells that it has failed for this reason.
+    pub fail: Option<String>,
     /// Never answers a placement that was put, and does nothing with it.
     pub hang: bool,
     /// What a source answers to a cancel; nothing: it breaks the connection.
@@ -57,6 +61,9 @@ pub struct Held {
     pub hydration: Option<HydrationFact>,
     pub hydrated: Option<HydrationFact>,
     pub lent_to: Option<HostId>,
+    pub refused_update: Option<RefusedUpdate>,
+    /// Told in place of the one event that its state makes.
+    pub events: Vec<MachineEvent>,
 }
 
 impl Held {
@@ -73,6 +80,8 @@ impl Held {
             hydration: None,
             hydrated: None,
             lent_to: None,
+            refused_update: None,
+            events: Vec::new(),
         }
     }
 
@@ -203,6 +212,14 @@ impl Agent {
         self.shared.publish.notify_one();
     }
 
+    /// Its fact goes: nothing is left of it.
+    pub async fn forgets(&self, machine: &str) {
+        let machine: MachineId = machine.parse().unwrap();
+        self.journal().held.remove(&machine);
+        let key = keys::machine_fact(&self.shared.id, &machine);
+        self.shared.store.txn(Txn::of([godwit_store::Op::delete(key)])).await.unwrap();
+    }
+
     /// The tickets for it that stand in the store.
     pub async fn tickets(&self) -> Vec<SignedTicket> {
         use godwit_store::StoreExt;
@@ -255,9 +272,21 @@ impl Shared {
             self.publish.notify_one();
             return PlaceReply::Refused { reason };
         }
+        if let (Some(reason), Some(_)) = (self.knobs().drop_updates, journal.held.get(&placement.machine)) {
+            let instance_id = placement.instance_id.clone();
+            if let Some(held) = journal.held.get_mut(&placement.machine) {
+                held.refused_update = Some(RefusedUpdate { instance_id, reason });
+            }
+            self.publish.notify_one();
+            return PlaceReply::Accepted;
+        }
         journal.accepted.push((placement.machine.clone(), placement.epoch));
         let state = if placement.launch { MachineState::Started } else { MachineState::Stopped };
         journal.hold(placement, state, None);
+        if let (Some(reason), Some(held)) = (self.knobs().fail, journal.held.get_mut(&placement.machine)) {
+            held.state = MachineState::Failed;
+            held.events = vec![event("launch", "failed", &reason, None)];
+        }
         self.publish.notify_one();
         PlaceReply::Accepted
     }
@@ -275,16 +304,20 @@ impl Shared {
             started_at_ms: None,
             restart_count: 0,
             last_exit: None,
-            events: vec![MachineEvent {
-                id: format!("e{seq}"),
-                kind: "start".into(),
-                status: held.state.as_str().into(),
-                source: "flyd".into(),
-                timestamp: held.updated_at_ms,
-                request: None,
-            }],
+            events: match held.events.is_empty() {
+                false => held.events.clone(),
+                true => vec![MachineEvent {
+                    id: format!("e{seq}"),
+                    kind: "start".into(),
+                    status: held.state.as_str().into(),
+                    source: "flyd".into(),
+                    timestamp: held.updated_at_ms,
+                    request: None,
+                }],
+            },
             checks: held.checks.clone(),
             refused: held.refused.clone(),
+            refused_update: held.refused_update.clone(),
             held: held.held,
             migration: held.migration.clone(),
             volume: held.placement.volume.as_ref().map(|volume| VolumeFact {
@@ -296,6 +329,18 @@ impl Shared {
                 lent_to: held.lent_to.clone(),
             }),
         }
+    }
+}
+
+/// An event of a Machine, as hosts tell it.
+pub fn event(kind: &str, status: &str, reason: &str, exit_event: Option<ExitEvent>) -> MachineEvent {
+    MachineEvent {
+        id: format!("e{}", godwit_base::secret::random_u64()),
+        kind: kind.into(),
+        status: status.into(),
+        source: "flyd".into(),
+        timestamp: clock::unix_ms(),
+        request: Some(EventDetail { exit_event, reason: Some(reason.into()), ..EventDetail::default() }),
     }
 }
 

@@ -16,6 +16,7 @@ mod leases;
 mod machines;
 mod moves;
 mod moves_faults;
+mod outcomes;
 mod reference;
 mod routes;
 mod volumes;

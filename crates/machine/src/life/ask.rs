@@ -358,6 +358,16 @@ impl Life {
         out.changed = true;
     }
 
+    /// What its owner gave cannot be run, here or anywhere: it is held, and nothing is tried again by itself.
+    pub(super) fn fail_here(&mut self, why: String, source: Source, out: &mut Effects) {
+        self.record.state = MachineState::Failed;
+        self.record.held = true;
+        self.record.reserved = need(&self.record.placement.config, false);
+        out.note("launch", MachineState::Failed, source, reason(why));
+        out.save(Sync::Disk);
+        out.changed = true;
+    }
+
     fn update(
         &mut self,
         id: AskId,
@@ -372,6 +382,7 @@ impl Life {
         let wanted = need(&placement.config, start);
         if let Some(lacking) = lacking(wanted, cx.free).or(cx.missing.take()) {
             record.refused_update = Some((placement.epoch, placement.instance_id));
+            record.refused_update_reason = Some(lacking.clone());
             out.note("update", record.state, source, reason(lacking.clone()));
             out.save(Sync::Disk);
             out.changed = true;

@@ -1,14 +1,16 @@
 //! What the end of a process means when nobody asked for it, and what is made of a Machine that was found again after
 //! the agent, or its whole host, was started anew. It must not know steps.
 
+use godwit_api::Span;
+use godwit_api::config::{Restart, RestartPolicy};
 use godwit_api::event::{EventDetail, ExitEvent};
 use godwit_api::machine::MachineState;
 
 use super::{Adopted, Ask, AskId, Context, Draft, Effects, Life, Sync, Until, What};
 use crate::capacity::need;
-use crate::job::{JobKind, StopMode};
+use crate::job::{Fault, JobKind, StopMode};
 use crate::record::Source;
-use crate::restart::{Decision, decide};
+use crate::restart::{DEFAULT_MAX_RETRIES, Decision, decide, is_failure};
 
 /// Nobody waits for the answer to a Machine's own wish.
 const NOBODY: AskId = AskId(0);
@@ -38,21 +40,36 @@ impl Life {
 
     fn ended_by_itself(&mut self, exit: ExitEvent, cx: &mut Context<'_>, out: &mut Effects) {
         let ran_for_ms = cx.now_ms.saturating_sub(self.record.started_at_ms.unwrap_or(cx.now_ms));
-        self.process_ended(exit, ran_for_ms, false, cx, out);
+        self.process_ended(exit, ran_for_ms, None, cx, out);
     }
 
-    /// Policy decides. `hosts_fault`: a start that this host could not carry out; what stays down then is `failed`.
+    /// Policy decides. `not_started`: it never ran, by whose fault and why; what stays down then is `failed`. What only
+    /// its owner can mend (no such program, no such user) is not tried again by itself.
     pub(super) fn process_ended(
         &mut self,
         exit: ExitEvent,
         ran_for_ms: u64,
-        hosts_fault: bool,
+        not_started: Option<(Fault, String)>,
         cx: &mut Context<'_>,
         out: &mut Effects,
     ) {
         let record = &mut self.record;
         record.running = false;
-        let decision = decide(&record.placement.config.restart, &exit, ran_for_ms, record.retries);
+        let restart = &record.placement.config.restart;
+        let decision = match &not_started {
+            Some((Fault::User, _)) => Decision::Stay,
+            _ => decide(restart, &exit, ran_for_ms, record.retries),
+        };
+        let gave_up = record.retries > 0 && restart.policy == RestartPolicy::OnFailure && is_failure(&exit);
+        let failed = not_started.is_some();
+        let what = not_started.map_or_else(|| exit.words(), |(_, why)| why);
+        let why = match decision {
+            Decision::Restart { after_ms, retries } => {
+                format!("restart {} in {}: {what}", counted(restart, retries), Span::from_millis(after_ms))
+            }
+            Decision::Stay if gave_up => format!("gave up after {}: {what}", times(record.retries)),
+            Decision::Stay => what,
+        };
         let restarting = matches!(decision, Decision::Restart { .. });
         let exit = ExitEvent { restarting, ..exit };
         record.last_exit = Some(exit.clone());
@@ -66,12 +83,12 @@ impl Life {
             }
             Decision::Stay => {
                 record.restart_due_ms = None;
-                record.state = if hosts_fault { MachineState::Failed } else { MachineState::Stopped };
+                record.state = if failed { MachineState::Failed } else { MachineState::Stopped };
                 record.reserved = need(&record.placement.config, false);
             }
         }
         let detail =
-            EventDetail { exit_event: Some(exit), restart_count: Some(record.restart_count), ..EventDetail::default() };
+            EventDetail { exit_event: Some(exit), restart_count: Some(record.restart_count), reason: Some(why) };
         out.note("exit", record.state, Source::Host, Some(detail));
         out.save(Sync::Process);
         out.changed = true;
@@ -155,6 +172,18 @@ impl Life {
         let waits = self.job.as_ref().is_some_and(|job| job.retry_at_ms.is_some());
         out.perform = !waits;
     }
+}
+
+/// `2 of 10`, or `2` where the policy sets no bound.
+fn counted(restart: &Restart, retries: u32) -> String {
+    match restart.policy {
+        RestartPolicy::OnFailure => format!("{retries} of {}", restart.max_retries.unwrap_or(DEFAULT_MAX_RETRIES)),
+        RestartPolicy::No | RestartPolicy::Always => retries.to_string(),
+    }
+}
+
+fn times(retries: u32) -> String {
+    if retries == 1 { "1 restart".to_owned() } else { format!("{retries} restarts") }
 }
 
 /// An end that nobody saw and of which nothing is left.

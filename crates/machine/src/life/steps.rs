@@ -133,6 +133,7 @@ impl Life {
                 if let Some(placement) = job.placement.clone() {
                     record.placement = placement;
                     record.refused_update = None;
+                    record.refused_update_reason = None;
                     record.reserved = need(&record.placement.config, job.start);
                 }
             }
@@ -175,6 +176,12 @@ impl Life {
             return self.abort(Fault::System, why, None, cx, out);
         }
         job.retry_at_ms = Some(cx.now_ms.saturating_add(retry_after_ms(job.attempt)));
+        // Told once for each step: whoever waits learns at the first failure why it takes long.
+        let told = (job.kind.told_as(), job.source);
+        if let (1, (Some(kind), source)) = (job.attempt, told) {
+            out.note(kind, self.record.state, source, reason(format!("{why}; it is tried again")));
+            out.changed = true;
+        }
         out.save(Sync::Process);
     }
 
@@ -196,7 +203,7 @@ impl Life {
                 if let Some(job) = self.job.take() {
                     let exit = exit.unwrap_or(ExitEvent { exit_code: -1, ..ExitEvent::default() });
                     self.finish_undone(job, cx, out);
-                    self.process_ended(exit, 0, fault == Fault::System, cx, out);
+                    self.process_ended(exit, 0, Some((fault, why)), cx, out);
                 }
             }
             OnAbort::Never => {
@@ -309,6 +316,8 @@ impl Life {
                 out.save(Sync::Disk);
                 out.changed = true;
             }
+            // No other host could do better: it stays here, to be looked at, updated or destroyed.
+            (JobKind::Create, Fault::User) => self.fail_here(why, job.source, out),
             (JobKind::Create | JobKind::VolumeCreate, _) => self.refuse_placement(why, job.source, out),
             _ => self.drop_update(&job, fault, why, out),
         }
@@ -329,6 +338,7 @@ impl Life {
         record.reserved = need(&record.placement.config, lives);
         if fault != Fault::Cancelled {
             record.refused_update = job.placement.as_ref().map(|p| (p.epoch, p.instance_id.clone()));
+            record.refused_update_reason = Some(why.clone());
         }
         out.note("update", record.state, job.source, reason(why));
         out.save(Sync::Disk);
@@ -365,9 +375,8 @@ impl Life {
             waiters.into_iter().for_each(|id| out.refuse(id, Refusal::Cancelled));
             return;
         }
-        out.note("start", MachineState::Failed, job.source, reason(why.clone()));
         let exit = exit.unwrap_or(ExitEvent { exit_code: -1, ..ExitEvent::default() });
-        self.process_ended(exit, 0, fault == Fault::System, cx, out);
+        self.process_ended(exit, 0, Some((fault, why.clone())), cx, out);
         waiters.into_iter().for_each(|id| out.refuse(id, Refusal::Failed(why.clone())));
     }
 }

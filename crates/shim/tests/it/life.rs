@@ -59,7 +59,7 @@ async fn a_start_that_cannot_be_says_why_and_leaves_nothing() {
         }
     };
     let (code, reason) = failure(&|s| s.process.argv[0] = "absent".into()).await;
-    assert_eq!((code, reason.as_str()), (Some(127), "\"absent\" was not found in the PATH"));
+    assert_eq!((code, reason.as_str()), (Some(127), "program \"absent\" was not found in PATH"));
     let (code, reason) = failure(&|s| s.process.argv[0] = "/bin/absent".into()).await;
     assert!(code == Some(127) && reason.contains("/bin/absent"), "{reason}");
     let (code, reason) = failure(&|s| s.process.argv[0] = "/etc/passwd".into()).await;
