@@ -153,10 +153,10 @@ async fn check(host: &Host, case: &Case, before: u32, state: MachineState, wante
             .await;
             assert!(!host.machine_dir(&wanted.machine).exists(), "{case:?}: its folder is gone");
         }
-        MachineState::Stopped if case.kind == JobKind::Create => {
+        MachineState::Failed if case.kind == JobKind::Create => {
             assert!(!host.machine_dir(&wanted.machine).join("run").exists(), "{case:?}: nothing was left of the start");
         }
-        MachineState::Started | MachineState::Stopped => {
+        MachineState::Started | MachineState::Stopped | MachineState::Failed => {
             let text = std::fs::read_to_string(host.machine_dir(&wanted.machine).join("run/fake.json")).unwrap();
             let fake: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(fake["exit"].is_null(), state == MachineState::Started, "{case:?}: what runs is what is told");
