@@ -8,6 +8,7 @@ use std::sync::mpsc;
 
 use bytes::Bytes;
 use godwit_proxy::h1::io::{Options, serve};
+use godwit_proxy::interim::Interims;
 use http::Response;
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
@@ -38,7 +39,14 @@ fn start(ours: bool) -> (SocketAddr, std::path::PathBuf) {
                 let _ = socket.set_nodelay(true);
                 if ours {
                     tokio::spawn(async move {
-                        serve(socket, &Options::default(), |_, _| async { answer() }, std::future::pending()).await
+                        serve(
+                            socket,
+                            &Options::default(),
+                            &Interims::default(),
+                            |_, _| async { answer() },
+                            std::future::pending(),
+                        )
+                        .await
                     });
                 } else {
                     let service = hyper::service::service_fn(|_| async { Ok::<_, Infallible>(answer()) });

@@ -18,6 +18,7 @@ pub mod excess;
 pub mod h1;
 pub mod handover;
 pub mod headers;
+pub mod interim;
 pub mod link;
 pub mod proxy_protocol;
 pub mod replay;

@@ -1,7 +1,7 @@
 //! The edges' side: connections, who is calling, and each stream from its head to its end.
 
 use std::future::poll_fn;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use godwit_api::ids::EdgeId;
 use godwit_base::{Peer, Verb, may};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::header::{EXPECT, HOST};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,7 @@ use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
 use super::{Door, closing, start, tunnel, upstream_h2};
 use crate::headers::{never_again, strip, strip_ours};
+use crate::interim::MAX_PASSED;
 use crate::link::batch::Batch;
 use crate::link::body::StreamBody;
 use crate::link::header;
@@ -203,10 +204,12 @@ async fn exchange(
         respond.send_informational(plain(StatusCode::CONTINUE))?;
     }
     let request = to_machine(request);
+    let edge = Mutex::new(&mut *respond);
+    let mut tell = |interim| pass_on(&edge, interim);
     let exchanged = tokio::select! {
-        exchanged = connection.exchange(&entry, addr, request) => exchanged,
+        exchanged = connection.exchange(&entry, addr, request, &mut tell) => exchanged,
         // The edge gave up: so does the connection to the Machine, by being dropped.
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
+        _ = poll_fn(|cx| lock(&edge).poll_reset(cx)) => return Ok(()),
     };
     let (response, settling) = match exchanged {
         Ok(begun) => begun.split(),
@@ -249,10 +252,21 @@ async fn exchange_h2(
     }
     let (parts, body) = request.into_parts();
     let body = StreamBody::new(body, &parts.headers);
+    let edge = Mutex::new(&mut *respond);
+    let mut told = 0;
+    let mut tell = |mut interim: Response<()>| {
+        // It answers nobody here (RFC 9110 section 15.2), and 101 means nothing in HTTP/2.
+        let is_hint = !matches!(interim.status(), StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS);
+        if is_hint && told < MAX_PASSED {
+            told += 1;
+            strip(interim.headers_mut());
+            pass_on(&edge, interim);
+        }
+    };
     let exchanged = tokio::select! {
-        exchanged = upstream_h2::exchange(sender, Request::from_parts(parts, body)) => exchanged,
+        exchanged = upstream_h2::exchange(sender, Request::from_parts(parts, body), &mut tell) => exchanged,
         // The edge gave up: so does the stream to the Machine, by being dropped.
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
+        _ = poll_fn(|cx| lock(&edge).poll_reset(cx)) => return Ok(()),
     };
     let response = match exchanged {
         Ok(response) => response,
@@ -279,6 +293,21 @@ async fn exchange_h2(
         let _ = send_body(&mut stream, body).await;
     }
     Ok(())
+}
+
+/// The stream's other half while an exchange runs: what the Machine says early goes there, and the edge may give up there.
+/// One task uses it, so nobody ever waits.
+type Edgeward<'a> = Mutex<&'a mut SendResponse<Bytes>>;
+
+fn lock<'a, 'b>(edge: &'a Edgeward<'b>) -> MutexGuard<'a, &'b mut SendResponse<Bytes>> {
+    edge.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sends an interim answer on. (100 is none: between door and edge it says that a request is admitted.)
+fn pass_on(edge: &Edgeward<'_>, mut interim: Response<()>) {
+    interim.headers_mut().remove(CONTENT_LENGTH);
+    // A stream that is gone ends the exchange by itself.
+    let _ = lock(edge).send_informational(interim);
 }
 
 fn unreachable_machine(

@@ -228,27 +228,32 @@ impl Connection {
         Ok(Self { free: Free::new(stream, h1::Limits::default()), place, reused: false })
     }
 
-    /// Sends the request and waits for the answer's head. A connection from the pool that turns out to be closed is
+    /// Sends the request and waits for the answer's head; `tell` gets what comes before it. A connection from the pool that turns out to be closed is
     /// replaced once, if nothing of the request can have been acted on.
     pub async fn exchange(
         self,
         entry: &Entry,
         addr: SocketAddr,
         request: Request<RequestBody>,
+        tell: &mut (dyn FnMut(Response<()>) + Send),
     ) -> Result<Begun, Failed> {
         let again = if self.reused { repeatable(&request) } else { None };
-        match (self.send(request).await, again) {
+        match (self.send(request, tell).await, again) {
             (Err((h1::io::Failed::Closed | h1::io::Failed::Io(_), place)), Some(again)) => {
                 let fresh = Self::fresh(entry, addr, place).await?;
-                fresh.send(again).await.map_err(|(failed, _)| Failed::Exchange(failed))
+                fresh.send(again, tell).await.map_err(|(failed, _)| Failed::Exchange(failed))
             }
             (sent, _) => sent.map_err(|(failed, _)| Failed::Exchange(failed)),
         }
     }
 
-    async fn send(self, request: Request<RequestBody>) -> Result<Begun, (h1::io::Failed, Place)> {
+    async fn send(
+        self,
+        request: Request<RequestBody>,
+        tell: &mut (dyn FnMut(Response<()>) + Send),
+    ) -> Result<Begun, (h1::io::Failed, Place)> {
         let place = self.place;
-        match self.free.send(request).await {
+        match self.free.send(request, tell).await {
             Ok((answer, freed)) => Ok(Begun { answer, place, freed }),
             Err(failed) => Err((failed, place)),
         }

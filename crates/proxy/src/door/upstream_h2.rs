@@ -5,10 +5,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
 use http::header::TE;
 use http::uri::Scheme;
@@ -69,10 +71,12 @@ pub async fn sender(entry: &Entry, addr: SocketAddr, port: u16) -> Result<SendRe
     Ok(sender)
 }
 
-/// Sends the request and waits for the answer's head; the rest of the request goes on beside it.
+/// Sends the request and waits for the answer's head; the rest of the request goes on beside it. `tell` gets the interim
+/// answers.
 pub async fn exchange(
     mut sender: SendRequest<Bytes>,
     request: Request<StreamBody>,
+    tell: &mut (dyn FnMut(Response<()>) + Send),
 ) -> Result<Response<RecvStream>, Failed> {
     let (mut parts, body) = request.into_parts();
     let mut uri = parts.uri.into_parts();
@@ -82,8 +86,9 @@ pub async fn exchange(
     // Trailers are carried on; gRPC refuses who does not say so.
     parts.headers.insert(TE, HeaderValue::from_static("trailers"));
     let empty = body.is_end_stream();
-    let (answer, mut stream) = sender.send_request(Request::from_parts(parts, ()), empty).map_err(Failed::Exchange)?;
-    tokio::pin!(answer);
+    let (mut answer, mut stream) =
+        sender.send_request(Request::from_parts(parts, ()), empty).map_err(Failed::Exchange)?;
+    let mut answer = std::future::poll_fn(|cx| poll_answer(&mut answer, tell, cx));
     if empty {
         return answer.await.map_err(Failed::Exchange);
     }
@@ -100,7 +105,7 @@ pub async fn exchange(
     let mut is_sent = false;
     let answer = loop {
         tokio::select! {
-            answer = answer.as_mut() => break answer.map_err(Failed::Exchange)?,
+            answer = &mut answer => break answer.map_err(Failed::Exchange)?,
             broken = told.as_mut(), if !is_sent => match broken {
                 Ok(()) => return Err(Failed::Body),
                 Err(_) => is_sent = true,
@@ -109,6 +114,21 @@ pub async fn exchange(
     };
     sending.detach();
     Ok(answer)
+}
+
+/// The next that comes of a stream. (Its answer is not asked for while interim ones may come: that would drop them.)
+fn poll_answer(
+    answer: &mut ResponseFuture,
+    tell: &mut (dyn FnMut(Response<()>) + Send),
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<RecvStream>, h2::Error>> {
+    loop {
+        match ready!(answer.poll_informational(cx)) {
+            Some(Ok(interim)) => tell(interim),
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            None => return Pin::new(answer).poll(cx),
+        }
+    }
 }
 
 /// Whether the Machine certainly did nothing with the request.

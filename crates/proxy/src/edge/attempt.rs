@@ -4,7 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use super::find::{Attempt, Pick, Tried};
 use super::gate::Turn;
 use super::upload::{Progress, Upload};
 use crate::headers::{is_idempotent, strip_ours};
+use crate::interim::Interims;
 use crate::link::body::StreamBody;
 use crate::link::client::Lost;
 use crate::link::header;
@@ -57,12 +58,14 @@ fn address(headers: &mut HeaderMap, pick: &Pick<'_>) {
 }
 
 /// A request with its body. The head is stamped already and has `http://HOST/PATH` as its URI.
-pub struct HttpAttempt<B> {
+pub struct HttpAttempt<'a, B> {
     pub method: Method,
     pub uri: Uri,
     pub headers: HeaderMap,
     /// Taken when the answer came before the body's end and a task carries the rest.
     pub upload: Option<Upload<B>>,
+    /// Where what the Machine says before its answer is left for the client.
+    pub interims: &'a Interims,
     /// Of an answer that sends the request on.
     pub by: Option<ServedBy>,
 }
@@ -82,11 +85,12 @@ impl ServedBy {
 /// What came of a stream.
 enum Heard {
     Admitted,
+    Interim(Response<()>),
     Answer(Result<Response<RecvStream>, h2::Error>),
     ClientGone,
 }
 
-impl<B> Attempt for HttpAttempt<B>
+impl<B> Attempt for HttpAttempt<'_, B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -141,6 +145,10 @@ where
                     admitted = true;
                     *turn = None;
                 }
+                Heard::Interim(mut interim) => {
+                    strip_ours(interim.headers_mut());
+                    self.interims.add(interim);
+                }
                 Heard::Answer(answer) => break answer,
                 Heard::ClientGone => {
                     stream.send_reset(Reason::CANCEL);
@@ -176,7 +184,7 @@ where
     }
 }
 
-impl<B> HttpAttempt<B>
+impl<B> HttpAttempt<'_, B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -208,17 +216,17 @@ where
 }
 
 fn poll_heard(answer: &mut ResponseFuture, admitted: bool, cx: &mut Context<'_>) -> Poll<Heard> {
-    if !admitted {
-        match answer.poll_informational(cx) {
-            Poll::Ready(Some(Ok(interim))) if interim.status() == StatusCode::CONTINUE => {
-                return Poll::Ready(Heard::Admitted);
-            }
-            Poll::Ready(Some(Ok(_)) | None) => {}
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Heard::Answer(Err(error))),
-            Poll::Pending => return Poll::Pending,
-        }
+    loop {
+        let heard = match ready!(answer.poll_informational(cx)) {
+            // The door's one word; the Machine's own is not sent on by it.
+            Some(Ok(interim)) if interim.status() == StatusCode::CONTINUE && admitted => continue,
+            Some(Ok(interim)) if interim.status() == StatusCode::CONTINUE => Heard::Admitted,
+            Some(Ok(interim)) => Heard::Interim(interim),
+            Some(Err(error)) => Heard::Answer(Err(error)),
+            None => return Pin::new(answer).poll(cx).map(Heard::Answer),
+        };
+        return Poll::Ready(heard);
     }
-    Pin::new(answer).poll(cx).map(Heard::Answer)
 }
 
 /// The answer came before the body's end, which is the Machine's good right; the rest goes on beside the answer.

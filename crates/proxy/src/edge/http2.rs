@@ -1,34 +1,38 @@
-//! HTTP/2 from clients: hyper frames the streams; each head is held to the rules of HTTP/1.1, in which the Machine will
+//! HTTP/2 from clients: `h2` frames the streams; each head is held to the rules of HTTP/1.1, in which the Machine will
 //! read it, before anything else sees it.
 //!
-//! RFC 9113; floods of resets, settings and CONTINUATION are bounded by `h2` itself.
+//! `h2` is used directly, since interim answers (100, 103) must pass. RFC 9113; floods of resets, settings and CONTINUATION
+//! are bounded by `h2` itself.
 
-use std::convert::Infallible;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{COOKIE, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 
 use super::Edge;
-use super::body::AnswerError;
 use super::record::Recorded;
 use super::serve::Upgrade;
 use super::stall::Steady;
 use crate::h1::{Refusal, downgrade};
 use crate::headers::Client;
+use crate::interim::Interims;
+use crate::link::batch::Batch;
+use crate::link::body::StreamBody;
+use crate::link::probe::probe_every;
+use crate::link::send::send_body;
+use crate::link::tunnel::Tunnel;
 
 /// Requests of one connection at once.
 const MAX_STREAMS: u32 = 250;
@@ -40,8 +44,12 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// Streams that their client reset before they were looked at; one more ends the connection (rapid reset).
 const MAX_PENDING_RESETS: usize = 20;
+/// Streams that a client made us reset; one more ends the connection.
+const MAX_LOCAL_RESETS: usize = 1_024;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that does not speak HTTP/2 by then is closed.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection without requests is closed after so long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_LOOKS: u32 = 4;
@@ -50,54 +58,135 @@ pub(super) async fn connection<IO>(edge: &Arc<Edge>, io: IO, client: &Client)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let open = Arc::<Open>::default();
-    let service = service_fn(|request| {
-        let (edge, client, place) = (edge.clone(), client.clone(), Place::take(&open));
-        let taken = take(&edge, request);
-        // In a box from the start: what carries it is moved from hand to hand before it runs.
-        Box::pin(async move {
-            let response = match taken {
-                Ok((request, websocket)) => answer(&edge, request, websocket, &client).await,
-                Err((refusal, parts)) => {
-                    edge.metrics.client_refused(refusal.word());
-                    edge.refuse(refusal, &parts, &client, &edge.ways.h2)
-                }
-            };
-            Ok::<_, Infallible>(response.map(|body| Counted { body, _place: place }))
-        })
-    });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
+    let mut builder = h2::server::Builder::new();
+    builder
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .enable_connect_protocol()
-        .serve_connection(TokioIo::new(io), service);
-    tokio::pin!(connection);
-    let idle = idle(open.clone(), IDLE_TIMEOUT);
-    tokio::pin!(idle);
+        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        .enable_connect_protocol();
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(io));
+    let mut connection = tokio::select! {
+        shaken = handshake => match shaken {
+            Ok(Ok(connection)) => connection,
+            ended => return tracing::debug!(ended = ?ended.err(), "a client spoke no HTTP/2"),
+        },
+        () = edge.group.stopping() => return,
+    };
+    let open = Arc::<Open>::default();
+    let mut idle = pin!(idle(open.clone(), IDLE_TIMEOUT));
+    let mut dead = pin!(probe_every(PING_INTERVAL, PING_TIMEOUT, connection.ping_pong(), |_| ()));
     let mut leaving = false;
+    let mut batch = Batch::default();
     loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a client's connection ended");
-                }
-                return;
-            }
+        let accepted = tokio::select! {
+            accepted = poll_fn(|cx| batch.poll(cx, |cx| connection.poll_accept(cx))) => accepted,
+            () = &mut dead => return,
             // Streams under way are answered, no others.
-            () = edge.group.stopping(), if !leaving => leaving = true,
-            () = &mut idle, if !leaving => leaving = true,
-        }
-        if leaving {
-            connection.as_mut().graceful_shutdown();
+            () = edge.group.stopping(), if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            () = &mut idle, if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        match accepted {
+            Some(Ok((request, respond))) => {
+                let (edge, client, place) = (edge.clone(), client.clone(), Place::take(&open));
+                tokio::spawn(async move {
+                    if let Err(error) = stream(&edge, request, respond, &client).await {
+                        tracing::debug!(%error, "a client's stream broke");
+                    }
+                    drop(place);
+                });
+            }
+            Some(Err(error)) => return tracing::debug!(%error, "a client's connection ended"),
+            None => return,
         }
     }
+}
+
+/// One request, from its head to its answer's end.
+async fn stream(
+    edge: &Arc<Edge>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    client: &Client,
+) -> Result<(), h2::Error> {
+    let is_head = request.method() == Method::HEAD;
+    let (response, websocket) = match take(edge, request) {
+        Ok(Taken { request, asks, websocket, on_websocket }) => {
+            let interims = Interims::default();
+            let mut serving = pin!(edge.serve(request, client, &edge.ways.h2, on_websocket, &interims));
+            let answered = poll_fn(|cx| {
+                let polled = serving.as_mut().poll(cx);
+                if asks.as_ref().is_some_and(|asked| asked.swap(false, Ordering::Relaxed)) {
+                    respond.send_informational(head(StatusCode::CONTINUE))?;
+                }
+                for interim in interims.take() {
+                    respond.send_informational(interim)?;
+                }
+                match polled {
+                    Poll::Ready(response) => Poll::Ready(Ok(Some(response))),
+                    // The client gave up.
+                    Poll::Pending => respond.poll_reset(cx).map_ok(|_| None),
+                }
+            });
+            let Some(response) = answered.await? else { return Ok(()) };
+            (response, websocket)
+        }
+        Err((refusal, parts)) => {
+            edge.metrics.client_refused(refusal.word());
+            (edge.refuse(refusal, &parts, client, &edge.ways.h2), None)
+        }
+    };
+    answer(response, respond, websocket, is_head).await
+}
+
+async fn answer(
+    response: Response<Recorded>,
+    mut respond: SendResponse<Bytes>,
+    websocket: Option<Websocket>,
+    is_head: bool,
+) -> Result<(), h2::Error> {
+    let (mut parts, mut body) = response.into_parts();
+    parts.version = http::Version::HTTP_2;
+    // It concerns a connection of HTTP/1.1.
+    parts.headers.remove(UPGRADE);
+    if let Some(websocket) = websocket.filter(|_| parts.status == StatusCode::SWITCHING_PROTOCOLS) {
+        // Here a stream begins by success, and its fields for HTTP/1.1 mean nothing.
+        parts.status = StatusCode::OK;
+        parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
+        let stream = respond.send_response(Response::from_parts(parts, ()), false)?;
+        // Whoever served it waits for this; if nobody does, the stream ends here.
+        let _ = websocket.opened.send(Tunnel::new(stream, websocket.received));
+        return Ok(());
+    }
+    let length = body.size_hint().exact().filter(|_| !body.is_end_stream());
+    if let (Some(length), None) = (length, parts.headers.get(CONTENT_LENGTH)) {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let end = is_head || body.is_end_stream();
+    let mut stream = respond.send_response(Response::from_parts(parts, ()), end)?;
+    if !end {
+        // What broke on one side has reset the other.
+        let _ = send_body(&mut stream, &mut body).await;
+    }
+    Ok(())
+}
+
+/// A head without a field.
+fn head(code: StatusCode) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = code;
+    response
 }
 
 /// The requests of one connection.
@@ -139,89 +228,101 @@ impl Drop for Place {
     }
 }
 
-struct Counted {
-    body: Recorded,
-    _place: Place,
-}
-
-impl Body for Counted {
-    type Data = Bytes;
-    type Error = AnswerError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 /// A request as it is served, and what it wants to be.
-type Taken = (Request<Steady<Incoming>>, Option<OnWebsocket>);
+struct Taken {
+    request: Request<Steady<Sent>>,
+    /// Set once the body is wanted of a client that waits to be asked for it.
+    asks: Option<Arc<AtomicBool>>,
+    websocket: Option<Websocket>,
+    on_websocket: Option<OnWebsocket>,
+}
 
 /// Holds a head to the rules.
-fn take(edge: &Edge, mut request: Request<Incoming>) -> Result<Taken, (Refusal, Box<Parts>)> {
-    let websocket = begin_websocket(&mut request);
-    let (mut parts, body) = request.into_parts();
+fn take(edge: &Edge, mut request: Request<RecvStream>) -> Result<Taken, (Refusal, Box<Parts>)> {
+    let is_websocket = begin_websocket(&mut request);
+    let (mut parts, received) = request.into_parts();
     if let Err(refusal) = downgrade::check(&parts.method, &parts.uri, &parts.headers, &edge.http1.limits) {
         return Err((refusal, Box::new(parts)));
     }
     as_http1(&mut parts);
-    if websocket.is_some() {
+    let (body, asks, websocket, on_websocket) = if is_websocket {
         parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    }
+        let (opened, on_open) = oneshot::channel();
+        (Sent { body: None, asks: None }, None, Some(Websocket { opened, received }), Some(OnWebsocket(on_open)))
+    } else {
+        let asks = parts.headers.contains_key(EXPECT).then(Arc::<AtomicBool>::default);
+        let body = StreamBody::new(received, &parts.headers);
+        (Sent { body: Some(body), asks: asks.clone() }, asks, None, None)
+    };
     let body = Steady::new(body, edge.http1.stall_timeout);
-    Ok((Request::from_parts(parts, body), websocket))
+    Ok(Taken { request: Request::from_parts(parts, body), asks, websocket, on_websocket })
 }
 
-async fn answer(
-    edge: &Arc<Edge>,
-    request: Request<Steady<Incoming>>,
-    websocket: Option<OnWebsocket>,
-    client: &Client,
-) -> Response<Recorded> {
-    let is_websocket = websocket.is_some();
-    let mut response = edge.serve(request, client, &edge.ways.h2, websocket).await;
-    if is_websocket && response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        // Here a stream begins by success, and its fields for HTTP/1.1 mean nothing.
-        *response.status_mut() = StatusCode::OK;
-        response.headers_mut().remove(UPGRADE);
-        response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+/// What a client sends behind its head; nothing, if the stream is to carry a WebSocket.
+struct Sent {
+    body: Option<StreamBody>,
+    /// Its client waits for a 100 (RFC 9110 section 10.1.1): set, once, when the body is wanted and not there.
+    asks: Option<Arc<AtomicBool>>,
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(cx);
+        // Who sends is not asked any more.
+        if let Some(asks) = self.asks.take()
+            && polled.is_pending()
+        {
+            asks.store(true, Ordering::Relaxed);
+        }
+        polled
     }
-    response
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+    }
 }
 
-/// A stream that is to carry a WebSocket.
-struct OnWebsocket(OnUpgrade);
+/// A stream that is to carry a WebSocket, with whoever waits for it.
+struct Websocket {
+    received: RecvStream,
+    opened: oneshot::Sender<Tunnel>,
+}
+
+struct OnWebsocket(oneshot::Receiver<Tunnel>);
 
 impl Future for OnWebsocket {
-    type Output = Option<TokioIo<Upgraded>>;
+    type Output = Option<Tunnel>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(|upgraded| upgraded.ok().map(TokioIo::new))
+        Pin::new(&mut self.0).poll(cx).map(Result::ok)
     }
 }
 
 impl Upgrade for OnWebsocket {
-    type Stream = TokioIo<Upgraded>;
+    type Stream = Tunnel;
 }
 
-/// Turns an extended CONNECT (RFC 8441 section 5) into the request of HTTP/1.1 that asks a Machine for a WebSocket.
+/// Turns an extended CONNECT (RFC 8441 section 5) into the request of HTTP/1.1 that asks a Machine for a WebSocket: true.
 /// Other protocols are left as they are: then the CONNECT is refused.
-fn begin_websocket(request: &mut Request<Incoming>) -> Option<OnWebsocket> {
-    let protocol = request.extensions().get::<hyper::ext::Protocol>()?;
-    if request.method() != Method::CONNECT || protocol.as_str() != "websocket" {
-        return None;
+fn begin_websocket(request: &mut Request<RecvStream>) -> bool {
+    let protocol = request.extensions().get::<h2::ext::Protocol>();
+    if request.method() != Method::CONNECT || protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
+        return false;
     }
-    let upgrade = hyper::upgrade::on(&mut *request);
-    *request.method_mut() = Method::GET;
     // The Machine needs it, and nobody looks at its answer: a stream is no cache's.
     let key = base64(&godwit_base::secret::random_u128().to_be_bytes());
-    request.headers_mut().insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).ok()?);
-    Some(OnWebsocket(upgrade))
+    let Ok(key) = HeaderValue::from_str(&key) else { return false };
+    *request.method_mut() = Method::GET;
+    request.headers_mut().insert(SEC_WEBSOCKET_KEY, key);
+    true
 }
 
 /// RFC 4648 section 4.

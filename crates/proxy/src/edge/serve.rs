@@ -28,6 +28,7 @@ use super::view::Entrance;
 use crate::h1;
 use crate::h1::io::{Connection, Failed, OnSwitch, Switched};
 use crate::headers::{self, Client, Stamp, host_of, stamp_answer, stamp_request, strip, strip_ours, without_port};
+use crate::interim::Interims;
 use crate::link::tunnel::copy;
 use crate::replay::{self, FLY_FORCE_INSTANCE_ID, FLY_REPLAY, FLY_REPLAY_SRC, Wanted};
 use crate::trace;
@@ -142,16 +143,19 @@ struct From<'a> {
     client: &'a Client,
     way: &'a Way,
     request_id: &'a HeaderValue,
+    interims: &'a Interims,
 }
 
 impl Edge {
-    /// Serves one request. `upgrade` is there when the client asks for another protocol, which stands in Upgrade.
+    /// Serves one request. `upgrade` is there when the client asks for another protocol, which stands in Upgrade. What the
+    /// Machine says before its answer is left in `interims`.
     pub async fn serve<B, U>(
         self: &Arc<Self>,
         request: Request<B>,
         client: &Client,
         way: &Way,
         upgrade: Option<U>,
+        interims: &Interims,
     ) -> Response<Recorded>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -165,7 +169,7 @@ impl Edge {
             stamp_answer(response.headers_mut(), &request_id);
             return record.follow(response);
         }
-        let from = From { client, way, request_id: &request_id };
+        let from = From { client, way, request_id: &request_id, interims };
         let passed = match self.destination(&request).await {
             Ok(destination) if let Some(response) = self.redirect(&request, &destination, way) => {
                 record.is_for(&destination.app);
@@ -259,14 +263,14 @@ impl Edge {
     }
 
     /// The request as a Machine is to get it.
-    fn passing<B, U>(
+    fn passing<'a, B, U>(
         &self,
         request: Request<B>,
         host: &HeaderValue,
-        from: &From<'_>,
+        from: &From<'a>,
         upgrade: Option<U>,
         record: &mut Record,
-    ) -> Result<Passing<B, U>, Own>
+    ) -> Result<Passing<'a, B, U>, Own>
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -280,20 +284,20 @@ impl Edge {
         record.traced(trace::stamp(&mut parts.headers, draw));
         if let (Some(client), Some(protocol)) = (upgrade, protocol) {
             let head = UpgradeHead { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
-            return Ok(Passing::Upgrade(head, Some(client)));
+            return Ok(Passing::Upgrade(head, Some(client), from.interims));
         }
         parts.headers.remove(HOST);
         let Some(uri) = target(host, &parts.uri) else {
             return Err(Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host"));
         };
         let (method, headers) = (parts.method, parts.headers);
-        Ok(Passing::Http(HttpAttempt { method, uri, headers, upload: Some(upload), by: None }))
+        Ok(Passing::Http(HttpAttempt { method, uri, headers, upload: Some(upload), interims: from.interims, by: None }))
     }
 
     /// Until a Machine answers that does not send the request on to another.
     async fn to_machine<B, U>(
         self: &Arc<Self>,
-        passing: &mut Passing<B, U>,
+        passing: &mut Passing<'_, B, U>,
         mut app: Arc<App>,
         entrance: Entrance,
         record: &mut Record,
@@ -337,7 +341,7 @@ impl Edge {
 
     async fn once<B, U>(
         self: &Arc<Self>,
-        passing: &mut Passing<B, U>,
+        passing: &mut Passing<'_, B, U>,
         app: &Arc<App>,
         wanted: &Wanted,
         entrance: Entrance,
@@ -352,11 +356,11 @@ impl Edge {
                 let response = find(self, app, wanted, entrance, &mut record.trail, attempt).await?;
                 Ok((response, attempt.by.take()))
             }
-            Passing::Upgrade(head, client) => {
+            Passing::Upgrade(head, client, interims) => {
                 let mut attempt = TunnelAttempt::upgrade();
                 let (tunnel, in_flight) = find(self, app, wanted, entrance, &mut record.trail, &mut attempt).await?;
                 // Apart, so that other requests' tasks do not have the size of it.
-                let response = Box::pin(self.upgraded(head, tunnel, in_flight, client)).await;
+                let response = Box::pin(self.upgraded(head, tunnel, in_flight, client, interims)).await;
                 Ok((response, attempt.by.take()))
             }
         }
@@ -364,24 +368,24 @@ impl Edge {
 }
 
 /// A request on its way, as often as it takes.
-enum Passing<B, U> {
-    Http(HttpAttempt<B>),
-    Upgrade(UpgradeHead, Option<U>),
+enum Passing<'a, B, U> {
+    Http(HttpAttempt<'a, B>),
+    Upgrade(UpgradeHead, Option<U>, &'a Interims),
 }
 
-impl<B: Body<Data = Bytes> + Unpin, U> Passing<B, U> {
+impl<B: Body<Data = Bytes> + Unpin, U> Passing<'_, B, U> {
     /// It can be sent from its beginning again.
     fn is_whole(&self) -> bool {
         match self {
             Self::Http(attempt) => attempt.upload.as_ref().is_some_and(Upload::is_whole),
-            Self::Upgrade(_, client) => client.is_some(),
+            Self::Upgrade(_, client, _) => client.is_some(),
         }
     }
 
     fn headers_mut(&mut self) -> &mut HeaderMap {
         match self {
             Self::Http(attempt) => &mut attempt.headers,
-            Self::Upgrade(head, _) => &mut head.headers,
+            Self::Upgrade(head, _, _) => &mut head.headers,
         }
     }
 }
@@ -417,6 +421,7 @@ impl Edge {
         tunnel: crate::link::tunnel::Tunnel,
         in_flight: super::body::InFlight,
         client: &mut Option<U>,
+        interims: &Interims,
     ) -> Response<AnswerBody>
     where
         U: Upgrade,
@@ -432,7 +437,7 @@ impl Edge {
         *request.headers_mut() = head.headers.clone();
         request.headers_mut().insert(UPGRADE, head.protocol.clone());
         let connection = Connection::new(tunnel, h1::Limits::default());
-        let mut response = match connection.send(request).await {
+        let mut response = match connection.send(request, &mut |interim| interims.add(interim)).await {
             Ok((response, _)) => response,
             Err(error) => return broken(error),
         };

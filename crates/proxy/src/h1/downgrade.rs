@@ -32,6 +32,8 @@ pub fn check(method: &Method, uri: &Uri, headers: &HeaderMap, limits: &Limits) -
         }
         match classify(name.as_str().as_bytes()) {
             Class::TransferEncoding => return Err(Refusal::BadEncoding),
+            Class::Expect if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {}
+            Class::Expect => return Err(Refusal::BadExpect),
             // The one that means something here, and only so.
             Class::Hop if name == TE && value.as_bytes().eq_ignore_ascii_case(b"trailers") => {}
             Class::Hop if name == TE => return Err(Refusal::BadConnection),
@@ -99,6 +101,8 @@ mod tests {
             (&[][..], Ok(())),
             (&[("host", "A")], Ok(())),
             (&[("te", "trailers")], Ok(())),
+            (&[("expect", "100-Continue")], Ok(())),
+            (&[("expect", "200-ok")], Err(Refusal::BadExpect)),
             (&[("content-length", "3")], Ok(())),
             (&[("host", "b")], Err(Refusal::HostMismatch)),
             (&[("host", "a"), ("host", "a")], Err(Refusal::DuplicateHost)),

@@ -322,7 +322,9 @@ const MAX_IDLE_BYTES: usize = 4 << 10;
 fn an_idle_connection_is_small() {
     let (near, _far) = tokio::io::duplex(64);
     let options = Options::default();
-    let connection = godwit_proxy::h1::io::serve(near, &options, |request, _| answer(request), std::future::pending());
+    let interims = godwit_proxy::interim::Interims::default();
+    let connection =
+        godwit_proxy::h1::io::serve(near, &options, &interims, |request, _| answer(request), std::future::pending());
     let size = std::mem::size_of_val(&connection);
     println!("an idle connection is a task of {size} bytes");
     assert!(size < MAX_IDLE_BYTES, "{size}");

@@ -55,7 +55,7 @@ async fn connect(addr: SocketAddr) -> Connection<TcpStream> {
 async fn exchange(method: Method, answer: &'static str, close: bool) -> Result<(u16, String, bool), Failed> {
     let addr = machine(Box::leak(Box::new([answer])), close).await;
     patient(async {
-        let (answer, freed) = connect(addr).await.send(request(method, "")).await?;
+        let (answer, freed) = connect(addr).await.send(request(method, ""), &mut |_| ()).await?;
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await?.to_bytes();
         Ok((status, String::from_utf8(body.to_vec()).unwrap(), freed.await.is_ok()))
@@ -127,8 +127,28 @@ async fn answers_that_can_be_read_in_two_ways_are_none() {
         }
     }
     assert!(matches!(exchange(Method::GET, "", true).await, Err(Failed::Closed)));
-    let flood: &'static str = Box::leak("HTTP/1.1 100 C\r\n\r\n".repeat(17).into_boxed_str());
+    let flood: &'static str = Box::leak("HTTP/1.1 100 C\r\n\r\n".repeat(1_025).into_boxed_str());
     assert!(matches!(exchange(Method::GET, flood, false).await, Err(Failed::Refused(Refusal::TooManyInterim))));
+}
+
+/// A legal answer counts however much was said before it.
+#[tokio::test]
+async fn interim_answers_are_told_within_a_bound_and_none_costs_the_answer() {
+    for (said, expected) in [(1, 1), (3, 3), (16, 16), (17, 16), (40, 16)] {
+        let hint =
+            "HTTP/1.1 100 C\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n";
+        let answer = hint.repeat(said) + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        let addr = machine(Box::leak(Box::new([&*Box::leak(answer.into_boxed_str())])), false).await;
+        let mut told = Vec::new();
+        let connection = connect(addr).await;
+        let (answer, _freed) =
+            patient(connection.send(request(Method::GET, ""), &mut |interim| told.push(interim))).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(told.len(), expected, "{said}");
+        assert!(
+            told.iter().all(|one| one.status() == 103 && one.headers()["link"] == "</a>" && one.headers().len() == 1)
+        );
+    }
 }
 
 #[tokio::test]
@@ -137,7 +157,7 @@ async fn a_connection_carries_one_exchange_after_the_other() {
     let addr = machine(&[OK, OK, OK], true).await;
     let mut connection = connect(addr).await;
     for _ in 0..3 {
-        let (answer, freed) = patient(connection.send(request(Method::GET, ""))).await.unwrap();
+        let (answer, freed) = patient(connection.send(request(Method::GET, ""), &mut |_| ())).await.unwrap();
         assert_eq!(patient(answer.into_body().collect()).await.unwrap().to_bytes(), "ok");
         connection = patient(freed).await.unwrap();
     }
@@ -155,7 +175,7 @@ async fn an_answer_before_the_request_is_whole_is_passed_on_and_ends_the_connect
     // The Machine reads the head only, answers, and never reads the body.
     let addr = machine(&["HTTP/1.1 413 Large\r\nContent-Length: 2\r\n\r\nno"], true).await;
     let large: &'static str = Box::leak("x".repeat(32 << 20).into_boxed_str());
-    let (answer, freed) = patient(connect(addr).await.send(request(Method::POST, large))).await.unwrap();
+    let (answer, freed) = patient(connect(addr).await.send(request(Method::POST, large), &mut |_| ())).await.unwrap();
     assert_eq!(answer.status(), 413);
     assert_eq!(patient(answer.into_body().collect()).await.unwrap().to_bytes(), "no");
     assert!(patient(freed).await.is_err());

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use godwit_proxy::h1::io::{Answer, Connection, Ended, Failed, OnSwitch, Options, RequestBody, serve};
 use godwit_proxy::h1::{Limits, Refusal};
+use godwit_proxy::interim::Interims;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,7 +50,7 @@ where
                 let stopping = async move {
                     let _ = stopping.wait_for(|stopped| *stopped).await;
                 };
-                let ended = serve(socket, &options, service, stopping).await;
+                let ended = serve(socket, &options, &Interims::default(), service, stopping).await;
                 let _ = sender.send(ended);
             });
         }
@@ -84,7 +85,7 @@ async fn forward(
     switch: Option<OnSwitch<TcpStream>>,
 ) -> Response<Body> {
     let socket = TcpStream::connect(machine).await.unwrap();
-    let answer = match Connection::new(socket, Limits::default()).send(request).await {
+    let answer = match Connection::new(socket, Limits::default()).send(request, &mut |_| ()).await {
         Ok((answer, _)) => answer,
         Err(error) => return failure(&error),
     };

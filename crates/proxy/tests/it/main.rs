@@ -8,6 +8,7 @@ mod fleet;
 #[path = "../h1/raw.rs"]
 mod raw;
 mod relay;
+mod scripted;
 #[path = "../h1/table.rs"]
 mod table;
 
@@ -19,9 +20,11 @@ mod failures;
 mod h2_downgrade;
 mod handlers;
 mod headers;
+mod interim;
 mod join;
 mod limits;
 mod moves;
+mod owed;
 mod proxy_protocol;
 mod replay;
 mod rfc9113;

@@ -14,8 +14,8 @@ use crate::h1::head::{Limits, cut};
 use crate::h1::refusal::Refusal;
 use crate::h1::response::ResponseHead;
 
-/// Interim answers before an answer.
-const MAX_INTERIM: u8 = 16;
+/// Interim answers that are read before an answer; a Machine that says more never comes to its point.
+const MAX_INTERIM: u16 = 1_024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -37,7 +37,7 @@ pub struct Client {
     to_head: bool,
     asks_switch: bool,
     request_sent: bool,
-    interim: u8,
+    interim: u16,
     keep: bool,
 }
 

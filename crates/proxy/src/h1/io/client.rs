@@ -20,7 +20,9 @@ use crate::h1::body::{Encoder, Framing};
 use crate::h1::conn::{Client, Event};
 use crate::h1::head::Limits;
 use crate::h1::refusal::Refusal;
+use crate::h1::response::ResponseHead;
 use crate::h1::{map, write};
+use crate::interim::MAX_PASSED;
 
 /// Why there is no answer, or no more of one.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +79,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
     /// or a Content-Length for a body of unknown size, decides. Upgrade in the map asks for another protocol.
     ///
     /// The connection comes back through the receiver once the exchange is over, if it can be used again.
+    ///
+    /// `tell` gets the Machine's interim answers but 100, which answers nobody here: no request of ours asks for it
+    /// (RFC 9110 section 15.2). At most `MAX_PASSED` are told.
     pub async fn send<U>(
         self,
         request: Request<U>,
+        tell: &mut (dyn FnMut(Response<()>) + Send),
     ) -> Result<(Response<Answer<IO, U>>, oneshot::Receiver<Connection<IO>>), Failed>
     where
         U: Body<Data = Bytes> + Unpin,
@@ -119,7 +125,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
             upload: (framing != Framing::None).then_some(body),
             deaf: false,
         };
-        let bytes = poll_fn(|cx| exchange.poll_head(cx)).await?;
+        let mut told = 0;
+        let mut tell = |head: &ResponseHead, bytes: &Bytes| {
+            if head.status != 100
+                && told < MAX_PASSED
+                && let Ok(interim) = map::response(head, bytes)
+            {
+                told += 1;
+                tell(interim);
+            }
+        };
+        let bytes = poll_fn(|cx| exchange.poll_head(&mut tell, cx)).await?;
         let client = &exchange.connection.client;
         let answer = map::response(client.head(), &bytes).map_err(|_| Failed::Refused(Refusal::BadStatus))?;
         let left = match client.framing() {
@@ -182,14 +198,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, U: Body<Data = Bytes> + Unpin> Exchange
         }
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Failed>> {
+    fn poll_head(
+        &mut self,
+        tell: &mut (impl FnMut(&ResponseHead, &Bytes) + ?Sized),
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Bytes, Failed>> {
         self.poll_upload(cx)?;
         loop {
             let Connection { io, inbox, client } = &mut self.connection;
             let step = client.step(inbox.bytes(), inbox.ended);
             match step.event {
                 Event::Head => return Poll::Ready(Ok(inbox.take(step.consumed))),
-                Event::Interim => inbox.skip(step.consumed),
+                Event::Interim => tell(client.head(), &inbox.take(step.consumed)),
                 Event::More if step.consumed > 0 => inbox.skip(step.consumed),
                 Event::More => ready!(inbox.poll_fill(cx, io, false)).map_err(Failed::Io)?,
                 Event::Refused(refusal) => return Poll::Ready(Err(Failed::Refused(refusal))),

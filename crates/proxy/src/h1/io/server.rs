@@ -22,9 +22,10 @@ use super::switched::{OnSwitch, Switched, pair};
 use super::upload::{BodyError, RequestBody, Upload, Want, channel};
 use crate::h1::body::{Encoder, Framing};
 use crate::h1::conn::{Event, Finish, Server};
-use crate::h1::head::Limits;
+use crate::h1::head::{Limits, Version};
 use crate::h1::refusal::Refusal;
 use crate::h1::{map, write};
+use crate::interim::Interims;
 
 /// After the last answer on a connection whose client may still be sending.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -79,8 +80,15 @@ pub enum Ended {
 /// Serves a connection until it ends. `stopping` resolves when no further request shall be taken: an idle connection
 /// closes, one with a request under way says `close` in its answer.
 ///
-/// The service gets a handle on the socket if the client asks for another protocol; it is used by answering 101.
-pub async fn serve<IO, S, F, B>(io: IO, options: &Options, service: S, stopping: impl Future<Output = ()>) -> Ended
+/// The service gets a handle on the socket if the client asks for another protocol; it is used by answering 101. Interim
+/// answers are left in `interims`.
+pub async fn serve<IO, S, F, B>(
+    io: IO,
+    options: &Options,
+    interims: &Interims,
+    service: S,
+    stopping: impl Future<Output = ()>,
+) -> Ended
 where
     IO: AsyncRead + AsyncWrite + Unpin,
     S: Fn(Request<RequestBody>, Option<OnSwitch<IO>>) -> F,
@@ -113,9 +121,11 @@ where
             Some((switch, on_switch)) => (Some(switch), Some(on_switch)),
             None => (None, None),
         };
+        interims.renew();
         let answer = {
             let mut answer = pin!(service(request.map(|()| body), on_switch));
-            poll_fn(|cx| driver.poll_answer(cx, options, &upload, answer.as_mut(), stopping.as_mut())).await
+            let mut waits = Waits { options, interims, upload: &upload, stopping: stopping.as_mut() };
+            poll_fn(|cx| driver.poll_answer(cx, &mut waits, answer.as_mut())).await
         };
         let ended = match answer {
             Ok(answer) => driver.send(answer, switch.is_some(), options, &upload).await,
@@ -172,6 +182,14 @@ impl Timer {
             sleep.as_mut().reset(deadline);
         }
     }
+}
+
+/// What is looked at while an answer is waited for.
+struct Waits<'a, S> {
+    options: &'a Options,
+    interims: &'a Interims,
+    upload: &'a Upload,
+    stopping: Pin<&'a mut S>,
 }
 
 struct Driver<IO> {
@@ -236,21 +254,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 
     /// Waits for the service's answer while the body flows.
-    fn poll_answer<F: Future>(
+    fn poll_answer<F: Future, S: Future<Output = ()>>(
         &mut self,
         cx: &mut Context<'_>,
-        options: &Options,
-        upload: &Upload,
+        waits: &mut Waits<'_, S>,
         answer: Pin<&mut F>,
-        stopping: Pin<&mut impl Future<Output = ()>>,
     ) -> Poll<Result<F::Output, Ended>> {
-        if let Poll::Ready(answer) = answer.poll(cx) {
-            self.is_stopping(cx, stopping);
+        let Waits { options, interims, upload, stopping } = waits;
+        let polled = answer.poll(cx);
+        self.announce(interims);
+        if let Poll::Ready(answer) = polled {
+            self.is_stopping(cx, stopping.as_mut());
             return Poll::Ready(Ok(answer));
         }
         let mut moved = false;
-        let waits = match self.poll_upload(cx, upload, &mut moved) {
-            Ok(waits) => waits,
+        let awaits = match self.poll_upload(cx, upload, &mut moved) {
+            Ok(awaits) => awaits,
             Err(ended) => return Poll::Ready(Err(ended)),
         };
         // A 100 may be on its way out.
@@ -258,11 +277,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             Poll::Ready(Err(error)) => return Poll::Ready(Err(Ended::Io(error))),
             polled => polled.is_ready(),
         };
-        if self.is_stalled(cx, waits || !flushed, moved, options) {
+        if self.is_stalled(cx, awaits || !flushed, moved, options) {
             upload.fail(BodyError::Timeout);
             return Poll::Ready(Err(Ended::Timeout));
         }
         Poll::Pending
+    }
+
+    /// Writes what the Machine said before its answer. A client of HTTP/1.0 would take it for the answer (RFC 9110
+    /// section 15.2).
+    fn announce(&mut self, interims: &Interims) {
+        for interim in interims.take() {
+            if self.server.head().version == Version::V11 {
+                let text = &mut self.outbox.text;
+                write::status_line(text, interim.status().as_u16());
+                write::map_fields(text, interim.headers());
+                write::end(text);
+            }
+        }
     }
 
     /// Whether nothing has moved for too long, though something was waited for.
