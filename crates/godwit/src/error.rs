@@ -33,6 +33,13 @@ impl CliError {
         self.hint = Some(hint.into());
         self
     }
+
+    /// As `--json` tells it: `{"error": …, "hint": …, "code": 3, "kind": "not found"}`.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "error": self.message, "hint": self.hint, "code": self.exit.code(), "kind": self.exit.name(),
+        })
+    }
 }
 
 impl fmt::Display for CliError {

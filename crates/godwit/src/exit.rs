@@ -48,6 +48,11 @@ impl Exit {
             Self::Interrupted => 130,
         }
     }
+
+    /// As the table calls it.
+    pub fn name(self) -> &'static str {
+        TABLE.iter().find(|(code, ..)| *code == self.code()).map_or("failed", |(_, name, _)| name)
+    }
 }
 
 impl From<Exit> for ExitCode {

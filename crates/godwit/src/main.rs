@@ -7,6 +7,7 @@ mod dev;
 mod error;
 mod exit;
 mod roles;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -20,17 +21,25 @@ use error::Result;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage::report(&error),
+    };
     if !matches!(arguments.command, Command::Run(_) | Command::VolumeProcess { .. } | Command::DevHost(_)) {
         // A reader that has seen enough (`| head`) ends a command quietly, as it does any filter. A role's clients come
         // and go, and must not.
         default_sigpipe();
     }
     let style = cli::output::Style::for_stderr(arguments.global.color);
+    let json = arguments.global.json;
     match dispatch(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{} {error}", style.error("Error:"));
+            if json {
+                eprintln!("{}", error.to_json());
+            } else {
+                eprintln!("{} {error}", style.error("Error:"));
+            }
             error.exit.into()
         }
     }

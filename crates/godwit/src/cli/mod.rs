@@ -5,6 +5,8 @@ pub mod apps;
 pub mod certs;
 pub mod config;
 pub mod context;
+pub mod document;
+pub mod guess;
 pub mod help;
 pub mod host;
 pub mod image;

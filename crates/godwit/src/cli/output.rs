@@ -67,16 +67,20 @@ impl Output {
         Ok(())
     }
 
-    /// What was done, for a person: on standard error, unless `--quiet`.
+    /// What was done, for a person: on standard error, unless `--quiet` or `--json`.
     pub fn say(self, text: impl AsRef<str>) {
-        if !self.quiet {
+        if !self.quiet && !self.json {
             eprintln!("{}", text.as_ref());
         }
     }
 
-    /// Something that must not be missed, even with `--quiet`.
+    /// Something that must not be missed, even with `--quiet`; with `--json`, an object on a line of its own.
     pub fn warn(self, text: impl AsRef<str>) {
-        eprintln!("warning: {}", text.as_ref());
+        if self.json {
+            eprintln!("{}", serde_json::json!({ "warning": text.as_ref() }));
+        } else {
+            eprintln!("warning: {}", text.as_ref());
+        }
     }
 
     /// Rows under headings; wide cells are never cut.
@@ -105,7 +109,7 @@ impl Output {
     /// A spinner while something goes on.
     pub fn progress(self, what: impl Into<String>) -> Progress {
         let what = what.into();
-        if self.quiet {
+        if self.quiet || self.json {
             return Progress(None);
         }
         if !std::io::stderr().is_terminal() {
@@ -119,7 +123,7 @@ impl Output {
 
     /// A bar over a number of bytes; hidden where nobody watches.
     pub fn byte_progress(self, what: &str, total_bytes: u64) -> ProgressBar {
-        if self.quiet || !std::io::stderr().is_terminal() {
+        if self.quiet || self.json || !std::io::stderr().is_terminal() {
             self.say(format!("{what} ..."));
             return ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden());
         }
@@ -152,4 +156,17 @@ pub fn bytes(count: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// `sha256:9d81…`: enough to tell two images apart.
+pub fn short_digest(digest: &str) -> String {
+    const SHOWN: usize = "sha256:".len() + 12;
+    if digest.len() > SHOWN && digest.is_ascii() { format!("{}…", &digest[..SHOWN]) } else { digest.to_owned() }
+}
+
+/// A value of JSON on one line, cut where it would fill the screen.
+pub fn short_value(value: &serde_json::Value) -> String {
+    const SHOWN: usize = 60;
+    let text = value.to_string();
+    if text.chars().count() <= SHOWN { text } else { format!("{}…", text.chars().take(SHOWN).collect::<String>()) }
 }

@@ -15,8 +15,9 @@ use godwit_api::machine::{DeleteQuery, Machine, MachineState, RestartQuery, Sign
 use godwit_base::http::client::{CallError, HEAD_TIMEOUT};
 use http::HeaderMap;
 
-use super::{Target, Targets, WaitOption};
+use super::{Target, Targets, WaitOption, changes};
 use crate::cli::context::{Context, ON_THE_WAY_UP};
+use crate::cli::output::short_digest;
 use crate::error::{CliError, Result};
 use crate::exit::Exit;
 
@@ -175,9 +176,24 @@ pub async fn restart(options: &RestartOptions, context: &Context) -> Result<()> 
             context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), options.wait.wait_timeout).await?
         };
         context.output.say(format!("Machine {} is {}.", machine.id, machine.state.as_str()));
+        tell_newer_image(context, &app, &machine).await;
         done.push((app, machine));
     }
     report(context, &done)
+}
+
+/// A restart runs the image that the Machine had. Who loaded a newer one under its tag may have expected that.
+async fn tell_newer_image(context: &Context, app: &AppName, machine: &Machine) {
+    // The restart is done: that the list of images is not to be had is no failure of it.
+    if let Ok(Some(newer)) = changes::moved_tag(context, machine).await {
+        let (image, id) = (&machine.config.image, &machine.id);
+        context.output.say(format!(
+            "It still runs {}; {image} is {} now.",
+            short_digest(&machine.image_ref.digest),
+            short_digest(&newer)
+        ));
+        context.output.say(format!("  hint: `godwit machine update {id} -a {app}` takes the newer image"));
+    }
 }
 
 pub async fn kill(options: &KillOptions, context: &Context) -> Result<()> {

@@ -1,17 +1,18 @@
 //! `machine run`, `create` and `update`: Machines made and changed.
 
-use godwit_api::config::MachineConfig;
-use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{MachinesCreate, MachinesUpdate};
-use godwit_api::machine::{CreateMachine, MachineState};
-use godwit_base::http::client::HEAD_TIMEOUT;
+use godwit_api::machine::MachineState;
+use http::HeaderMap;
 use serde_json::Value;
 
-use super::mounts;
-use super::spec::ConfigFlags;
-use super::{LeaseOption, Target, WaitOption};
+use super::changes::{self, value_of};
+use super::document::Document;
+use super::remove::RemoveFlags;
+use super::spec::{ConfigFlags, object};
+use super::{LeaseOption, Target, WaitOption, mounts, parse};
 use crate::cli::context::{AppOption, Context, ON_THE_WAY_UP};
-use crate::error::Result;
+use crate::cli::document;
+use crate::error::{CliError, Result};
 
 #[derive(clap::Args)]
 pub struct RunOptions {
@@ -20,8 +21,11 @@ pub struct RunOptions {
     /// The image, `name[:tag][@digest]`
     #[arg(required_unless_present = "machine_config")]
     image: Option<String>,
-    /// Replaces the image's command
-    #[arg(trailing_var_arg = true)]
+    /// Words that stand where no word may: told with the right spelling.
+    #[arg(hide = true)]
+    words: Vec<String>,
+    /// The command to run instead of the image's
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
     /// Its name; one is made up otherwise
     #[arg(short, long)]
@@ -48,11 +52,16 @@ pub struct UpdateOptions {
     /// Another image
     #[arg(short, long)]
     image: Option<String>,
-    /// Replaces the image's command
-    #[arg(short = 'C', long, value_name = "COMMAND")]
+    /// The command to run instead of the image's; split as a shell does it
+    #[arg(short = 'C', long, value_name = "COMMAND", conflicts_with = "words")]
     command: Option<String>,
+    /// The same, as words
+    #[arg(last = true, value_name = "COMMAND")]
+    words: Vec<String>,
     #[command(flatten)]
     config: ConfigFlags,
+    #[command(flatten)]
+    remove: RemoveFlags,
     /// Leave it stopped
     #[arg(long, visible_alias = "skip-start")]
     skip_launch: bool,
@@ -63,29 +72,35 @@ pub struct UpdateOptions {
 }
 
 pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Result<()> {
+    refuse_words(options)?;
     let app = context.app(&options.app)?;
-    let mut config = options.config.base()?.unwrap_or_default();
+    let Document { mut config, mut request, notes } = options.config.document()?.unwrap_or_default();
+    notes.iter().for_each(|note| context.output.warn(note));
     if let Some(image) = &options.image {
-        config.image.clone_from(image);
+        config.insert("image".into(), image.clone().into());
     }
     if !options.command.is_empty() {
-        config.init.cmd.clone_from(&options.command);
+        object(&mut config, "init")?.insert("cmd".into(), options.command.clone().into());
     }
     options.config.apply(&mut config)?;
-    mounts::resolve(context, &app, options.region.as_deref(), None, &mut config).await?;
-    let launch = launch && !options.skip_launch;
-    let request = CreateMachine {
-        name: options.name.clone(),
-        region: options.region.clone(),
-        config,
-        skip_launch: !launch,
-        skip_service_registration: options.skip_service_registration,
-        ..CreateMachine::default()
-    };
+    let region = options.region.clone().or_else(|| request.get("region")?.as_str().map(str::to_owned));
+    mounts::resolve(context, &app, region.as_deref(), None, &mut config).await?;
+    let launch = launch && !options.skip_launch && request.get("skip_launch") != Some(&Value::Bool(true));
+    for (name, value) in [("name", &options.name), ("region", &options.region)] {
+        if let Some(value) = value {
+            request.insert(name.into(), value.clone().into());
+        }
+    }
+    for (name, set) in [("skip_launch", !launch), ("skip_service_registration", options.skip_service_registration)] {
+        if set {
+            request.insert(name.into(), true.into());
+        }
+    }
+    request.insert("config".into(), config.into());
     let output = context.output;
     let mut machine = {
         let _progress = output.progress("creating a Machine");
-        context.client.call::<MachinesCreate>(&[app.as_str()], &Empty {}, &request).await?
+        document::send::<MachinesCreate>(context, &[app.as_str()], &request.into(), HeaderMap::new()).await?
     };
     output.say(format!("Machine {} ({}) is placed on {}.", machine.id, machine.name, machine.host_id));
     if !options.wait.detach {
@@ -104,37 +119,49 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
 
 pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {
     let (app, machine) = context.machine(&options.target.app, &options.target.machine).await?;
-    let mut config = options.config.base()?.unwrap_or_else(|| machine.config.clone());
+    let before = value_of(&machine.config)?;
+    let given = options.config.document()?;
+    let has_document = given.is_some();
+    let Document { mut config, mut request, notes } =
+        given.unwrap_or_else(|| Document { config: before.clone(), ..Document::default() });
+    notes.iter().for_each(|note| context.output.warn(note));
+    options.remove.apply(&mut config)?;
     if let Some(image) = &options.image {
-        config.image.clone_from(image);
+        config.insert("image".into(), image.clone().into());
     }
-    if let Some(command) = &options.command {
-        config.init.cmd = command.split_whitespace().map(str::to_owned).collect();
+    let command = match &options.command {
+        Some(command) => parse::shell_words("--command", command)?,
+        None => options.words.clone(),
+    };
+    if !command.is_empty() || options.command.is_some() {
+        object(&mut config, "init")?.insert("cmd".into(), command.into());
     }
-    if config.image.is_empty() {
-        config.image.clone_from(&machine.config.image);
+    if config.get("image").is_none_or(|image| image.as_str() == Some("")) {
+        config.insert("image".into(), machine.config.image.clone().into());
     }
     options.config.apply(&mut config)?;
     mounts::resolve(context, &app, None, Some(&machine.id), &mut config).await?;
     let output = context.output;
-    let changes = difference(&machine.config, &config)?;
-    if changes.is_empty() && options.image.is_none() {
+    let after = changes::normal(&config);
+    let mut lines = changes::difference(&before, &after);
+    lines.extend(changes::of_image(context, &machine, &after).await?);
+    if lines.is_empty() {
         output.say("Nothing would change.");
         return if output.json { output.json(&machine) } else { Ok(()) };
     }
     output.say(format!("Machine {} changes:", machine.id));
-    changes.iter().for_each(|line| output.say(format!("  {line}")));
+    lines.iter().for_each(|line| output.say(format!("  {line}")));
     context.confirm(&format!("Update Machine {}?", machine.id))?;
-    let request = CreateMachine {
-        config,
-        skip_launch: options.skip_launch,
-        current_version: Some(machine.instance_id.to_string()),
-        ..CreateMachine::default()
-    };
+    request.insert("config".into(), config.into());
+    if options.skip_launch {
+        request.insert("skip_launch".into(), true.into());
+    }
+    if !has_document || !request.contains_key("current_version") {
+        request.insert("current_version".into(), machine.instance_id.to_string().into());
+    }
     let path = [app.as_str(), machine.id.as_str()];
-    let headers = options.lease.headers()?;
-    let client = &context.client;
-    let mut updated = client.call_with::<MachinesUpdate>(&path, &Empty {}, &request, &headers, HEAD_TIMEOUT).await?;
+    let mut updated =
+        document::send::<MachinesUpdate>(context, &path, &request.into(), options.lease.headers()?).await?;
     if !options.wait.detach {
         let rest = [MachineState::Started, MachineState::Stopped];
         let wanted = if options.skip_launch { &rest[..] } else { &rest[..1] };
@@ -149,49 +176,15 @@ pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// What differs, member by member: `- path: old` and `+ path: new`.
-fn difference(old: &MachineConfig, new: &MachineConfig) -> Result<Vec<String>> {
-    let flat = |config: &MachineConfig| -> Result<Vec<(String, Value)>> {
-        let mut members = Vec::new();
-        flatten("", &serde_json::to_value(config)?, &mut members);
-        Ok(members)
-    };
-    let (old, new) = (flat(old)?, flat(new)?);
-    let mut lines: Vec<(String, String)> = Vec::new();
-    for member in old.iter().filter(|member| !new.contains(member)) {
-        lines.push((member.0.clone(), format!("- {}: {}", member.0, member.1)));
+/// A word after the image may be the value of a flag that takes none, or the Machine's command: which, nobody knows.
+fn refuse_words(options: &RunOptions) -> Result<()> {
+    if options.words.is_empty() {
+        return Ok(());
     }
-    for member in new.iter().filter(|member| !old.contains(member)) {
-        lines.push((member.0.clone(), format!("+ {}: {}", member.0, member.1)));
-    }
-    // The sort is stable: of one path, the old value stands first.
-    lines.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(lines.into_iter().map(|(_, line)| line).collect())
-}
-
-fn flatten(path: &str, value: &Value, members: &mut Vec<(String, Value)>) {
-    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-    match value {
-        Value::Object(object) => object.iter().for_each(|(name, value)| flatten(&below(name), value, members)),
-        Value::Array(array) => {
-            array.iter().enumerate().for_each(|(n, value)| flatten(&below(&n.to_string()), value, members));
-        }
-        value => members.push((path.to_owned(), value.clone())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_update_shows_what_changes_and_only_that() {
-        let old = MachineConfig { image: "a".into(), ..Default::default() };
-        let mut new = old.clone();
-        new.guest.memory_mb = 512;
-        new.env.insert("K".into(), "v".into());
-        let lines = difference(&old, &new).unwrap();
-        assert_eq!(lines, ["+ env.K: \"v\"", "- guest.memory_mb: 256", "+ guest.memory_mb: 512"]);
-        assert!(difference(&old, &old).unwrap().is_empty());
-    }
+    let image = options.image.as_deref().unwrap_or("IMAGE");
+    let words = shlex::try_join(options.words.iter().map(String::as_str)).unwrap_or_else(|_| options.words.join(" "));
+    let rest = shlex::try_join(options.command.iter().map(String::as_str)).unwrap_or_default();
+    let command = format!("{words} {rest}");
+    Err(CliError::usage(format!("unexpected `{words}` after the image {image}"))
+        .hint(format!("a command stands after `--`: godwit machine run {image} [flags] -- {}", command.trim_end())))
 }

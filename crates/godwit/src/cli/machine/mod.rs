@@ -1,11 +1,18 @@
 //! `godwit machine`: what the commands take and which file carries each out.
 
+mod changes;
+mod document;
 mod exec;
+mod files;
+mod fly_toml;
 mod lease;
 mod life;
 mod make;
 mod mounts;
+mod parse;
+mod ports;
 mod relocate;
+mod remove;
 pub mod show;
 mod spec;
 
