@@ -93,7 +93,7 @@ impl Fleet {
     }
 
     pub fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.ok(&[arguments, &["--json"]].concat());
+        let output = self.ok(&[&["--json"], arguments].concat());
         serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
     }
 
