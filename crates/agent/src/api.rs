@@ -4,6 +4,7 @@
 mod inside;
 mod logs;
 mod moves;
+mod remarks;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -48,6 +48,39 @@ pub struct ExitEvent {
     pub exited_at: String,
 }
 
+impl MachineEvent {
+    /// It, in words, for the Machine's log.
+    pub fn remark(&self) -> String {
+        let detail = self.request.as_ref();
+        let reason = detail.and_then(|detail| detail.reason.as_deref());
+        let exit = detail.and_then(|detail| detail.exit_event.as_ref());
+        let text = match (self.kind.as_str(), self.status.as_str(), self.source.as_str()) {
+            ("exit", _, _) => {
+                return reason.map_or_else(|| exit.map_or("ended".into(), ExitEvent::words), str::to_owned);
+            }
+            ("launch", "created", _) => "created",
+            ("launch", "failed", _) => "cannot run",
+            ("start", "starting", "proxy") => "starting: a request waits for it",
+            ("start", "starting", _) => "starting",
+            ("start", "started", _) => "started",
+            ("stop", "stopping", "proxy") => "stopping: idle",
+            ("stop", "stopping", _) => "stopping, as asked",
+            ("stop", "stopped", _) => "stopped",
+            ("restart", _, _) => "restarting",
+            ("update", "replacing", _) => "an update begins",
+            ("update", _, _) if reason.is_some() => "the update was not made",
+            ("update", _, _) => "updated",
+            ("destroy", "destroying", _) => "being destroyed",
+            ("migrate", _, _) => "came from another host; what it wrote there stayed there",
+            (kind, status, _) => return format!("{kind}: {status}"),
+        };
+        match reason {
+            Some(reason) => format!("{text}: {reason}"),
+            None => text.to_owned(),
+        }
+    }
+}
+
 /// The signals that end processes (signal(7), Linux on x86-64 and aarch64).
 const SIGNALS: [(i32, &str); 14] = [
     (1, "SIGHUP"),
@@ -84,6 +117,23 @@ impl ExitEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_event_has_words_for_the_log() {
+        let event = |kind: &str, status: &str, source: &str, reason: Option<&str>| MachineEvent {
+            id: "1".into(),
+            kind: kind.into(),
+            status: status.into(),
+            source: source.into(),
+            timestamp: 0,
+            request: reason.map(|reason| EventDetail { reason: Some(reason.into()), ..EventDetail::default() }),
+        };
+        assert_eq!(event("stop", "stopping", "proxy", None).remark(), "stopping: idle");
+        assert_eq!(event("launch", "failed", "user", Some("no such image")).remark(), "cannot run: no such image");
+        let again = "restart 2 of 10 in 1s: exited with code 3";
+        assert_eq!(event("exit", "restarting", "flyd", Some(again)).remark(), again);
+        assert_eq!(event("anything", "else", "flyd", None).remark(), "anything: else");
+    }
 
     #[test]
     fn an_end_is_told_in_plain_english_and_never_as_signal_0() {

@@ -53,12 +53,15 @@ pub struct RunRestart {
     pub force: bool,
 }
 
+/// The stream of the platform's own remarks.
+pub const PLATFORM_STREAM: &str = "platform";
+
 /// One line of a Machine's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LogLine {
     /// RFC 3339 with milliseconds or finer.
     pub timestamp: String,
-    /// `stdout` or `stderr`.
+    /// `stdout`, `stderr`, or `platform` for what the platform remarks of the Machine.
     pub stream: String,
     pub message: String,
     /// Set when the line was longer than the bound and goes on in the next.

@@ -17,11 +17,12 @@ use futures_util::stream::unfold;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use godwit_api::host::{LogLine, LogQuery};
+use godwit_api::host::{LogLine, LogQuery, PLATFORM_STREAM};
 use godwit_base::clock;
 use godwit_base::http::Failure;
-use godwit_driver::{log_files, parse_log_line};
+use godwit_driver::{LogStream, log_files, parse_log_line};
 
+use super::remarks::{self, Remarks};
 use super::{HostApi, Id};
 
 const DEFAULT_TAIL: u64 = 100;
@@ -43,35 +44,62 @@ pub async fn logs(
     let count = usize::try_from(query.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL)).unwrap_or(usize::MAX);
     let (lines, place) = tail(&dir, count).await;
     let follow = query.follow.unwrap_or(false);
-    let first = encode(lines.iter().map(Vec::as_slice));
-    let stream = unfold((Some(first), place), move |(first, mut place)| async move {
+    let mut remarks = Remarks::of(api.view.clone(), machine);
+    let lines = lines.iter().filter_map(|line| read(line)).collect();
+    let merged = remarks::merge(lines, &remarks.new_ones());
+    let first = encode(merged.iter().skip(merged.len().saturating_sub(count)));
+    let stream = unfold((Some(first), place, remarks), move |(first, mut place, mut remarks)| async move {
         let bytes = match first {
             Some(bytes) => bytes,
-            None if follow => place.more().await,
+            None if follow => next(&mut place, &mut remarks).await,
             None => return None,
         };
-        Some((Ok::<Bytes, Infallible>(bytes), (None, place)))
+        Some((Ok::<Bytes, Infallible>(bytes), (None, place, remarks)))
     });
     let stream = stream.take_until(api.stopping.clone().cancelled_owned());
     Ok(([("content-type", "application/x-ndjson")], Body::from_stream(stream)).into_response())
 }
 
-/// Lines as the host API sends them, one JSON object each. Remarks of the holder's count as stderr.
-fn encode<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Bytes {
+/// What is new: lines as they are written, and remarks after all that was written before them.
+async fn next(place: &mut Place, remarks: &mut Remarks) -> Bytes {
+    // Whichever is cut off has taken nothing yet: a read that is under way stays in the file's own buffer.
+    let events = tokio::select! {
+        biased;
+        lines = place.more() => return lines,
+        events = remarks.more() => events,
+    };
+    let mut bytes = place.rest_now().await.to_vec();
+    bytes.extend(encode(events.iter().map(remarks::line).collect::<Vec<_>>().iter()));
+    Bytes::from(bytes)
+}
+
+/// A line as the host API tells it, with its Unix milliseconds. Remarks of the holder's are the platform's.
+fn read(line: &[u8]) -> Option<(u64, LogLine)> {
+    let line = parse_log_line(line)?;
+    let unix_ms = u64::try_from(line.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    let stream = match line.stream {
+        LogStream::Stdout | LogStream::Stderr => line.stream.name(),
+        LogStream::Shim => PLATFORM_STREAM,
+    };
+    let message = String::from_utf8_lossy(line.text).into_owned();
+    let shown = LogLine { timestamp: clock::rfc3339(unix_ms), stream: stream.into(), message, partial: line.partial };
+    Some((unix_ms, shown))
+}
+
+/// One JSON object a line.
+fn encode<'a>(lines: impl Iterator<Item = &'a LogLine>) -> Bytes {
     let mut out = Vec::new();
-    for line in lines.filter_map(parse_log_line) {
-        let unix_ms = u64::try_from(line.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
-        let shown = LogLine {
-            timestamp: clock::rfc3339(unix_ms),
-            stream: if line.stream.name() == "stdout" { "stdout".into() } else { "stderr".into() },
-            message: String::from_utf8_lossy(line.text).into_owned(),
-            partial: line.partial,
-        };
+    for line in lines {
         // Plain data always becomes JSON.
-        out.extend(serde_json::to_vec(&shown).unwrap_or_default());
+        out.extend(serde_json::to_vec(line).unwrap_or_default());
         out.push(b'\n');
     }
     Bytes::from(out)
+}
+
+fn encode_written(bytes: &[u8]) -> Bytes {
+    let lines: Vec<LogLine> = bytes.split(|b| *b == b'\n').filter_map(read).map(|(_, line)| line).collect();
+    encode(lines.iter())
 }
 
 /// The last `count` lines over all files, and where to go on.
@@ -121,6 +149,25 @@ struct Place {
 }
 
 impl Place {
+    /// What was added since, as far as it is there now and bounded by one answer's bytes; it may be nothing.
+    async fn rest_now(&mut self) -> Bytes {
+        while self.rest.len() < CHUNK_BYTES * 4 {
+            let bytes = self.read().await.unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            self.rest.extend(bytes);
+        }
+        self.take_lines()
+    }
+
+    /// The whole lines of what was read.
+    fn take_lines(&mut self) -> Bytes {
+        let Some(end) = self.rest.iter().rposition(|b| *b == b'\n') else { return Bytes::new() };
+        let lines: Vec<u8> = self.rest.drain(..=end).collect();
+        encode_written(&lines)
+    }
+
     /// What was added since, at least one line; waits for it.
     async fn more(&mut self) -> Bytes {
         loop {
@@ -128,12 +175,9 @@ impl Place {
             let bytes = self.read().await.unwrap_or_default();
             let nothing = bytes.is_empty();
             self.rest.extend(bytes);
-            if let Some(end) = self.rest.iter().rposition(|b| *b == b'\n') {
-                let lines: Vec<u8> = self.rest.drain(..=end).collect();
-                let encoded = encode(lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()));
-                if !encoded.is_empty() {
-                    return encoded;
-                }
+            let encoded = self.take_lines();
+            if !encoded.is_empty() {
+                return encoded;
             }
             if self.rest.len() > MAX_LINE_BYTES {
                 self.rest.clear();

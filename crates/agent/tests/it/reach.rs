@@ -120,19 +120,31 @@ async fn what_a_machine_writes_is_read_and_followed_over_a_rotation() {
         let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         lines.map(|line| serde_json::from_slice::<LogLine>(line).unwrap().message).collect()
     };
-    let tail = get("tail=7").await.collect().await.unwrap().to_bytes();
-    assert_eq!(lines(&tail), (8..15).map(|n| format!("line {n}")).collect::<Vec<_>>());
+    // Written long before it was started: the platform's remarks come after that.
+    let remarks = ["created", "started"];
+    let tail = get("tail=9").await.collect().await.unwrap().to_bytes();
+    let written: Vec<String> = (8..15).map(|n| format!("line {n}")).collect();
+    assert_eq!(lines(&tail), [&written[..], &remarks.map(str::to_owned)].concat());
 
-    let mut body = get("tail=1&follow=true").await;
+    let mut body = get("tail=3&follow=true").await;
     append(line(15));
     std::fs::rename(&current, godwit_driver::rotated_name(&current, 1)).unwrap();
     append(line(16));
     let mut followed = Vec::new();
-    while lines(&followed).len() < 3 {
+    while lines(&followed).len() < 5 {
         let frame = tokio::time::timeout(DEADLINE, body.frame()).await.unwrap().unwrap().unwrap();
         followed.extend_from_slice(frame.data_ref().unwrap());
     }
-    assert_eq!(lines(&followed), ["line 14", "line 15", "line 16"]);
+    assert_eq!(lines(&followed), ["line 14", "created", "started", "line 15", "line 16"]);
+    // What happens to it is told at its place, after all that it wrote before.
+    append(line(17));
+    host.call_stop(&placement).await.unwrap();
+    while lines(&followed).last().is_none_or(|last| last != "stopped") {
+        let frame = tokio::time::timeout(DEADLINE, body.frame()).await.unwrap().unwrap().unwrap();
+        followed.extend_from_slice(frame.data_ref().unwrap());
+    }
+    let told = lines(&followed);
+    assert_eq!(told[5..7], ["line 17", "stopping, as asked"]);
 }
 
 #[tokio::test]

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
-use godwit_api::host::LogQuery;
+use godwit_api::event::MachineEvent;
+use godwit_api::host::{LogLine, LogQuery, PLATFORM_STREAM};
 use godwit_api::{ApiError, AppName, MachineId};
 use godwit_base::Verb;
+use godwit_base::clock::rfc3339;
 use godwit_base::http::Failure;
 use godwit_base::http::client::query_string;
 
@@ -44,9 +46,30 @@ async fn open(
     let mut wanted: LogQuery = query(uri)?;
     wanted.tail = wanted.tail.map(|tail| tail.min(TAIL_MAX));
     let row = control.machine_row(&app, &machine)?;
+    if row.destroyed_at_ms.is_some() {
+        // What it wrote went with it; what was remarked of it is kept with its row.
+        return Ok(remarks(&row.events));
+    }
     let path = format!("/host/v1/machines/{machine}/logs?{}", query_string(&wanted));
     let client = control.host_client(&row.host)?;
     // The head has a deadline; the lines come as long as both sides want them.
     let response = client.send(&path, get_request(), COMMAND_TIMEOUT).await;
     Ok(streamed(response.map_err(|error| host_error(&row, error))?))
+}
+
+/// Events as the lines of a log, oldest first.
+fn remarks(events: &[MachineEvent]) -> Response {
+    let mut text = String::new();
+    for event in events.iter().rev() {
+        let line = LogLine {
+            timestamp: rfc3339(event.timestamp),
+            stream: PLATFORM_STREAM.into(),
+            message: event.remark(),
+            partial: false,
+        };
+        // Plain data always becomes JSON.
+        text.push_str(&serde_json::to_string(&line).unwrap_or_default());
+        text.push('\n');
+    }
+    ([("content-type", "application/x-ndjson")], text).into_response()
 }

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use godwit_api::AppName;
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{MACHINE_LOGS, MachinesList};
-use godwit_api::host::{LogLine, LogQuery};
+use godwit_api::host::{LogLine, LogQuery, PLATFORM_STREAM};
 use godwit_api::machine::ListMachines;
 use godwit_base::http::client::{Client, HEAD_TIMEOUT, empty, query_string};
 use http_body_util::BodyExt;
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::context::{AppOption, Context};
 use super::output::Output;
+use super::silence;
 use crate::error::{CliError, Result};
 use crate::exit::Exit;
 
@@ -63,6 +64,7 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
         context.output.say(format!("App {app} has no Machines."));
         return Ok(());
     }
+    let ids = machines.clone();
     let (sender, mut lines) = mpsc::channel(LINES_QUEUED);
     for id in machines {
         let stream = Stream {
@@ -102,6 +104,11 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
     for entry in &gathered {
         print(context.output, entry)?;
     }
+    if !options.follow && failed.is_none() && gathered.iter().all(|entry| entry.line.stream == PLATFORM_STREAM) {
+        for id in &ids {
+            context.output.say(silence::why(&app, &context.show(&app, id).await?));
+        }
+    }
     failed.map_or(Ok(()), |error: CliError| Err(CliError::new(error.exit, "not every log could be read")))
 }
 
@@ -117,7 +124,11 @@ fn print(output: Output, entry: &Entry) -> Result<()> {
         return Ok(());
     }
     let LogLine { timestamp, stream, message, .. } = &entry.line;
-    let mark = if stream == "stderr" { "!" } else { " " };
+    let mark = match stream.as_str() {
+        "stderr" => "!",
+        PLATFORM_STREAM => "*",
+        _ => " ",
+    };
     println!("{} {}{mark} {message}", output.style.faint(timestamp), output.style.faint(&entry.machine));
     Ok(())
 }

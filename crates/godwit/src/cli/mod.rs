@@ -15,6 +15,7 @@ pub mod machine;
 pub mod migration;
 pub mod output;
 pub mod settings;
+mod silence;
 pub mod size;
 pub mod status;
 pub mod volumes;

@@ -15,8 +15,9 @@ use godwit_api::machine::{DeleteQuery, Machine, MachineState, RestartQuery, Sign
 use godwit_base::http::client::{CallError, HEAD_TIMEOUT};
 use http::HeaderMap;
 
+use super::follow::{Goal, SmokeOption};
 use super::{Target, Targets, WaitOption, changes};
-use crate::cli::context::{Context, ON_THE_WAY_UP};
+use crate::cli::context::Context;
 use crate::cli::output::short_digest;
 use crate::error::{CliError, Result};
 use crate::exit::Exit;
@@ -32,6 +33,8 @@ pub struct StartOptions {
     targets: Targets,
     #[command(flatten)]
     wait: WaitOption,
+    #[command(flatten)]
+    smoke: SmokeOption,
 }
 
 #[derive(clap::Args)]
@@ -63,6 +66,8 @@ pub struct RestartOptions {
     force_stop: bool,
     #[command(flatten)]
     wait: WaitOption,
+    #[command(flatten)]
+    smoke: SmokeOption,
 }
 
 #[derive(clap::Args)]
@@ -127,10 +132,9 @@ pub async fn start(options: &StartOptions, context: &Context) -> Result<()> {
         let machine = if options.wait.detach {
             context.show(&app, &machine.id).await?
         } else {
-            // Right after the call its old state may still be shown.
-            let on_the_way = [&ON_THE_WAY_UP[..], &[machine.state]].concat();
-            let wanted = [MachineState::Started];
-            context.wait_for(&app, &machine.id, &wanted, Some(&on_the_way), options.wait.wait_timeout).await?
+            let (timeout, smoke) = (options.wait.wait_timeout, options.smoke.time());
+            let goal = Goal { before: Some(&machine), version: None, or_stopped: false, timeout, smoke };
+            context.follow_start(&app, &machine, goal).await?
         };
         context.output.say(format!("Machine {} is {}.", machine.id, machine.state.as_str()));
         done.push((app, machine));
@@ -172,8 +176,9 @@ pub async fn restart(options: &RestartOptions, context: &Context) -> Result<()> 
         let machine = if options.wait.detach {
             context.show(&app, &machine.id).await?
         } else {
-            let wanted = [MachineState::Started];
-            context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), options.wait.wait_timeout).await?
+            let (timeout, smoke) = (options.wait.wait_timeout, options.smoke.time());
+            let goal = Goal { before: Some(&machine), version: None, or_stopped: false, timeout, smoke };
+            context.follow_start(&app, &machine, goal).await?
         };
         context.output.say(format!("Machine {} is {}.", machine.id, machine.state.as_str()));
         tell_newer_image(context, &app, &machine).await;

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::changes::{self, value_of};
 use super::document::Document;
+use super::follow::{Goal, SmokeOption};
 use super::remove::RemoveFlags;
 use super::spec::{ConfigFlags, object};
 use super::{LeaseOption, Target, WaitOption, mounts, parse};
@@ -43,6 +44,8 @@ pub struct RunOptions {
     skip_service_registration: bool,
     #[command(flatten)]
     wait: WaitOption,
+    #[command(flatten)]
+    smoke: SmokeOption,
 }
 
 #[derive(clap::Args)]
@@ -69,6 +72,8 @@ pub struct UpdateOptions {
     lease: LeaseOption,
     #[command(flatten)]
     wait: WaitOption,
+    #[command(flatten)]
+    smoke: SmokeOption,
 }
 
 pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Result<()> {
@@ -104,10 +109,16 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
     };
     output.say(format!("Machine {} ({}) is placed on {}.", machine.id, machine.name, machine.host_id));
     if !options.wait.detach {
-        // Made without a launch, it is stopped once its host holds image and files.
-        let wanted = [if launch { MachineState::Started } else { MachineState::Stopped }];
         let timeout = options.wait.wait_timeout;
-        machine = context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), timeout).await?;
+        machine = if launch {
+            let smoke = options.smoke.time();
+            let goal = Goal { before: None, version: None, or_stopped: false, timeout, smoke };
+            context.follow_start(&app, &machine, goal).await?
+        } else {
+            // Made without a launch, it is stopped once its host holds image and files.
+            let wanted = [MachineState::Stopped];
+            context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), timeout).await?
+        };
         output.say(format!("It is {}.", machine.state.as_str()));
     }
     if output.json {
@@ -163,11 +174,15 @@ pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {
     let mut updated =
         document::send::<MachinesUpdate>(context, &path, &request.into(), options.lease.headers()?).await?;
     if !options.wait.detach {
-        let rest = [MachineState::Started, MachineState::Stopped];
-        let wanted = if options.skip_launch { &rest[..] } else { &rest[..1] };
-        let on_the_way = [&ON_THE_WAY_UP[..], &[MachineState::Started]].concat();
-        let on_the_way = (!options.skip_launch).then_some(&on_the_way[..]);
-        updated = context.wait_for(&app, &machine.id, wanted, on_the_way, options.wait.wait_timeout).await?;
+        let version = updated.instance_id.clone();
+        let goal = Goal {
+            before: Some(&machine),
+            version: Some(&version),
+            or_stopped: options.skip_launch,
+            timeout: options.wait.wait_timeout,
+            smoke: options.smoke.time(),
+        };
+        updated = context.follow_start(&app, &machine, goal).await?;
     }
     if output.json {
         return output.json(&updated);

@@ -5,6 +5,7 @@ mod document;
 mod exec;
 mod files;
 mod fly_toml;
+mod follow;
 mod lease;
 mod life;
 mod make;
