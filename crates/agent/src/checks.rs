@@ -1,7 +1,6 @@
-//! Health: dials a running Machine at its private address as its checks say, and tells each result. A failure within
+//! Health: dials a running Machine at its private addresses as its checks say, and tells each result. A failure within
 //! the grace period does not count. It must not know what a result leads to.
 
-use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -15,9 +14,11 @@ use godwit_api::config::Check;
 use godwit_api::ids::MachineId;
 use godwit_api::machine::CheckStatus;
 use godwit_base::clock;
+use godwit_base::dial::{Addresses, Family, dial};
 
 use crate::engine::{Input, NamedCheck};
 use crate::owner::Inputs;
+use crate::reach::{BY_CHECK, Reaches};
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,10 +29,17 @@ const MAX_INTERVAL: Duration = Duration::from_secs(3600);
 const OUTPUT_BYTES: usize = 512;
 
 /// Runs until it is aborted.
-pub async fn look_after(inputs: Inputs, machine: MachineId, run: String, checks: Vec<NamedCheck>, ip: Ipv6Addr) {
+pub async fn look_after(
+    inputs: Inputs,
+    reaches: Reaches,
+    machine: MachineId,
+    run: String,
+    checks: Vec<NamedCheck>,
+    at: Addresses,
+) {
     let mut tasks = JoinSet::new();
     for check in checks {
-        tasks.spawn(watch_one(inputs.clone(), machine.clone(), run.clone(), check, ip));
+        tasks.spawn(watch_one(inputs.clone(), reaches.clone(), machine.clone(), run.clone(), check, at));
     }
     while tasks.join_next().await.is_some() {}
 }
@@ -40,7 +48,14 @@ fn bounded(span: Option<Span>, default: Duration) -> Duration {
     span.map_or(default, |span| span.0).min(MAX_INTERVAL)
 }
 
-async fn watch_one(inputs: Inputs, machine: MachineId, run: String, named: NamedCheck, ip: Ipv6Addr) {
+async fn watch_one(
+    inputs: Inputs,
+    reaches: Reaches,
+    machine: MachineId,
+    run: String,
+    named: NamedCheck,
+    at: Addresses,
+) {
     let check = &named.check;
     let interval = bounded(check.interval, DEFAULT_INTERVAL).max(MIN_INTERVAL);
     let timeout = bounded(check.timeout, DEFAULT_TIMEOUT).max(MIN_INTERVAL);
@@ -52,9 +67,17 @@ async fn watch_one(inputs: Inputs, machine: MachineId, run: String, named: Named
         inputs.send(Input::Check { machine: machine.clone(), run: run.clone(), status })
     };
     tell("warning", "not checked yet".into()).await;
+    let mut last = None;
     loop {
-        let result = match tokio::time::timeout(timeout, probe(check, ip)).await {
-            Ok(result) => result,
+        let result = match tokio::time::timeout(timeout, probe(check, at, &mut last, timeout)).await {
+            Ok(Err(Fault::Unreached(error))) => {
+                Err(match reaches.ask(&machine, check.port.unwrap_or(0), BY_CHECK).await.hint {
+                    Some(hint) => format!("{error}: {hint}"),
+                    None => error,
+                })
+            }
+            Ok(Err(Fault::Answer(error))) => Err(error),
+            Ok(Ok(output)) => Ok(output),
             Err(_) => Err(format!("no answer within {} ms", timeout.as_millis())),
         };
         match result {
@@ -66,16 +89,27 @@ async fn watch_one(inputs: Inputs, machine: MachineId, run: String, named: Named
     }
 }
 
-async fn probe(check: &Check, ip: Ipv6Addr) -> Result<String, String> {
-    let Some(port) = check.port else { return Err("the check names no port".into()) };
-    let stream = TcpStream::connect(SocketAddr::from((ip, port))).await.map_err(|error| error.to_string())?;
+/// Why a check failed.
+enum Fault {
+    /// Neither address took a connection.
+    Unreached(String),
+    Answer(String),
+}
+
+/// `last`: the address that answered last, for the next time.
+async fn probe(check: &Check, at: Addresses, last: &mut Option<Family>, bound: Duration) -> Result<String, Fault> {
+    let Some(port) = check.port else { return Err(Fault::Answer("the check names no port".into())) };
+    let dialed = dial(at, port, *last, bound).await;
+    let (stream, family) = dialed.map_err(|error| Fault::Unreached(error.to_string()))?;
+    *last = Some(family);
     if check.kind.as_deref() != Some("http") {
         return Ok("connected".into());
     }
-    http_probe(check, ip, port, stream).await
+    http_probe(check, stream).await.map_err(Fault::Answer)
 }
 
-async fn http_probe(check: &Check, ip: Ipv6Addr, port: u16, stream: TcpStream) -> Result<String, String> {
+async fn http_probe(check: &Check, stream: TcpStream) -> Result<String, String> {
+    let host = stream.peer_addr().map_err(|error| error.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let driving = tokio::spawn(connection);
@@ -90,7 +124,7 @@ async fn http_probe(check: &Check, ip: Ipv6Addr, port: u16, stream: TcpStream) -
         }
     }
     if !check.headers.iter().any(|header| header.name.eq_ignore_ascii_case("host")) {
-        request = request.header("host", format!("[{ip}]:{port}"));
+        request = request.header("host", host.to_string());
     }
     let request = request.body(Empty::<bytes::Bytes>::new()).map_err(|error| error.to_string())?;
     let answer = sender.send_request(request).await.map_err(|error| error.to_string());

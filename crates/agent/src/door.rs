@@ -13,6 +13,7 @@ use godwit_api::door::{DoorEdge, DoorMachine, DoorUpdate};
 use godwit_api::ids::MachineId;
 
 use crate::engine::Seen;
+use crate::organs::Ipv4s;
 
 /// Changes that wait for a slow door; one that falls further behind gets a snapshot.
 const UPDATES_QUEUED: usize = 1024;
@@ -29,6 +30,7 @@ pub struct Hub {
 }
 
 struct Shared {
+    ipv4s: Ipv4s,
     state: Mutex<State>,
     updates: broadcast::Sender<DoorUpdate>,
     stirred: Notify,
@@ -46,10 +48,11 @@ struct State {
 }
 
 impl Hub {
-    pub fn new(edges: Vec<DoorEdge>) -> Self {
+    /// `ipv4s`: what the engine does not know of a Machine and its door must.
+    pub fn new(edges: Vec<DoorEdge>, ipv4s: Ipv4s) -> Self {
         let state = Mutex::new(State { edges, ..State::default() });
         let updates = broadcast::Sender::new(UPDATES_QUEUED);
-        Self { shared: Arc::new(Shared { state, updates, stirred: Notify::new(), since: Instant::now() }) }
+        Self { shared: Arc::new(Shared { ipv4s, state, updates, stirred: Notify::new(), since: Instant::now() }) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -62,11 +65,13 @@ impl Hub {
         let mut state = self.lock();
         let update = match seen {
             Seen::Machine { door, .. } => {
-                let before = state.machines.insert(door.machine.clone(), (**door).clone());
-                if before.as_ref() == Some(&**door) {
+                let mut machine = (**door).clone();
+                machine.private_ip4 = self.shared.ipv4s.get(machine.machine.as_str());
+                let before = state.machines.insert(machine.machine.clone(), machine.clone());
+                if before.as_ref() == Some(&machine) {
                     return;
                 }
-                DoorUpdate::Machine { machine: (**door).clone() }
+                DoorUpdate::Machine { machine }
             }
             Seen::Past { fact } => {
                 if state.machines.remove(&fact.machine).is_none() {

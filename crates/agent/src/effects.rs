@@ -7,6 +7,7 @@ mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use godwit_api::event::ExitEvent;
 use godwit_api::ids::{HostId, MachineId};
 use godwit_base::backoff::Backoff;
+use godwit_base::dial::Addresses;
 use godwit_base::{TaskGroup, clock};
 use godwit_driver::{Exit, Found, Handle};
 use godwit_machine::{Event, Outcome};
@@ -27,10 +29,11 @@ use crate::checks;
 use crate::config::Config;
 use crate::crash::{CrashPoints, Instant};
 use crate::door::Hub;
-use crate::engine::{Command, Input, Work};
+use crate::engine::{Command, Input, Watched, Work};
 use crate::exports::Exports;
 use crate::organs::Organs;
 use crate::owner::Inputs;
+use crate::reach::{Reaches, Wanted};
 
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -55,6 +58,7 @@ struct Shared {
     /// The step under way, by Machine.
     steps: Mutex<HashMap<MachineId, CancellationToken>>,
     checks: Mutex<HashMap<MachineId, CancellationToken>>,
+    reaches: Reaches,
     exports: Exports,
     /// Handles of running Machines, so that they need not be looked for; a wrong or absent one is looked for.
     handles: Mutex<HashMap<MachineId, Handle>>,
@@ -87,6 +91,7 @@ impl Effects {
             group,
             steps: Mutex::default(),
             checks: Mutex::default(),
+            reaches: Reaches::default(),
             exports: Exports::default(),
             handles: Mutex::default(),
         };
@@ -99,6 +104,10 @@ impl Effects {
 
     pub fn organs(&self) -> &Arc<Organs> {
         &self.shared.organs
+    }
+
+    pub fn reaches(&self) -> &Reaches {
+        &self.shared.reaches
     }
 
     pub fn exports(&self) -> &Exports {
@@ -126,9 +135,9 @@ impl Effects {
             Command::Watch { machine, run } => {
                 self.spawn(async move { this.watch(machine, run).await });
             }
-            Command::Check { machine, run, checks, private_ip } => {
-                let looking = checks::look_after(self.shared.inputs.clone(), machine.clone(), run, checks, private_ip);
-                let token = self.spawn(looking);
+            Command::Check { machine, watched, opened } => {
+                let looking = (machine.clone(), *watched);
+                let token = self.spawn(async move { this.look_after(looking.0, looking.1, opened).await });
                 if let Some(before) = lock(&self.shared.checks).insert(machine, token) {
                     before.cancel();
                 }
@@ -156,6 +165,26 @@ impl Effects {
             }
         });
         token
+    }
+
+    /// Checks a run and looks at its sockets, until it is cut off.
+    async fn look_after(&self, machine: MachineId, watched: Watched, opened: BTreeSet<u16>) {
+        let Watched { run, private_ip, checks, ports } = watched;
+        let own = Addresses { v6: private_ip, v4: self.shared.organs.network.ipv4s().get(machine.as_str()) };
+        let mut all = ports.clone();
+        all.extend(checks.iter().filter_map(|named| named.check.port));
+        let wanted = Wanted { machine: machine.clone(), run: run.clone(), own, ports, all, opened };
+        let (inputs, reaches) = (&self.shared.inputs, &self.shared.reaches);
+        let looking = || self.sockets(&machine, &run);
+        let sockets = reaches.watch(wanted, inputs.clone(), looking);
+        let checking = checks::look_after(inputs.clone(), reaches.clone(), machine.clone(), run.clone(), checks, own);
+        tokio::join!(sockets, checking);
+    }
+
+    /// Where this run listens; nothing once it is another one.
+    async fn sockets(&self, machine: &MachineId, run: &str) -> Option<Vec<SocketAddr>> {
+        let handle = self.handle(machine).await.ok().flatten().filter(|handle| handle.instance == run)?;
+        self.shared.organs.driver.listening(&handle).await.ok()
     }
 
     fn collect_images(&self, in_use: &BTreeSet<String>) {

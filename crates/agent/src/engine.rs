@@ -9,6 +9,7 @@ mod load;
 mod moves;
 mod past;
 mod publish;
+mod reach;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use godwit_machine::{
 use godwit_store::journal::{Batch, Durability, JobRow, Write};
 
 use crate::facts::Fact;
+use crate::reach::Told;
 
 pub use load::{Resumed, Settings};
 
@@ -83,6 +85,12 @@ pub enum Input {
         run: String,
         status: CheckStatus,
     },
+    /// How a run's process listens.
+    Reach {
+        machine: MachineId,
+        run: String,
+        told: Told,
+    },
     /// Time has passed.
     Tick,
 }
@@ -132,12 +140,12 @@ pub enum Command {
         machine: MachineId,
         run: String,
     },
-    /// Look after the run's health, instead of what was looked after before.
+    /// Look after the run's health and sockets, instead of what was looked after before. `opened`: ports that were open
+    /// before, in this version.
     Check {
         machine: MachineId,
-        run: String,
-        checks: Vec<NamedCheck>,
-        private_ip: std::net::Ipv6Addr,
+        watched: Box<Watched>,
+        opened: BTreeSet<u16>,
     },
     EndChecks {
         machine: MachineId,
@@ -164,13 +172,24 @@ pub struct NamedCheck {
     pub check: Check,
 }
 
+/// What is looked after of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watched {
+    pub run: String,
+    pub private_ip: std::net::Ipv6Addr,
+    pub checks: Vec<NamedCheck>,
+    /// TCP ports that services forward to.
+    pub ports: BTreeSet<u16>,
+}
+
 struct Slot {
     life: Life,
     /// Newest first.
     events: VecDeque<MachineEvent>,
     checks: BTreeMap<String, CheckStatus>,
-    /// The run that is being checked, and by what.
-    checked: Option<(String, Vec<NamedCheck>)>,
+    /// The run that is being looked after, and by what.
+    checked: Option<Watched>,
+    reach: reach::Reach,
     /// Of a volume: what was last told of its filling, and of the disk that it takes.
     hydration: Option<HydrationFact>,
     /// Of the last move hither.
@@ -185,6 +204,7 @@ impl Slot {
             events: VecDeque::new(),
             checks: BTreeMap::new(),
             checked: None,
+            reach: reach::Reach::default(),
             hydration: None,
             precopy: None,
             allocated_bytes: 0,
@@ -243,6 +263,7 @@ impl Engine {
                 out.edges = Some(edges);
             }
             Input::Check { machine, run, status } => self.checked(&machine, &run, status, &mut out),
+            Input::Reach { machine, run, told } => self.reach_told(&machine, &run, told, now_ms, &mut out),
             Input::Tick => self.tick(now_ms, &mut out),
         }
         let used = self.used();

@@ -10,7 +10,7 @@
 //! | `door` | the door's conversation with its agent |
 //! | `api`, `view` | the host API, logs |
 //! | `pull`, `facts` | desire comes down, fact goes up |
-//! | `checks` | health |
+//! | `checks`, `reach` | health; how a process listens |
 //! | `join`, `config`, `crash` | who this host is, how it is set up, how the lab kills it |
 //! | `clean` | taking all of the platform off a host |
 //! | `needs` | what the machine must have, and what is missing |
@@ -33,6 +33,7 @@ mod needs;
 mod organs;
 mod owner;
 mod pull;
+mod reach;
 mod spec;
 mod view;
 
@@ -120,7 +121,7 @@ impl Parts {
         let metrics = Metrics::new();
         let meters = metrics::Meters::new(&metrics);
         let (inputs, receiver) = owner::Inputs::channel();
-        let hub = door::Hub::new(resumed.edges);
+        let hub = door::Hub::new(resumed.edges, organs.network.ipv4s());
         let view = view::View::default();
         let outbox = facts::Outbox::default();
         resumed.facts.into_iter().for_each(|fact| outbox.put(fact));
@@ -128,6 +129,7 @@ impl Parts {
         let host = identity.host.clone();
         let effects =
             effects::Effects::new(organs, hub.clone(), config.clone(), host.clone(), inputs.clone(), group.clone());
+        let reaches = effects.reaches().clone();
         let store: Arc<dyn Store> = Arc::new(RemoteStore::new(config.control_url.clone(), &identity.key));
 
         let listener =
@@ -156,7 +158,7 @@ impl Parts {
         };
         let router = api::router(api).merge(exposition::routes(metrics, || Ok(())));
         group.spawn(serve_tcp(listener, router, group.clone()));
-        let door_router = door::server::router(hub, inputs.clone(), soon.clone(), group.token());
+        let door_router = door::server::router(hub, inputs.clone(), soon.clone(), reaches, group.token());
         group.spawn(serve_unix(door_socket, door_router, group.clone()));
         group.spawn_cancellable(tell(outbox, store.clone(), inputs.clone()));
         {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use godwit_driver::Driver;
@@ -52,14 +52,29 @@ impl Organs {
     }
 }
 
+/// Host-local addresses of Machines, by id. They mean nothing elsewhere and need no journal: the kernel knows them. Cheap to
+/// clone.
+#[derive(Clone, Default)]
+pub struct Ipv4s {
+    taken: Arc<Mutex<BTreeMap<String, Ipv4Addr>>>,
+    /// Of all others: where there is no network of Machines they share the host's, and its loopback.
+    shared: Option<Ipv4Addr>,
+}
+
+impl Ipv4s {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Ipv4Addr>> {
+        // Every change is one call on a map: a panic cannot leave it half-done.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn get(&self, machine: &str) -> Option<Ipv4Addr> {
+        self.lock().get(machine).copied().or(self.shared)
+    }
+}
+
 /// The host's network, or none.
 pub enum Network {
-    Host {
-        net: HostNet,
-        pool: Prefix4,
-        /// Host-local addresses that are taken. They mean nothing elsewhere and need no journal: the kernel knows them.
-        taken: Mutex<BTreeMap<String, Ipv4Addr>>,
-    },
+    Host { net: HostNet, pool: Prefix4, taken: Ipv4s },
     None,
 }
 
@@ -72,14 +87,15 @@ impl Network {
         let net = HostNet::new(options).await?;
         net.ensure_host().await?;
         let found = net.list().await?.into_iter().filter_map(|found| Some((found.machine?, found.v4?)));
-        Ok(Self::Host { taken: Mutex::new(found.collect()), net, pool: *pool_v4 })
+        let taken = Ipv4s { taken: Arc::new(Mutex::new(found.collect())), shared: None };
+        Ok(Self::Host { taken, net, pool: *pool_v4 })
     }
 
     /// Makes or mends a Machine's network; its namespace.
     pub async fn ensure(&self, machine: &str, v6: Ipv6Addr) -> Result<Option<PathBuf>, NetworkFault> {
         let Self::Host { net, pool, taken } = self else { return Ok(None) };
         let v4 = {
-            let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut taken = taken.lock();
             match taken.get(machine) {
                 Some(v4) => *v4,
                 None => {
@@ -94,6 +110,13 @@ impl Network {
         Ok(Some(path))
     }
 
+    pub fn ipv4s(&self) -> Ipv4s {
+        match self {
+            Self::Host { taken, .. } => taken.clone(),
+            Self::None => Ipv4s { shared: Some(Ipv4Addr::LOCALHOST), ..Ipv4s::default() },
+        }
+    }
+
     /// Where `ensure` puts the namespace.
     pub fn namespace(&self, machine: &str) -> Option<PathBuf> {
         match self {
@@ -105,7 +128,7 @@ impl Network {
     pub async fn remove(&self, machine: &str) -> Result<(), NetworkFault> {
         let Self::Host { net, taken, .. } = self else { return Ok(()) };
         net.remove_machine(machine).await?;
-        taken.lock().unwrap_or_else(PoisonError::into_inner).remove(machine);
+        taken.lock().remove(machine);
         Ok(())
     }
 

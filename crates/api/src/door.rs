@@ -6,7 +6,7 @@
 //! Edge side: each request or connection is one HTTP/2 stream whose headers name Machine and port (see `header`).
 //! A refusal is an answer with status 503 and `REFUSAL`; anything without that header is the Machine's own answer.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,9 @@ pub mod header {
     pub const TUNNEL: &str = "godwit-tunnel";
     /// The Machine broke off before its answer: this answer (502) is the door's own.
     pub const FAILED: &str = "godwit-failed";
-    pub const ALL: [&str; 9] = [MACHINE, PORT, EPOCH, REFUSAL, HOST, DOOR, LOAD, TUNNEL, FAILED];
+    /// Why a port takes no connection, in words (answer, with `unreachable`, if the host knows).
+    pub const HINT: &str = "godwit-hint";
+    pub const ALL: [&str; 10] = [MACHINE, PORT, EPOCH, REFUSAL, HOST, DOOR, LOAD, TUNNEL, FAILED, HINT];
 }
 
 /// Path of the edge's start call at a door: `POST /.godwit/machines/{id}/start` with `StartCall`, answered with
@@ -69,6 +71,9 @@ pub enum StartReply {
     /// Started, but the port did not accept within the time, or the process ended.
     Failed {
         error: String,
+        /// It runs, and as it listens its port will never accept: there is nothing to wait for.
+        #[serde(default)]
+        unreachable: bool,
     },
 }
 
@@ -112,7 +117,11 @@ pub enum Refusal {
     /// Not running: ask for a start first.
     Stopped,
     /// Running, but its port refused or timed out.
-    Unreachable,
+    Unreachable {
+        /// Why, as far as the host sees it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
+    },
     /// This door has never heard of it.
     Unknown,
 }
@@ -125,7 +134,7 @@ impl Refusal {
             Self::Busy => "busy",
             Self::Full => "full",
             Self::Stopped => "stopped",
-            Self::Unreachable => "unreachable",
+            Self::Unreachable { .. } => "unreachable",
             Self::Unknown => "unknown",
         }
     }
@@ -137,7 +146,7 @@ impl Refusal {
             ("busy", _) => Self::Busy,
             ("full", _) => Self::Full,
             ("stopped", _) => Self::Stopped,
-            ("unreachable", _) => Self::Unreachable,
+            ("unreachable", _) => Self::Unreachable { hint: None },
             ("unknown", _) => Self::Unknown,
             _ => return None,
         })
@@ -152,6 +161,9 @@ pub struct DoorMachine {
     pub epoch: Epoch,
     pub state: MachineState,
     pub private_ip: Ipv6Addr,
+    /// Of this host's pool: another one after a move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_ip4: Option<Ipv4Addr>,
     pub services: Vec<Service>,
     /// The agent is about to stop it: admit nothing, let what is in flight end, then POST `drained`.
     #[serde(default)]
@@ -226,6 +238,22 @@ pub enum AgentStartReply {
     Started,
     Refused { refusal: Refusal, epoch: Option<Epoch> },
     Failed { error: String },
+}
+
+/// `GET` at the agent → `Listening`: what is known of a port that takes no connection.
+pub fn listening_path(machine: &MachineId, port: u16) -> String {
+    format!("{AGENT_MACHINES}/{machine}/listening/{port}")
+}
+
+/// How the Machine's process listens, seen from a port that is wanted of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// Why the port takes no connection. None when it should, or when it cannot be seen.
+    #[serde(default)]
+    pub hint: Option<String>,
+    /// It has been so for long enough that nothing is to be expected of waiting.
+    #[serde(default)]
+    pub lasting: bool,
 }
 
 /// `POST /door/v1/machines/{id}/drained`: the gate is closed and nothing is in flight (or the time is over).

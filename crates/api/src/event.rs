@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MachineEvent {
     pub id: String,
-    /// `launch`, `start`, `exit`, `stop`, `restart`, `update`, `destroy`, `check`, …
+    /// `launch`, `start`, `exit`, `stop`, `restart`, `update`, `destroy`, `check`, `unreachable`, …
     #[serde(rename = "type")]
     pub kind: String,
     /// The state that the Machine entered.

@@ -63,6 +63,9 @@ pub struct MachineFact {
     pub events: Vec<MachineEvent>,
     #[serde(default)]
     pub checks: Vec<CheckStatus>,
+    /// Why its services cannot be reached as its process listens, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<String>,
     /// Set when the host refused the placement for good (journaled): control may place again elsewhere.
     #[serde(default)]
     pub refused: Option<String>,

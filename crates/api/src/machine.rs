@@ -116,6 +116,9 @@ pub struct Machine {
     pub config: MachineConfig,
     pub events: Vec<MachineEvent>,
     pub checks: Vec<CheckStatus>,
+    /// Why its services cannot be reached as its process listens; absent when nothing is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
     /// `ok`, `unknown` or `unreachable`.

@@ -1,10 +1,11 @@
-//! What every role stands on: who calls (`peer`), HTTP served and called, tasks that end in time, metrics, logs of
-//! our own, configuration files, small durable files. It knows no Machine.
+//! What every role stands on: who calls (`peer`), HTTP served and called, Machines' ports dialed, tasks that end in time,
+//! metrics, logs of our own, configuration files, small durable files. It knows no Machine's life.
 
 pub mod backoff;
 pub mod check;
 pub mod clock;
 pub mod config;
+pub mod dial;
 pub mod durable;
 pub mod folder;
 pub mod http;

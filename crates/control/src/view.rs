@@ -91,6 +91,7 @@ pub fn machine(
         config: MachineConfig { mounts, ..row.config.clone() },
         events: events(row, fact),
         checks: fact.map(|fact| fact.checks.clone()).unwrap_or_default(),
+        unreachable: fact.map(|fact| fact.unreachable.clone()).unwrap_or_default(),
         nonce: None,
         host_status: reach.as_str().to_owned(),
         host_id: row.host.to_string(),

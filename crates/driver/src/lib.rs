@@ -22,6 +22,7 @@ pub mod volume;
 mod volume_mount;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 
@@ -60,6 +61,9 @@ pub trait Driver: Send + Sync {
 
     /// The processes inside, as the API's `ps` shows them.
     fn processes<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<ProcessStat>>>;
+
+    /// Where the instance's network namespace listens for TCP, in no order. Cheap enough to be asked every second.
+    fn listening<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<SocketAddr>>>;
 
     /// What the instance uses now.
     fn usage<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Usage>>;

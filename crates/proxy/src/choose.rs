@@ -118,12 +118,16 @@ impl Candidate {
 /// The last class of distance.
 const FARTHEST: u8 = 15;
 
-/// The class of a round trip: all below a millisecond are equally near, and from there each class is twice as wide as the one
+/// Round trips up to this one are equally near: so far apart are the hosts of one region, and by so much is a measurement off
+/// on a busy one. With a finer grain one of two equal Machines would get all that comes one at a time.
+const NEAR_MS: u128 = 16;
+
+/// The class of a round trip: all below `NEAR_MS` are equally near, and from there each class is twice as wide as the one
 /// before, so that what a measurement is off by seldom matters. Whom nobody has measured yet counts as near: one request
 /// is how it comes to be measured.
 pub fn distance_of(round_trip: Option<std::time::Duration>) -> u8 {
     let ms = round_trip.map_or(0, |time| time.as_millis());
-    let class = (u128::BITS - ms.leading_zeros()).min(u32::from(FARTHEST));
+    let class = (u128::BITS - (ms / NEAR_MS).leading_zeros()).min(u32::from(FARTHEST));
     u8::try_from(class).unwrap_or(FARTHEST)
 }
 
@@ -229,8 +233,8 @@ mod tests {
             assert_eq!(choose(&[stopped(3), stopped(2)], chance), Choice::Start(1));
         }
         let class = |us| distance_of(Some(std::time::Duration::from_micros(us)));
-        let classes = [0, 999, 1_000, 1_999, 2_000, 3_999, 4_000, 63_000, 64_000].map(class);
-        assert_eq!(classes, [0, 0, 1, 1, 2, 2, 3, 6, 7]);
+        let classes = [0, 999, 1_000, 15_999, 16_000, 31_999, 32_000, 63_000, 64_000, 127_999, 128_000].map(class);
+        assert_eq!(classes, [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4]);
         assert_eq!((distance_of(None), class(u64::MAX)), (0, FARTHEST));
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use godwit_api::ApiError;
-use godwit_api::door::{AgentStart, AgentStartReply, AgentStopIfIdle, DoorUpdate, Drained, Refusal};
+use godwit_api::door::{AgentStart, AgentStartReply, AgentStopIfIdle, DoorUpdate, Drained, Listening, Refusal};
 use godwit_api::ids::{Epoch, MachineId};
 use godwit_api::machine::Acknowledged;
 use godwit_base::http::Failure;
@@ -25,6 +25,7 @@ use godwit_machine::{Answer, Refusal as Declined, Source, Until, What};
 use super::{Hub, Listener};
 use crate::owner::{Inputs, words};
 use crate::pull::PullSoon;
+use crate::reach::{BY_SERVICE, Reaches};
 
 /// A door that hears nothing for longer takes its agent for gone.
 const TICK: Duration = Duration::from_secs(1);
@@ -37,17 +38,19 @@ struct Door {
     hub: Hub,
     inputs: Inputs,
     soon: PullSoon,
+    reaches: Reaches,
     stopping: CancellationToken,
 }
 
 /// `stopping` ends the endless streams, so that the agent's stop need not wait for them.
-pub fn router(hub: Hub, inputs: Inputs, soon: PullSoon, stopping: CancellationToken) -> Router {
+pub fn router(hub: Hub, inputs: Inputs, soon: PullSoon, reaches: Reaches, stopping: CancellationToken) -> Router {
     Router::new()
         .route(godwit_api::door::AGENT_MACHINES, get(machines))
         .route("/door/v1/machines/{machine}/start", post(start))
         .route("/door/v1/machines/{machine}/stop-if-idle", post(stop_if_idle))
         .route("/door/v1/machines/{machine}/drained", post(drained))
-        .with_state(Door { hub, inputs, soon, stopping })
+        .route("/door/v1/machines/{machine}/listening/{port}", get(listening))
+        .with_state(Door { hub, inputs, soon, reaches, stopping })
 }
 
 fn id(text: &str) -> Result<MachineId, Failure> {
@@ -87,6 +90,14 @@ fn line(update: &DoorUpdate) -> Bytes {
     let mut line = serde_json::to_vec(update).unwrap_or_default();
     line.push(b'\n');
     Bytes::from(line)
+}
+
+/// A port has refused the door: how the Machine listens, seen from there.
+async fn listening(
+    State(door): State<Door>,
+    Path((machine, port)): Path<(String, u16)>,
+) -> Result<Json<Listening>, Failure> {
+    Ok(Json(door.reaches.ask(&id(&machine)?, port, BY_SERVICE).await))
 }
 
 async fn start(

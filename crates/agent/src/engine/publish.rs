@@ -1,6 +1,8 @@
 //! What of a Machine and of the host others see: the door's entry, the fact, the checks that look after it. It must
 //! not decide what happens to a Machine.
 
+use std::collections::BTreeSet;
+
 use godwit_api::config::MachineConfig;
 use godwit_api::door::{Closing, DoorMachine, MovingTo};
 use godwit_api::fact::{FactStamp, HostFact, MachineFact, RefusedUpdate};
@@ -13,7 +15,7 @@ use godwit_machine::Step;
 use godwit_store::journal::Write;
 
 use super::load::json;
-use super::{Command, Engine, NamedCheck, Output, Seen, Slot};
+use super::{Command, Engine, NamedCheck, Output, Seen, Slot, Watched};
 use crate::facts::Fact;
 
 impl Engine {
@@ -60,6 +62,7 @@ impl Engine {
             last_exit: record.last_exit.clone(),
             events: slot.events.iter().cloned().collect(),
             checks: slot.checks.values().cloned().collect(),
+            unreachable: slot.reach.faults.clone(),
             refused: record.refused.clone(),
             refused_update: record.refused_update.as_ref().map(|(_, instance_id)| RefusedUpdate {
                 instance_id: instance_id.clone(),
@@ -118,6 +121,8 @@ impl Engine {
             epoch: placement.epoch,
             state: slot.life.record.state,
             private_ip: placement.private_ip,
+            // Known to the network alone.
+            private_ip4: None,
             services: placement.config.services.clone(),
             closing: closing.map(|token| Closing {
                 drain_timeout_ms: leaving.map_or(self.settings.drain_timeout_ms, |moving| moving.drain_timeout_ms),
@@ -155,8 +160,10 @@ impl Engine {
         let record = &slot.life.record;
         let wanted = match &record.run {
             Some(run) if record.running && !slot.life.is_adopting() => {
-                let checks = named_checks(&record.placement.config);
-                (!checks.is_empty()).then(|| (run.clone(), checks))
+                let (checks, ports) = (named_checks(&record.placement.config), tcp_ports(&record.placement.config));
+                let private_ip = record.placement.private_ip;
+                let any = !checks.is_empty() || !ports.is_empty();
+                any.then(|| Watched { run: run.clone(), private_ip, checks, ports })
             }
             _ => None,
         };
@@ -164,14 +171,14 @@ impl Engine {
             return;
         }
         slot.checks.clear();
+        slot.reach.faults.clear();
         let machine = machine.clone();
         out.commands.push(match &wanted {
             None => Command::EndChecks { machine },
-            Some((run, checks)) => Command::Check {
+            Some(watched) => Command::Check {
                 machine,
-                run: run.clone(),
-                checks: checks.clone(),
-                private_ip: record.placement.private_ip,
+                watched: Box::new(watched.clone()),
+                opened: slot.reach.opened(&record.placement.instance_id),
             },
         });
         slot.checked = wanted;
@@ -182,7 +189,7 @@ impl Engine {
         let known = slot
             .checked
             .as_ref()
-            .is_some_and(|(checked, checks)| checked == run && checks.iter().any(|check| check.name == status.name));
+            .is_some_and(|watched| watched.run == run && watched.checks.iter().any(|check| check.name == status.name));
         if !known {
             return;
         }
@@ -191,6 +198,12 @@ impl Engine {
             self.show(machine, false, out);
         }
     }
+}
+
+/// The ports that a configuration's services forward TCP to.
+fn tcp_ports(config: &MachineConfig) -> BTreeSet<u16> {
+    let tcp = config.services.iter().filter(|service| service.protocol != "udp");
+    tcp.map(|service| service.internal_port).collect()
 }
 
 /// All checks of a configuration under the names that clients of the platform know: its own under their own, those of

@@ -60,6 +60,9 @@ impl Driver for Ledger {
     fn processes<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<ProcessStat>>> {
         self.fake.processes(handle)
     }
+    fn listening<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<std::net::SocketAddr>>> {
+        self.fake.listening(handle)
+    }
     fn usage<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Usage>> {
         self.fake.usage(handle)
     }

@@ -13,10 +13,12 @@ mod client;
 pub mod layout;
 pub mod lock;
 mod processes;
+mod sockets;
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex as StdMutex};
@@ -413,6 +415,15 @@ impl Driver for ContainerDriver {
                 processes::read(&pids, init)
             });
             reading.await.map_err(|e| Error::Host { reason: e.to_string() })
+        })
+    }
+
+    fn listening<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<SocketAddr>>> {
+        Box::pin(async move {
+            let pids = self.cgroups.container_processes(&handle.machine);
+            let reading = tokio::task::spawn_blocking(move || sockets::listening(&pids));
+            let read = reading.await.map_err(|e| Error::Host { reason: e.to_string() })?;
+            read.ok_or(Error::NotRunning)
         })
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+use super::sockets::{TCP_LISTEN, UDP_OPEN, in_state};
 use crate::spec::{ListenSocket, ProcessStat};
 
 /// Most processes that one answer names, and most open files looked at in each.
@@ -91,51 +91,19 @@ fn owned(proc: &Path, sockets: &Sockets) -> Vec<ListenSocket> {
 /// Listening sockets of a process's network namespace, by inode.
 fn listening(proc: &Path) -> Sockets {
     let mut sockets = Sockets::new();
-    // TCP_LISTEN is 0A; an unconnected UDP socket, which is how one listens, is 07.
-    for (proto, state) in [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")] {
+    for (proto, state) in [("tcp", TCP_LISTEN), ("tcp6", TCP_LISTEN), ("udp", UDP_OPEN), ("udp6", UDP_OPEN)] {
         let table = fs::read_to_string(proc.join("net").join(proto)).unwrap_or_default();
-        for line in table.lines().skip(1) {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            if fields.len() < 10 || fields[3] != state {
-                continue;
-            }
-            if let (Some(address), Ok(inode)) = (address(fields[1]), fields[9].parse()) {
-                sockets.insert(inode, ListenSocket { proto: proto.to_owned(), address });
-            }
+        for socket in in_state(&table, state) {
+            let address = socket.at.to_string();
+            sockets.insert(socket.inode, ListenSocket { proto: proto.to_owned(), address });
         }
     }
     sockets
 }
 
-/// `0100007F:1F90` is 127.0.0.1:8080: words of the address in host order, the port big-endian.
-fn address(text: &str) -> Option<String> {
-    let (ip, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let words: Vec<u32> =
-        (0..ip.len() / 8).filter_map(|i| u32::from_str_radix(&ip[i * 8..i * 8 + 8], 16).ok()).collect();
-    match words.as_slice() {
-        [word] => Some(format!("{}:{port}", Ipv4Addr::from(word.to_ne_bytes()))),
-        [a, b, c, d] => {
-            let mut bytes = [0; 16];
-            for (chunk, word) in bytes.chunks_exact_mut(4).zip([a, b, c, d]) {
-                chunk.copy_from_slice(&word.to_ne_bytes());
-            }
-            Some(format!("[{}]:{port}", Ipv6Addr::from(bytes)))
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_of_the_kernel_tables_are_read() {
-        assert_eq!(address("0100007F:1F90").as_deref(), Some("127.0.0.1:8080"));
-        assert_eq!(address("00000000000000000000000001000000:0050").as_deref(), Some("[::1]:80"));
-        assert_eq!(address("nonsense"), None);
-    }
 
     #[test]
     fn a_process_sees_itself_and_what_it_listens_on() {

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -44,6 +45,9 @@ pub struct Knobs {
     pub unkillable: bool,
     /// What exec answers; by default the arguments, joined, and code 0.
     pub exec_reply: Option<ExecReply>,
+    /// Where its process listens.
+    #[serde(default)]
+    pub listens: Vec<SocketAddr>,
 }
 
 /// The whole state of a fake Machine.
@@ -299,6 +303,10 @@ impl Driver for FakeDriver {
             let (stime_ms, rtime_ms, cpu_ms, rss_bytes) = (0, 0, 0, 0);
             Ok(vec![ProcessStat { pid: 2, stime_ms, rtime_ms, command, directory, cpu_ms, rss_bytes, listen_sockets }])
         })
+    }
+
+    fn listening<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<SocketAddr>>> {
+        Box::pin(async move { Ok(self.running(handle)?.knobs.listens) })
     }
 
     fn usage<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Usage>> {

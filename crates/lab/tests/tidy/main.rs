@@ -25,9 +25,11 @@ const FLOORS: [(&str, u8); 15] = [
 ];
 
 /// Files that decide and never act. `machine` and `api` are pure as a whole.
-const PURE: [&str; 23] = [
+const PURE: [&str; 25] = [
+    "crates/agent/src/reach/judge.rs",
     "crates/api/src",
     "crates/machine/src",
+    "crates/base/src/dial/order.rs",
     "crates/base/src/peer.rs",
     "crates/control/src/acme/plan.rs",
     "crates/control/src/certificates.rs",

@@ -1,4 +1,4 @@
-//! The conversation with this host's agent over its unix socket: a stream of what it knows, and three calls.
+//! The conversation with this host's agent over its unix socket: a stream of what it knows, and four calls.
 //!
 //! The agent may be killed and come back at any time; the door serves on from what it was told last.
 
@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use godwit_api::Method;
-use godwit_api::door::{AGENT_MACHINES, AgentStart, AgentStartReply, AgentStopIfIdle, DoorUpdate, Drained};
+use godwit_api::door::{
+    AGENT_MACHINES, AgentStart, AgentStartReply, AgentStopIfIdle, DoorUpdate, Drained, Listening, listening_path,
+};
 use godwit_api::ids::MachineId;
 use godwit_api::machine::Acknowledged;
 use godwit_base::backoff::Backoff;
@@ -22,6 +24,8 @@ use super::{Door, closing};
 /// One line of the stream: a snapshot of a host's Machines at most.
 const MAX_LINE_BYTES: usize = 64 << 20;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A look at a Machine's sockets takes milliseconds.
+const LISTENING_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
@@ -50,6 +54,12 @@ impl Agent {
         let path = format!("{AGENT_MACHINES}/{machine}/stop-if-idle");
         let answer: Acknowledged = self.client.json(Method::Post, &path, Some(request), CALL_TIMEOUT).await?;
         Ok(answer.ok)
+    }
+
+    /// How the Machine listens, seen from this port.
+    pub async fn listening(&self, machine: &MachineId, port: u16) -> Result<Listening, CallError> {
+        let path = listening_path(machine, port);
+        self.client.json::<(), _>(Method::Get, &path, None, LISTENING_TIMEOUT).await
     }
 
     pub async fn drained(&self, machine: &MachineId, drained: &Drained) -> Result<(), CallError> {

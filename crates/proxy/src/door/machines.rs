@@ -4,7 +4,6 @@
 //! reached or who asks.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::{SocketAddr, SocketAddrV6};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -12,10 +11,12 @@ use std::time::{Duration, Instant};
 use godwit_api::door::{Closing, DoorEdge, DoorMachine, DoorUpdate, Refusal};
 use godwit_api::ids::{EdgeId, Epoch, HostId, MachineId};
 use godwit_api::machine::MachineState;
+use godwit_base::dial::Addresses;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::gate::{Admission, Closed, Gate, Kind};
+use super::hint::Answers;
 use super::upstream::Pools;
 
 /// Machines that left, remembered to tell edges where to.
@@ -32,6 +33,7 @@ pub struct Entry {
     /// One start call to the agent at a time.
     pub starting: tokio::sync::Mutex<()>,
     pub pools: Pools,
+    pub answers: Answers,
 }
 
 struct Inner {
@@ -74,7 +76,7 @@ impl Drop for Starting {
 /// A request or connection that is let in. Dropping it gives its place back.
 pub struct Admitted {
     pub entry: Arc<Entry>,
-    pub addr: SocketAddr,
+    pub to: Addresses,
     pub port: u16,
     pub load: u32,
     /// The port speaks HTTP/2 without TLS.
@@ -162,6 +164,10 @@ fn moving(machine: &DoorMachine) -> Option<Refused> {
     Some(Refused::of(refusal, Some(to.epoch)))
 }
 
+fn addresses(machine: &DoorMachine) -> Addresses {
+    Addresses { v6: machine.private_ip, v4: machine.private_ip4 }
+}
+
 fn is_running(state: MachineState) -> bool {
     state == MachineState::Started
 }
@@ -193,8 +199,8 @@ impl Entry {
         self.changes.subscribe()
     }
 
-    pub fn addr(&self, port: u16) -> SocketAddr {
-        SocketAddr::V6(SocketAddrV6::new(self.lock().machine.private_ip, port, 0, 0))
+    pub fn addresses(&self) -> Addresses {
+        addresses(&self.lock().machine)
     }
 
     pub fn total(&self) -> u32 {
@@ -327,7 +333,8 @@ impl Machines {
             return Err(Refused::of(Refusal::Stopped, epoch));
         }
         let Some(service) = inner.machine.services.iter().find(|service| service.internal_port == port) else {
-            return Err(Refused::of(Refusal::Unreachable, epoch));
+            let hint = Some(format!("it has no service on port {port}"));
+            return Err(Refused::of(Refusal::Unreachable { hint }, epoch));
         };
         let speaks_h2 = service.ports.iter().any(godwit_api::config::Port::is_h2_backend);
         let hard = service.concurrency.as_ref().and_then(|limits| limits.hard_limit);
@@ -335,9 +342,9 @@ impl Machines {
             Admission::Busy { load } => Err(Refused { refusal: Refusal::Busy, epoch, load }),
             Admission::In { load } => {
                 let cut = inner.cut.clone();
-                let addr = SocketAddr::V6(SocketAddrV6::new(inner.machine.private_ip, port, 0, 0));
+                let to = addresses(&inner.machine);
                 drop(inner);
-                Ok(Admitted { entry, addr, port, load, speaks_h2, cut, kind, base: self.base })
+                Ok(Admitted { entry, to, port, load, speaks_h2, cut, kind, base: self.base })
             }
         }
     }
@@ -496,5 +503,6 @@ fn new_entry(machine: DoorMachine, now_ms: u64) -> Entry {
         changes: watch::Sender::new(0),
         starting: tokio::sync::Mutex::new(()),
         pools: Pools::default(),
+        answers: Answers::default(),
     }
 }

@@ -3,12 +3,14 @@
 //!
 //! `gate` decides (pure), `machines` is the table of what the agent told, `agent` the conversation with it, `serve`
 //! the edges' side, `upstream` the Machines' side, `start` and `closing` the two ways a Machine's run state changes,
+//! `hint` why a port takes no connection,
 //! `upgrade` what two processes tell each other when one takes over.
 
 mod agent;
 mod closing;
 mod config;
 pub mod gate;
+mod hint;
 mod keep;
 mod machines;
 mod metrics;

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::gate::Kind;
 use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
-use super::{Door, closing, start, tunnel, upstream_h2};
+use super::{Door, closing, hint, start, tunnel, upstream_h2};
 use crate::headers::{never_again, strip, strip_ours};
 use crate::interim::MAX_PASSED;
 use crate::link::batch::Batch;
@@ -191,13 +191,13 @@ async fn exchange(
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
     let entry = admitted.entry.clone();
-    let (port, addr) = (admitted.port, admitted.addr);
+    let (port, to) = (admitted.port, admitted.to);
     if admitted.speaks_h2 {
         return exchange_h2(door, &admitted, request, respond).await;
     }
-    let connection = match Connection::open(&entry, addr, port, request.method()).await {
+    let connection = match Connection::open(&entry, to, port, request.method()).await {
         Ok(connection) => connection,
-        Err(failed) => return unreachable_machine(door, &admitted, &failed, respond),
+        Err(failed) => return unreachable_machine(door, &admitted, &failed, respond).await,
     };
     if request.headers().contains_key(EXPECT) {
         // Only now may the edge give the body out of its hands.
@@ -207,13 +207,13 @@ async fn exchange(
     let edge = Mutex::new(&mut *respond);
     let mut tell = |interim| pass_on(&edge, interim);
     let exchanged = tokio::select! {
-        exchanged = connection.exchange(&entry, addr, request, &mut tell) => exchanged,
+        exchanged = connection.exchange(&entry, to, request, &mut tell) => exchanged,
         // The edge gave up: so does the connection to the Machine, by being dropped.
         _ = poll_fn(|cx| lock(&edge).poll_reset(cx)) => return Ok(()),
     };
     let (response, settling) = match exchanged {
         Ok(begun) => begun.split(),
-        Err(failed @ Failed::Dial(_)) => return unreachable_machine(door, &admitted, &failed, respond),
+        Err(failed @ Failed::Dial(_)) => return unreachable_machine(door, &admitted, &failed, respond).await,
         Err(Failed::Exchange(error)) => {
             tracing::debug!(machine = %entry.id, %error, "a Machine broke off");
             door.metrics.answered(502);
@@ -240,9 +240,9 @@ async fn exchange_h2(
     mut request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
-    let sender = match upstream_h2::sender(&admitted.entry, admitted.addr, admitted.port).await {
+    let sender = match upstream_h2::sender(&admitted.entry, admitted.to, admitted.port).await {
         Ok(sender) => sender,
-        Err(failed) => return unreachable_machine(door, admitted, &failed, respond),
+        Err(failed) => return unreachable_machine(door, admitted, &failed, respond).await,
     };
     strip_ours(request.headers_mut());
     let waits = request.headers_mut().remove(EXPECT).is_some();
@@ -272,7 +272,7 @@ async fn exchange_h2(
         Ok(response) => response,
         // The Machine did nothing with it, and the edge still has all of it.
         Err(failed) if upstream_h2::was_refused(&failed) && !waits => {
-            return unreachable_machine(door, admitted, &failed, respond);
+            return unreachable_machine(door, admitted, &failed, respond).await;
         }
         Err(failed) => {
             let error = godwit_base::telemetry::chain(&failed);
@@ -310,16 +310,17 @@ fn pass_on(edge: &Edgeward<'_>, mut interim: Response<()>) {
     let _ = lock(edge).send_informational(interim);
 }
 
-fn unreachable_machine(
+async fn unreachable_machine(
     door: &Door,
     admitted: &Admitted,
-    failed: &(dyn std::error::Error + 'static),
+    failed: &(dyn std::error::Error + Send + Sync + 'static),
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
     let error = godwit_base::telemetry::chain(failed);
     tracing::debug!(machine = %admitted.entry.id, error, "cannot reach a port");
     let epoch = Some(admitted.entry.view().epoch);
-    refuse(door, &Refused { refusal: Refusal::Unreachable, epoch, load: admitted.load }, respond)
+    let hint = hint::for_refusal(door, &admitted.entry, admitted.port).await;
+    refuse(door, &Refused { refusal: Refusal::Unreachable { hint }, epoch, load: admitted.load }, respond)
 }
 
 /// The request as the Machine gets it: our own headers gone, Host in the place of `:authority`.
@@ -370,6 +371,9 @@ pub(super) fn refuse(door: &Door, refused: &Refused, respond: &mut SendResponse<
     if let Some(epoch) = refused.epoch {
         insert(headers, header::EPOCH, &epoch.to_string());
     }
+    if let Refusal::Unreachable { hint: Some(hint) } = &refused.refusal {
+        insert(headers, header::HINT, hint);
+    }
     if let Refusal::Moved { host, door_addr } | Refusal::Moving { host, door_addr } = &refused.refusal {
         insert(headers, header::HOST, host.as_str());
         if let Some(door_addr) = door_addr {
@@ -381,7 +385,7 @@ pub(super) fn refuse(door: &Door, refused: &Refused, respond: &mut SendResponse<
 }
 
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    // Epochs, host ids and addresses are ASCII without blanks.
+    // Epochs, host ids, addresses and hints are visible ASCII.
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }

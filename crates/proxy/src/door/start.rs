@@ -1,4 +1,5 @@
-//! A start on request: ask the agent once, then dial until the port accepts, the Machine ends, or the time is over.
+//! A start on request: ask the agent once, then dial until the port accepts, the Machine ends, its agent sees
+//! that the port never will, or the time is over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use godwit_api::machine::MachineState;
 use tokio::time::Instant;
 
 use super::Door;
+use super::hint::Doubt;
 use super::machines::{Entry, Refused, View};
 use super::upstream;
 
@@ -18,6 +20,10 @@ const DIAL_WAIT_MAX: Duration = Duration::from_millis(25);
 const MAX_TIMEOUT: Duration = Duration::from_secs(120);
 /// While a Machine stops, or its agent is away, the start is tried again this often.
 const RETRY_WAIT: Duration = Duration::from_millis(100);
+
+fn failed(error: String) -> StartReply {
+    StartReply::Failed { error, unreachable: false }
+}
 
 /// Where a start stands, decided from one look.
 enum Next {
@@ -59,7 +65,7 @@ pub(super) async fn start(door: &Arc<Door>, id: &str, call: &StartCall) -> Start
     let timeout = Duration::from_millis(call.timeout_ms).min(MAX_TIMEOUT);
     let _starting = door.machines.starting(&entry);
     let reply = start_entry(door, &entry, call.port, Instant::now() + timeout).await;
-    if let StartReply::Failed { error } = &reply {
+    if let StartReply::Failed { error, .. } = &reply {
         door.metrics.starts_failed.inc();
         tracing::info!(machine = %entry.id, error, "a start on request failed");
     }
@@ -72,6 +78,7 @@ async fn start_entry(door: &Arc<Door>, entry: &Arc<Entry>, port: u16, deadline: 
     let mut asked: Option<u64> = None;
     let mut seen_running = false;
     let mut wait = DIAL_WAIT_FIRST;
+    let mut doubt = Doubt::new(door, entry, port);
     loop {
         changes.mark_unchanged();
         let view = entry.view();
@@ -85,12 +92,13 @@ async fn start_entry(door: &Arc<Door>, entry: &Arc<Entry>, port: u16, deadline: 
                 return StartReply::Refused { refusal: absent.refusal, epoch: absent.epoch };
             }
             Next::Ended => {
-                return StartReply::Failed { error: "the Machine ended before its port accepted".to_owned() };
+                return failed("the Machine ended before its port accepted".to_owned());
             }
             Next::Wait => RETRY_WAIT,
             Next::Ask => match ask(door, entry, deadline).await {
                 Ok(()) => {
                     (asked, seen_running) = (Some(entry.view().stops), false);
+                    doubt.begin_anew();
                     continue;
                 }
                 Err(Some(reply)) => return reply,
@@ -102,6 +110,7 @@ async fn start_entry(door: &Arc<Door>, entry: &Arc<Entry>, port: u16, deadline: 
                 match upstream::try_dial(entry, port, deadline).await {
                     Ok(()) => return StartReply::Ready { epoch: view.epoch },
                     Err(_) => {
+                        doubt.refused();
                         let now = wait;
                         wait = (wait * 2).min(DIAL_WAIT_MAX);
                         now
@@ -110,11 +119,12 @@ async fn start_entry(door: &Arc<Door>, entry: &Arc<Entry>, port: u16, deadline: 
             }
         };
         if Instant::now() >= deadline {
-            return StartReply::Failed { error: format!("port {port} did not accept in time") };
+            return failed(doubt.in_the_end());
         }
         tokio::select! {
             () = tokio::time::sleep_until((Instant::now() + pause).min(deadline)) => {}
             _ = changes.changed() => {}
+            error = doubt.lasting() => return StartReply::Failed { error, unreachable: true },
         }
     }
 }
@@ -146,7 +156,7 @@ async fn ask(door: &Arc<Door>, entry: &Arc<Entry>, deadline: Instant) -> Result<
         // It is stopping, or another job holds it: the caller's time is better spent here than on a way back.
         Ok(AgentStartReply::Refused { refusal: Refusal::Busy, .. }) => Err(None),
         Ok(AgentStartReply::Refused { refusal, epoch }) => Err(Some(StartReply::Refused { refusal, epoch })),
-        Ok(AgentStartReply::Failed { error }) => Err(Some(StartReply::Failed { error })),
+        Ok(AgentStartReply::Failed { error }) => Err(Some(failed(error))),
         Err(error) => {
             tracing::debug!(machine = %entry.id, error = godwit_base::telemetry::chain(&error), "no start from the agent");
             Err(None)

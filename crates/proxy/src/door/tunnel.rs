@@ -7,6 +7,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 
 use super::Door;
+use super::hint;
 use super::machines::{Admitted, Refused};
 use super::serve;
 use super::upstream;
@@ -19,12 +20,13 @@ pub(super) async fn serve(
     receive: RecvStream,
     mut respond: SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
-    let mut machine = match upstream::dial(&admitted.entry, admitted.addr, admitted.port).await {
+    let mut machine = match upstream::dial(&admitted.entry, admitted.to, admitted.port).await {
         Ok(machine) => machine,
         Err(error) => {
             tracing::debug!(machine = %admitted.entry.id, %error, "cannot reach a port");
             let epoch = Some(admitted.entry.view().epoch);
-            let refused = Refused { refusal: Refusal::Unreachable, epoch, load: admitted.load };
+            let hint = hint::for_refusal(door, &admitted.entry, admitted.port).await;
+            let refused = Refused { refusal: Refusal::Unreachable { hint }, epoch, load: admitted.load };
             return serve::refuse(door, &refused, &mut respond);
         }
     };

@@ -3,13 +3,13 @@
 //! `h1` frames the messages. This file must not know limits of Machines, or edges.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use godwit_base::dial::{Addresses, Answered, Family, dial as dial_either};
 use h2::client::SendRequest;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -85,6 +85,7 @@ struct Inner {
     spare: Option<(u16, TcpStream, Instant)>,
     /// By port, of Machines that speak HTTP/2: never more than they have services.
     multiplexed: Vec<(u16, SendRequest<Bytes>)>,
+    answered: Answered,
 }
 
 /// The idle connections of one Machine.
@@ -105,6 +106,7 @@ impl Pools {
         inner.idle.clear();
         inner.spare = None;
         inner.multiplexed.clear();
+        inner.answered.forget();
     }
 
     /// The connection of a port that speaks HTTP/2, and the life that a new one would belong to.
@@ -128,6 +130,19 @@ impl Pools {
         inner.idle.retain_mut(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.is_usable());
         if inner.spare.as_ref().is_some_and(|(_, _, since)| since.elapsed() >= SPARE_TIMEOUT) {
             inner.spare = None;
+        }
+    }
+
+    /// The address that a port was reached at last, and the life that it was in.
+    fn answered(&self, port: u16) -> (u64, Option<Family>) {
+        let inner = self.lock();
+        (inner.life, inner.answered.last(port))
+    }
+
+    fn note_answered(&self, life: u64, port: u16, family: Family) {
+        let mut inner = self.lock();
+        if inner.life == life {
+            inner.answered.note(port, family);
         }
     }
 
@@ -160,17 +175,19 @@ impl Pools {
 }
 
 /// Opens a connection to a port of a Machine.
-pub async fn dial(entry: &Entry, addr: SocketAddr, port: u16) -> io::Result<TcpStream> {
+pub async fn dial(entry: &Entry, to: Addresses, port: u16) -> io::Result<TcpStream> {
     if let Some(spare) = entry.pools.take_spare(port) {
         return Ok(spare);
     }
-    connect(addr, DIAL_TIMEOUT).await
+    connect(entry, to, port, DIAL_TIMEOUT).await
 }
 
-async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let stream = tokio::time::timeout(timeout, TcpStream::connect(addr))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+async fn connect(entry: &Entry, to: Addresses, port: u16, bound: Duration) -> io::Result<TcpStream> {
+    let (life, last) = entry.pools.answered(port);
+    let (stream, family) = dial_either(to, port, last, bound).await.map_err(io::Error::other)?;
+    if last != Some(family) {
+        entry.pools.note_answered(life, port, family);
+    }
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -178,7 +195,7 @@ async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
 /// Looks whether the port accepts; the connection is kept for the first request.
 pub async fn try_dial(entry: &Entry, port: u16, deadline: tokio::time::Instant) -> io::Result<()> {
     let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-    let stream = connect(entry.addr(port), left.min(DIAL_TIMEOUT)).await?;
+    let stream = connect(entry, entry.addresses(), port, left.min(DIAL_TIMEOUT)).await?;
     entry.pools.lock().spare = Some((port, stream, Instant::now()));
     Ok(())
 }
@@ -215,16 +232,16 @@ pub enum Failed {
 
 impl Connection {
     /// An idle connection, or a new one.
-    pub async fn open(entry: &Entry, addr: SocketAddr, port: u16, method: &Method) -> Result<Self, Failed> {
+    pub async fn open(entry: &Entry, to: Addresses, port: u16, method: &Method) -> Result<Self, Failed> {
         let max_age = if is_idempotent(method) { IDLE_TIMEOUT } else { IDLE_TIMEOUT_UNSAFE };
         match entry.pools.take(port, max_age) {
             (life, Some(free)) => Ok(Self { free, place: Place { life, port }, reused: true }),
-            (life, None) => Self::fresh(entry, addr, Place { life, port }).await,
+            (life, None) => Self::fresh(entry, to, Place { life, port }).await,
         }
     }
 
-    async fn fresh(entry: &Entry, addr: SocketAddr, place: Place) -> Result<Self, Failed> {
-        let stream = dial(entry, addr, place.port).await.map_err(Failed::Dial)?;
+    async fn fresh(entry: &Entry, to: Addresses, place: Place) -> Result<Self, Failed> {
+        let stream = dial(entry, to, place.port).await.map_err(Failed::Dial)?;
         Ok(Self { free: Free::new(stream, h1::Limits::default()), place, reused: false })
     }
 
@@ -233,14 +250,14 @@ impl Connection {
     pub async fn exchange(
         self,
         entry: &Entry,
-        addr: SocketAddr,
+        to: Addresses,
         request: Request<RequestBody>,
         tell: &mut (dyn FnMut(Response<()>) + Send),
     ) -> Result<Begun, Failed> {
         let again = if self.reused { repeatable(&request) } else { None };
         match (self.send(request, tell).await, again) {
             (Err((h1::io::Failed::Closed | h1::io::Failed::Io(_), place)), Some(again)) => {
-                let fresh = Self::fresh(entry, addr, place).await?;
+                let fresh = Self::fresh(entry, to, place).await?;
                 fresh.send(again, tell).await.map_err(|(failed, _)| Failed::Exchange(failed))
             }
             (sent, _) => sent.map_err(|(failed, _)| Failed::Exchange(failed)),

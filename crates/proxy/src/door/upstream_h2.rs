@@ -4,12 +4,12 @@
 //! This file must not know limits of Machines, or edges.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use godwit_base::dial::Addresses;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
 use http::header::TE;
@@ -40,7 +40,7 @@ pub enum Failed {
 }
 
 /// A stream may be begun on it. Many who ask for a first connection at once may each make one; the last one stays.
-pub async fn sender(entry: &Entry, addr: SocketAddr, port: u16) -> Result<SendRequest<Bytes>, Failed> {
+pub async fn sender(entry: &Entry, to: Addresses, port: u16) -> Result<SendRequest<Bytes>, Failed> {
     let (life, standing) = entry.pools.multiplexed(port);
     // One that takes no more streams is replaced; what it carries ends by itself.
     if let Some(sender) = standing
@@ -48,7 +48,7 @@ pub async fn sender(entry: &Entry, addr: SocketAddr, port: u16) -> Result<SendRe
     {
         return Ok(sender);
     }
-    let socket = dial(entry, addr, port).await.map_err(Failed::Dial)?;
+    let socket = dial(entry, to, port).await.map_err(Failed::Dial)?;
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW_BYTES)

@@ -142,7 +142,7 @@ pub fn word_of(refusal: &Refusal, asked: &Origin) -> Option<Word> {
         Refusal::Moving { door_addr: None, .. }
         | Refusal::Busy
         | Refusal::Full
-        | Refusal::Unreachable
+        | Refusal::Unreachable { .. }
         | Refusal::Unknown => None,
     }
 }

@@ -41,7 +41,10 @@ fn refusal_of(headers: &HeaderMap) -> Option<(Refusal, Option<Epoch>, u32)> {
     let host = text(header::HOST).and_then(|host| HostId::parse(host).ok());
     // A reason of a newer door: it did not admit the request, more need not be known.
     let door_addr = text(header::DOOR).map(str::to_owned);
-    let refusal = Refusal::from_parts(reason, host, door_addr).unwrap_or(Refusal::Unknown);
+    let mut refusal = Refusal::from_parts(reason, host, door_addr).unwrap_or(Refusal::Unknown);
+    if let Refusal::Unreachable { hint } = &mut refusal {
+        *hint = text(header::HINT).map(str::to_owned);
+    }
     let epoch = text(header::EPOCH).and_then(|epoch| epoch.parse().ok());
     Some((refusal, epoch, load_of(headers).unwrap_or(0)))
 }

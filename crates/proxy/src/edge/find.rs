@@ -80,7 +80,11 @@ pub enum Turned {
     /// None of them takes connections, or starts.
     Ejected {
         retry_after_s: u32,
+        /// As the host of one of them sees it.
+        why: Option<Arc<str>>,
     },
+    /// What runs can never be reached as it listens.
+    Unreachable(Arc<str>),
     /// Too many requests are held.
     GateFull,
     Deadline,
@@ -101,6 +105,7 @@ impl Turned {
             Self::Lost => "lost",
             Self::Broke => "broke",
             Self::Ejected { .. } => "ejected",
+            Self::Unreachable(_) => "unreachable",
         }
     }
 }
@@ -123,6 +128,8 @@ struct Search<'a> {
     /// Broke off with this very request: any other is asked first.
     shunned: Option<MachineId>,
     failed_starts: u32,
+    /// What the host of a Machine that could not be reached says of it.
+    hint: Option<Arc<str>>,
 }
 
 /// Where a decision points: indices of target and service.
@@ -151,13 +158,14 @@ pub async fn find<A: Attempt>(
         broke: 0,
         shunned: None,
         failed_starts: 0,
+        hint: None,
     };
     loop {
         if let Some(served) = search.step(attempt).await? {
             return Ok(served);
         }
         if Instant::now() >= search.deadline {
-            return Err(Turned::Deadline);
+            return Err(search.late());
         }
     }
 }
@@ -197,7 +205,8 @@ impl Search<'_> {
             Choice::Ejected { until_ms } => {
                 let left_ms = until_ms.saturating_sub(self.edge.routes.now_ms());
                 let retry_after_s = u32::try_from(left_ms.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
-                Err(Turned::Ejected { retry_after_s })
+                let reasons = places.iter().map(|(target, _)| view.targets[*target].tallies.reason());
+                Err(Turned::Ejected { retry_after_s, why: reasons.flatten().next() })
             }
             Choice::Nothing => Err(Turned::NoMachine),
         }
@@ -314,6 +323,11 @@ impl Search<'_> {
         Ok(None)
     }
 
+    /// The time is over: if a host knows why, that is said.
+    fn late(&self) -> Turned {
+        self.hint.clone().map_or(Turned::Deadline, Turned::Unreachable)
+    }
+
     fn failed(&self, target: &Target, why: Failure) {
         let ejected = target.tallies.failed(why, self.edge.routes.now_ms());
         self.edge.metrics.ejected(&target.machine, why, ejected);
@@ -339,12 +353,15 @@ impl Search<'_> {
         let avoid_ms = match refusal {
             Refusal::Busy => AVOID_BUSY_MS,
             Refusal::Full => AVOID_FULL_MS,
-            Refusal::Unreachable => {
+            Refusal::Unreachable { hint } => {
                 // It runs and does not listen yet: a start call waits for its port.
                 if target.services[service].service.autostart() {
                     self.app.learn(&target.machine, Word::Stopped, epoch.unwrap_or(target.epoch), now_ms);
                     return;
                 }
+                let why = hint.map(|hint| Arc::from(format!("Machine {}: {hint}", target.machine)));
+                self.hint = why.clone().or(self.hint.take());
+                target.tallies.say(why);
                 self.failed(target, Failure::Connect);
                 AVOID_UNKNOWN_MS
             }
@@ -380,20 +397,20 @@ impl Search<'_> {
         let begun = Instant::now();
         let ended = tokio::time::timeout_at(self.deadline, woken(waking)).await;
         self.trail.wake += begun.elapsed();
-        let Ok(ended) = ended else { return Err(Turned::Deadline) };
-        match ended {
-            Woken::Ready | Woken::News => {}
-            Woken::Refused | Woken::Away => self.wait_briefly().await,
-            Woken::Failed(why) => {
-                self.failed_starts += 1;
-                let (_, choice) = self.decide(&self.app.view(), false)?;
-                let hope = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. } | Choice::Start(_));
-                if self.failed_starts >= MAX_FAILED_STARTS || !hope {
-                    return Err(Turned::StartFailed(why));
-                }
+        let Ok(ended) = ended else { return Err(self.late()) };
+        let turned = match ended {
+            Woken::Ready | Woken::News => return Ok(()),
+            Woken::Refused | Woken::Away => {
+                self.wait_briefly().await;
+                return Ok(());
             }
-        }
-        Ok(())
+            Woken::Failed(why) => Turned::StartFailed(why),
+            Woken::Unreachable(why) => Turned::Unreachable(why),
+        };
+        self.failed_starts += 1;
+        let (_, choice) = self.decide(&self.app.view(), false)?;
+        let hope = matches!(choice, Choice::Serve(_) | Choice::ServeAndStart { .. } | Choice::Start(_));
+        if self.failed_starts >= MAX_FAILED_STARTS || !hope { Err(turned) } else { Ok(()) }
     }
 
     async fn stand_in_line(&mut self) -> Result<(), Turned> {
@@ -401,7 +418,7 @@ impl Search<'_> {
         let begun = Instant::now();
         let turn = tokio::time::timeout_at(self.deadline, self.app.gate.turn()).await;
         self.trail.queue += begun.elapsed();
-        self.turn = Some(turn.map_err(|_| Turned::Deadline)?);
+        self.turn = Some(turn.map_err(|_| self.late())?);
         Ok(())
     }
 

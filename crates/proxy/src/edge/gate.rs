@@ -22,6 +22,8 @@ pub enum Woken {
     Refused,
     /// It ran but did not listen, or ended.
     Failed(Arc<str>),
+    /// It runs, and as it listens its port never will accept.
+    Unreachable(Arc<str>),
     /// Its door could not be asked.
     Away,
 }

@@ -55,10 +55,15 @@ impl Own {
             Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} serves no HTTP")),
             Turned::NoMatch => unavailable(format!("app {app} has no Machine as the request wants it"), 5),
             Turned::NoMachine => unavailable(format!("app {app} has no Machine that runs or may be started"), 5),
-            Turned::Ejected { retry_after_s } => {
-                let text = format!("app {app} could not be reached or started; the next try is in {retry_after_s} s");
+            Turned::Ejected { retry_after_s, why } => {
+                let next = format!("the next try is in {retry_after_s} s");
+                let text = match why {
+                    Some(why) => format!("app {app} could not be reached or started; {next}. {why}"),
+                    None => format!("app {app} could not be reached or started; {next}"),
+                };
                 unavailable(text, *retry_after_s)
             }
+            Turned::Unreachable(why) => unavailable(format!("app {app} cannot be reached. {why}"), 1),
             Turned::Broke => Self::new(
                 StatusCode::BAD_GATEWAY,
                 turned.reason(),

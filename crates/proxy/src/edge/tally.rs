@@ -52,6 +52,8 @@ pub struct Tallies {
     /// Whether `health` has anything to say: nearly never, and then no request takes the lock.
     troubled: AtomicBool,
     health: Mutex<Health>,
+    /// Why it could last not be reached or started.
+    reason: Mutex<Option<Arc<str>>>,
     ports: Mutex<Vec<(u16, Arc<Tally>)>>,
 }
 
@@ -86,6 +88,7 @@ impl Tallies {
     /// It is another one now: elsewhere, or made anew.
     pub fn renew(&self) {
         self.welcome();
+        self.say(None);
         self.health(|health| *health = Health::default());
     }
 
@@ -111,6 +114,15 @@ impl Tallies {
     pub fn started(&self, now_ms: u64) -> bool {
         self.welcome();
         self.troubled.load(Ordering::Relaxed) && self.health(|health| health.started(now_ms))
+    }
+
+    /// Why it could not be reached or started, as far as its host knows.
+    pub fn say(&self, reason: Option<Arc<str>>) {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    pub fn reason(&self) -> Option<Arc<str>> {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn learned_nothing(&self) {

@@ -25,6 +25,8 @@ use crate::link::client::Link;
 /// Between two questions to an end of a move.
 const ASK_WAIT_FIRST: Duration = Duration::from_millis(10);
 const ASK_WAIT_MAX: Duration = Duration::from_millis(200);
+/// For a door's answer to arrive.
+const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 
 /// Starts a Machine, or joins the start that is on its way.
 pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Waking {
@@ -68,10 +70,18 @@ pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Wak
                         Woken::News
                     }
                 }
-                Ok(StartReply::Failed { error }) => {
+                Ok(StartReply::Failed { error, unreachable: true }) => {
+                    // It is no fault that passes: nothing is gained by leaving it alone for longer and longer.
+                    metrics.wakes_failed.inc();
+                    tallies.avoid(now_ms + AVOID_FULL_MS);
+                    Woken::Unreachable(named(&start.machine, &error))
+                }
+                Ok(StartReply::Failed { error, .. }) => {
+                    let error = named(&start.machine, &error);
+                    tallies.say(Some(error.clone()));
                     metrics.ejected(&start.machine, Failure::Start, tallies.failed(Failure::Start, now_ms));
                     metrics.wakes_failed.inc();
-                    Woken::Failed(error.into())
+                    Woken::Failed(error)
                 }
                 Err(error) => {
                     tracing::debug!(machine = %start.machine, %error, "a door could not be asked for a start");
@@ -85,11 +95,16 @@ pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Wak
     })
 }
 
+/// Which Machine it was, with what its door said of it.
+fn named(machine: &MachineId, error: &str) -> Arc<str> {
+    format!("Machine {machine}: {error}").into()
+}
+
 fn avoid_ms(refusal: &Refusal) -> u64 {
     match refusal {
         Refusal::Full => AVOID_FULL_MS,
         Refusal::Moved { .. } | Refusal::Moving { .. } | Refusal::Stopped => AVOID_BUSY_MS,
-        Refusal::Busy | Refusal::Unreachable | Refusal::Unknown => AVOID_UNKNOWN_MS,
+        Refusal::Busy | Refusal::Unreachable { .. } | Refusal::Unknown => AVOID_UNKNOWN_MS,
     }
 }
 
@@ -137,7 +152,9 @@ impl Start {
 
     async fn ask(&self, end: &End) -> Result<StartReply, CallError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        // The door's answer, which says why, must be here before the time is over.
+        let there = left.saturating_sub(ANSWER_MARGIN.min(left / 10));
+        let timeout_ms = u64::try_from(there.as_millis()).unwrap_or(u64::MAX);
         let call = StartCall { epoch: end.place.epoch, port: self.port, timeout_ms };
         call::start(&end.link, &self.machine, &call, left).await
     }
@@ -171,7 +188,9 @@ impl Start {
                 // The move is done, and only its new host can tell more.
                 Refusal::Moved { .. } if as_known => std::future::pending().await,
                 Refusal::Moving { .. } | Refusal::Moved { .. } => return (reply, false),
-                Refusal::Busy | Refusal::Full | Refusal::Stopped | Refusal::Unreachable => return (reply, true),
+                Refusal::Busy | Refusal::Full | Refusal::Stopped | Refusal::Unreachable { .. } => {
+                    return (reply, true);
+                }
             }
         }
     }

@@ -189,12 +189,10 @@ impl Link {
             };
             link.forget(number, &why);
         });
-        let asked = Instant::now();
         if let Err(why) = self.hello(sender.clone()).await {
             driver.abort();
             return Err(why);
         }
-        self.note_rtt(asked.elapsed());
         *self.up.write().unwrap_or_else(PoisonError::into_inner) = Some(Up { sender: sender.clone(), number });
         if driver.is_finished() {
             // It ended before it was published and so could not withdraw it.

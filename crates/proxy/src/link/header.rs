@@ -12,3 +12,4 @@ pub const DOOR: HeaderName = HeaderName::from_static(of::DOOR);
 pub const LOAD: HeaderName = HeaderName::from_static(of::LOAD);
 pub const TUNNEL: HeaderName = HeaderName::from_static(of::TUNNEL);
 pub const FAILED: HeaderName = HeaderName::from_static(of::FAILED);
+pub const HINT: HeaderName = HeaderName::from_static(of::HINT);

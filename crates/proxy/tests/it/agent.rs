@@ -2,6 +2,7 @@
 //! a restart of its server, as a real agent's journal would.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,8 +15,8 @@ use axum::extract::{Path as Segment, State};
 use axum::routing::{get, post};
 use godwit_api::config::Service;
 use godwit_api::door::{
-    AgentStart, AgentStartReply, AgentStopIfIdle, Closing, DoorEdge, DoorMachine, DoorUpdate, Drained, MovingTo,
-    Refusal,
+    AgentStart, AgentStartReply, AgentStopIfIdle, Closing, DoorEdge, DoorMachine, DoorUpdate, Drained, Listening,
+    MovingTo, Refusal,
 };
 use godwit_api::ids::{AppName, EdgeId, Epoch, HostId, MachineId};
 use godwit_api::machine::{Acknowledged, MachineState};
@@ -27,8 +28,13 @@ use crate::backend::{self, Counts, Process};
 pub struct Held {
     pub machine: DoorMachine,
     process: Option<Process>,
-    /// The port that the backend listens on.
-    port: u16,
+    /// Where the backend listens.
+    pub ip: IpAddr,
+    pub port: u16,
+    /// What the agent says of a port that refused.
+    pub listening: Listening,
+    /// How often it was asked that.
+    pub asked: u64,
     /// `None`: never listens.
     pub listen_delay: Option<Duration>,
     pub counts: Arc<Counts>,
@@ -91,6 +97,7 @@ impl Agent {
             .route("/door/v1/machines/{id}/start", post(start))
             .route("/door/v1/machines/{id}/stop-if-idle", post(stop_if_idle))
             .route("/door/v1/machines/{id}/drained", post(drained))
+            .route("/door/v1/machines/{id}/listening/{port}", get(listening))
             .with_state(self.clone());
         let group = TaskGroup::new();
         group.spawn_cancellable(godwit_base::http::server::serve_unix(listener, router, group.clone()));
@@ -130,6 +137,7 @@ impl Agent {
             epoch,
             state: MachineState::Stopped,
             private_ip: std::net::Ipv6Addr::LOCALHOST,
+            private_ip4: None,
             services,
             closing: None,
             moving: None,
@@ -137,7 +145,10 @@ impl Agent {
         let held = Held {
             machine,
             process: None,
+            ip: std::net::Ipv6Addr::LOCALHOST.into(),
             port,
+            listening: Listening::default(),
+            asked: 0,
             listen_delay: Some(Duration::ZERO),
             counts: Arc::default(),
             lives: 0,
@@ -178,7 +189,12 @@ impl Agent {
         self.set(id, MachineState::Starting);
         self.with(id, |held| {
             held.lives += 1;
-            held.process = Some(backend::spawn(held.port, held.lives, held.listen_delay, held.counts.clone()));
+            held.process = Some(backend::spawn(
+                SocketAddr::new(held.ip, held.port),
+                held.lives,
+                held.listen_delay,
+                held.counts.clone(),
+            ));
         });
         self.set(id, MachineState::Started);
     }
@@ -363,6 +379,13 @@ async fn stop_if_idle(
         });
     }
     Json(Acknowledged { ok: may })
+}
+
+async fn listening(State(agent): Shared, Segment((id, _)): Segment<(MachineId, u16)>) -> Json<Listening> {
+    Json(agent.with(&id, |held| {
+        held.asked += 1;
+        held.listening.clone()
+    }))
 }
 
 async fn drained(

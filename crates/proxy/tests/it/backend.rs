@@ -1,4 +1,4 @@
-//! What runs in a Machine: an HTTP server on a port of `::1` that can be started and killed like a process.
+//! What runs in a Machine: an HTTP server on a port of `::1`, or of IPv4's loopback, that can be started and killed like a process.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -70,14 +70,13 @@ impl Drop for Process {
 }
 
 /// Runs from now on; the port accepts after `listen_delay`, or never.
-pub fn spawn(port: u16, life: u64, listen_delay: Option<Duration>, counts: Arc<Counts>) -> Process {
+pub fn spawn(addr: SocketAddr, life: u64, listen_delay: Option<Duration>, counts: Arc<Counts>) -> Process {
     let router = router(life, counts.clone());
     let task = tokio::spawn(async move {
         match listen_delay {
             Some(delay) => tokio::time::sleep(delay).await,
             None => std::future::pending().await,
         }
-        let addr: SocketAddr = format!("[::1]:{port}").parse().unwrap();
         serve(bind(addr).await, router, counts).await;
     });
     Process { task }
@@ -86,7 +85,8 @@ pub fn spawn(port: u16, life: u64, listen_delay: Option<Duration>, counts: Arc<C
 /// The life before may not have let go of the port yet.
 async fn bind(addr: SocketAddr) -> TcpListener {
     loop {
-        let socket = tokio::net::TcpSocket::new_v6().unwrap();
+        let v6 = || tokio::net::TcpSocket::new_v6();
+        let socket = if addr.is_ipv6() { v6() } else { tokio::net::TcpSocket::new_v4() }.unwrap();
         socket.set_reuseaddr(true).unwrap();
         match socket.bind(addr).and_then(|()| socket.listen(4096)) {
             Ok(listener) => return listener,

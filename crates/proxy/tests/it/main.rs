@@ -26,6 +26,7 @@ mod limits;
 mod moves;
 mod owed;
 mod proxy_protocol;
+mod reach;
 mod replay;
 mod rfc9113;
 mod sleep;

@@ -111,6 +111,7 @@ pub async fn status(options: &StatusOptions, context: &Context) -> Result<()> {
         ("Updated", machine.updated_at.clone()),
     ];
     facts.extend(machine.config.mounts.iter().map(|mount| ("Volume", volume_of(mount))));
+    facts.extend(machine.unreachable.iter().map(|why| ("Unreachable", why.clone())));
     output.facts(&facts);
     if !machine.checks.is_empty() {
         println!();
