@@ -10,7 +10,7 @@ mod routes;
 mod websocket;
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use routes::App;
 
-/// Where it listens unless `PORT` says otherwise.
+/// Where it listens unless `PORT` says otherwise; at all addresses, unless `LISTEN` names one.
 const PORT: u16 = 8080;
 /// Connections that wait to be accepted: a thousand requests may arrive at once.
 const BACKLOG: i32 = 4096;
@@ -64,7 +64,10 @@ async fn serve() -> io::Result<()> {
         }
     }
     let port = number_from_env("PORT").and_then(|port| u16::try_from(port).ok()).unwrap_or(PORT);
-    let listener = listen(port)?;
+    let listener = match std::env::var("LISTEN") {
+        Ok(address) => listen_at(&address, port)?,
+        Err(_) => listen(port)?,
+    };
     println!("demo-app: listening on {}", listener.local_addr()?);
     let graceful = GracefulShutdown::new();
     loop {
@@ -126,6 +129,22 @@ fn listen(port: u16) -> io::Result<TcpListener> {
         }
     };
     TcpListener::from_std(listener)
+}
+
+/// At one address only, as a framework that was told `--host` listens. IPv6 alone, if it is one of IPv6.
+fn listen_at(address: &str, port: u16) -> io::Result<TcpListener> {
+    let address: IpAddr = address.parse().map_err(io::Error::other)?;
+    let socket = match address {
+        IpAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        IpAddr::V6(_) => {
+            let socket = tokio::net::TcpSocket::new_v6()?;
+            setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            socket
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(address, port))?;
+    socket.listen(BACKLOG.unsigned_abs())
 }
 
 /// Cancelled at SIGTERM or SIGINT. As the first process of a Machine it gets no default action for either.

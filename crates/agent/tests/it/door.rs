@@ -17,17 +17,17 @@ use http_body_util::BodyExt;
 use crate::control::Control;
 use crate::host::{DEADLINE, Host};
 
-struct Door {
-    client: Client,
+pub struct Door {
+    pub client: Client,
     body: hyper::body::Incoming,
     unread: Vec<u8>,
-    machines: BTreeMap<MachineId, DoorMachine>,
+    pub machines: BTreeMap<MachineId, DoorMachine>,
     edges: Vec<DoorEdge>,
     ticks: u32,
 }
 
 impl Door {
-    async fn connect(host: &Host) -> Self {
+    pub async fn connect(host: &Host) -> Self {
         let client = Client::unix(&host.dir.join("door.sock"));
         let answer = client.send(AGENT_MACHINES, http::Request::new(empty()), DEADLINE).await.unwrap();
         let (machines, edges) = (BTreeMap::new(), Vec::new());

@@ -7,4 +7,5 @@ mod door;
 mod host;
 mod kill;
 mod life;
+mod listens;
 mod reach;

@@ -316,6 +316,7 @@ impl Shared {
                 }],
             },
             checks: held.checks.clone(),
+            unreachable: Vec::new(),
             refused: held.refused.clone(),
             refused_update: held.refused_update.clone(),
             held: held.held,
