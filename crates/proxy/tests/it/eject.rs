@@ -226,7 +226,8 @@ async fn the_last_machine_is_tried_though_its_port_took_no_connection() {
     })
     .await;
     assert!(told.headers.contains_key("retry-after"));
-    let process = crate::backend::spawn(port, 7, Some(Duration::ZERO), Arc::default());
+    let process =
+        crate::backend::spawn((std::net::Ipv6Addr::LOCALHOST, port).into(), 7, Some(Duration::ZERO), Arc::default());
     // No longer than it was passed over for its last refusal: the four seconds of its ejection are not waited for.
     let before = metric(admin, ejections).await;
     until("it is asked", async || (browser.get("/").await.code == 200).then_some(())).await;
