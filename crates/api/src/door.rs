@@ -32,7 +32,8 @@ pub mod header {
     pub const LOAD: &str = "godwit-load";
     /// What a tunnel (`CONNECT`) carries: `tcp` or `upgrade`.
     pub const TUNNEL: &str = "godwit-tunnel";
-    /// The Machine broke off before its answer: this answer (502) is the door's own.
+    /// The Machine broke off before its answer, or its answer was read and refused: this answer (502) is the door's own.
+    /// The value is a word for what was wrong with the answer; any other says that there was none.
     pub const FAILED: &str = "godwit-failed";
     /// Why a port takes no connection, in words (answer, with `unreachable`, if the host knows).
     pub const HINT: &str = "godwit-hint";

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use godwit_api::door::header as ours;
 use http::Method;
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, VIA};
+use http::header::{CONNECTION, DATE, HOST, HeaderMap, HeaderName, HeaderValue, VIA};
 
 use crate::h1::names::classify;
 
@@ -130,6 +130,8 @@ pub fn stamp_answer(headers: &mut HeaderMap, request_id: &HeaderValue) {
     headers.insert(FLY_REQUEST_ID, request_id.clone());
     // Machines speak HTTP/1.1.
     headers.append(VIA, HeaderValue::from_static("1.1 godwit"));
+    // Whoever has a clock adds what is missing (RFC 9110 section 6.6.1).
+    headers.entry(DATE).or_insert_with(crate::date::now);
 }
 
 /// Methods that a second time does no harm (RFC 9110 section 9.2.2).

@@ -10,6 +10,7 @@
 pub mod access;
 pub mod check;
 pub mod choose;
+mod date;
 pub mod door;
 pub mod edge;
 pub mod eject;

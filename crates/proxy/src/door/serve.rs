@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use godwit_api::door::{Refusal, StartCall, StopIfIdle};
-use godwit_api::ids::EdgeId;
+use godwit_api::ids::{EdgeId, MachineId};
 use godwit_base::{Peer, Verb, may};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
@@ -19,11 +19,13 @@ use super::gate::Kind;
 use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
 use super::{Door, closing, hint, start, tunnel, upstream_h2};
+use crate::h1;
 use crate::headers::{never_again, strip, strip_ours};
 use crate::interim::MAX_PASSED;
 use crate::link::batch::Batch;
 use crate::link::body::StreamBody;
 use crate::link::header;
+use crate::link::peek::Peeked;
 use crate::link::probe::probe;
 use crate::link::send::{send_body, send_data};
 use crate::link::{
@@ -215,16 +217,15 @@ async fn exchange(
         Ok(begun) => begun.split(),
         Err(failed @ Failed::Dial(_)) => return unreachable_machine(door, &admitted, &failed, respond).await,
         Err(Failed::Exchange(error)) => {
-            tracing::debug!(machine = %entry.id, %error, "a Machine broke off");
-            door.metrics.answered(502);
-            let mut answer = plain(StatusCode::BAD_GATEWAY);
-            answer.headers_mut().insert(header::FAILED, HeaderValue::from_static("1"));
-            respond.send_response(answer, true)?;
-            return Ok(());
+            return broke(door, &entry.id, &error, error.refusal(), respond);
         }
     };
-    door.metrics.answered(response.status().as_u16());
     let (head, body) = to_edge(response, admitted.load);
+    let body = match Peeked::look(body).await {
+        Ok(body) => body,
+        Err(error) => return broke(door, &entry.id, &error, None, respond),
+    };
+    door.metrics.answered(head.status().as_u16());
     let end = http_body::Body::is_end_stream(&body);
     let mut stream = respond.send_response(head, end)?;
     if end || send_body(&mut stream, body).await.is_ok() {
@@ -275,23 +276,41 @@ async fn exchange_h2(
             return unreachable_machine(door, admitted, &failed, respond).await;
         }
         Err(failed) => {
-            let error = godwit_base::telemetry::chain(&failed);
-            tracing::debug!(machine = %admitted.entry.id, error, "a Machine broke off");
-            door.metrics.answered(502);
-            respond.send_response(plain(StatusCode::BAD_GATEWAY), true)?;
-            return Ok(());
+            return broke(door, &admitted.entry.id, &failed, None, respond);
         }
     };
-    door.metrics.answered(response.status().as_u16());
     let (parts, body) = response.into_parts();
     let body = StreamBody::new(body, &parts.headers);
     let (head, body) = to_edge(Response::from_parts(parts, body), admitted.load);
+    let body = match Peeked::look(body).await {
+        Ok(body) => body,
+        Err(error) => return broke(door, &admitted.entry.id, &error, None, respond),
+    };
+    door.metrics.answered(head.status().as_u16());
     let end = http_body::Body::is_end_stream(&body);
     let mut stream = respond.send_response(head, end)?;
     if !end {
         // What broke on one side has reset the other.
         let _ = send_body(&mut stream, body).await;
     }
+    Ok(())
+}
+
+/// The Machine broke off before a byte was sent on, or its answer was read and `refused`: the edge is told which.
+fn broke(
+    door: &Door,
+    machine: &MachineId,
+    error: &(dyn std::error::Error + 'static),
+    refused: Option<h1::Refusal>,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let error = godwit_base::telemetry::chain(error);
+    tracing::debug!(%machine, error, "a Machine broke off");
+    door.metrics.answered(502);
+    let mut answer = plain(StatusCode::BAD_GATEWAY);
+    let word = refused.map_or("broke", h1::Refusal::word);
+    answer.headers_mut().insert(header::FAILED, HeaderValue::from_static(word));
+    respond.send_response(answer, true)?;
     Ok(())
 }
 

@@ -22,11 +22,13 @@ use super::body::{AnswerBody, InFlight};
 use super::find::{Attempt, Pick, Tried};
 use super::gate::Turn;
 use super::upload::{Progress, Upload};
+use crate::h1;
 use crate::headers::{is_idempotent, strip_ours};
 use crate::interim::Interims;
 use crate::link::body::StreamBody;
 use crate::link::client::Lost;
 use crate::link::header;
+use crate::link::peek::Peeked;
 use crate::link::send::Broken;
 use crate::link::tunnel::Tunnel;
 use crate::replay::FLY_REPLAY;
@@ -166,13 +168,26 @@ where
         if let Some((refusal, epoch, load)) = refusal_of(response.headers()) {
             return Tried::Refused(refusal, epoch, load);
         }
-        if response.headers().contains_key(header::FAILED) {
+        if let Some(word) = response.headers().get(header::FAILED) {
+            let why = word.to_str().ok().and_then(h1::Refusal::of_word);
             if !sent {
                 stream.send_reset(Reason::CANCEL);
             }
-            let whole = self.upload.as_ref().is_some_and(Upload::is_whole);
-            return Tried::Broke { again: whole && is_idempotent(&self.method) };
+            return Tried::Broke { again: self.is_repeatable(), why };
         }
+        let (parts, body) = response.into_parts();
+        let body = match Peeked::look(StreamBody::new(body, &parts.headers)).await {
+            Ok(body) => body,
+            // Not a byte of it went to the client.
+            Err(error) => {
+                if !sent {
+                    stream.send_reset(Reason::CANCEL);
+                }
+                let broke = Tried::Broke { again: self.is_repeatable(), why: None };
+                return if error.is_reset() { broke } else { self.lost(&error) };
+            }
+        };
+        let response = Response::from_parts(parts, body);
         let goes_on = response.headers().contains_key(FLY_REPLAY);
         if goes_on && !sent {
             // Whoever gets the request next gets its body too, if that is still there.
@@ -192,19 +207,27 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     fn lost(&self, error: &h2::Error) -> Tried<Response<AnswerBody>> {
-        let whole = self.upload.as_ref().is_some_and(Upload::is_whole);
         match Lost::of(error) {
-            Lost::NotSent if whole => Tried::Away,
+            Lost::NotSent if self.is_whole() => Tried::Away,
             Lost::NotSent => Tried::Lost { again: false },
-            Lost::Unknown => Tried::Lost { again: whole && is_idempotent(&self.method) },
+            Lost::Unknown => Tried::Lost { again: self.is_repeatable() },
         }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.upload.as_ref().is_some_and(Upload::is_whole)
+    }
+
+    /// Though it may have been acted on.
+    fn is_repeatable(&self) -> bool {
+        self.is_whole() && is_idempotent(&self.method)
     }
 
     fn served(
         &self,
         edge: &Edge,
         pick: &Pick<'_>,
-        response: Response<RecvStream>,
+        response: Response<Peeked<StreamBody>>,
         in_flight: InFlight,
     ) -> Response<AnswerBody> {
         let (mut parts, body) = response.into_parts();
@@ -213,7 +236,6 @@ where
         }
         strip_ours(&mut parts.headers);
         parts.version = http::Version::HTTP_11;
-        let body = StreamBody::new(body, &parts.headers);
         Response::from_parts(parts, AnswerBody::Stream { body, _in_flight: in_flight })
     }
 }

@@ -14,6 +14,7 @@ use super::record::Record;
 use super::tally::Tally;
 use crate::h1::io::{Answer, Failed};
 use crate::link::body::StreamBody;
+use crate::link::peek::Peeked;
 use crate::link::tunnel::Tunnel;
 
 /// A request or connection in flight through this edge; dropping it counts it out.
@@ -45,7 +46,7 @@ pub enum AnswerBody {
     Switching(Option<oneshot::Sender<Box<Record>>>),
     /// A Machine's answer.
     Stream {
-        body: StreamBody,
+        body: Peeked<StreamBody>,
         _in_flight: InFlight,
     },
     /// The answer of a Machine that did not want to upgrade.

@@ -19,6 +19,7 @@ use super::view::{Entrance, Target, TargetService, View, Word};
 use super::wake::wake;
 use crate::choose::{Candidate, Choice, choose, distance_of};
 use crate::eject::Failure;
+use crate::h1;
 use crate::replay::Wanted;
 
 /// How long a Machine is passed over after what it did.
@@ -47,8 +48,9 @@ pub struct Pick<'a> {
 pub enum Tried<T> {
     /// `well`: with no error of its own.
     Served { served: T, well: bool },
-    /// The Machine broke off before its answer. `again`: doing it twice does no harm.
-    Broke { again: bool },
+    /// The Machine broke off before its answer, or gave one that cannot be passed on, and `why`. `again`: doing it twice
+    /// does no harm.
+    Broke { again: bool, why: Option<h1::Refusal> },
     /// The door did not admit it; nothing is lost.
     Refused(Refusal, Option<Epoch>, u32),
     /// The door could not be asked; nothing is lost.
@@ -90,7 +92,8 @@ pub enum Turned {
     Deadline,
     StartFailed(Arc<str>),
     Lost,
-    Broke,
+    /// And what was wrong with its answer, if there was one.
+    Broke(Option<h1::Refusal>),
 }
 
 impl Turned {
@@ -103,7 +106,8 @@ impl Turned {
             Self::Deadline => "deadline",
             Self::StartFailed(_) => "start_failed",
             Self::Lost => "lost",
-            Self::Broke => "broke",
+            Self::Broke(None) => "broke",
+            Self::Broke(Some(why)) => why.word(),
             Self::Ejected { .. } => "ejected",
             Self::Unreachable(_) => "unreachable",
         }
@@ -286,12 +290,12 @@ impl Search<'_> {
                 }
                 return Ok(Some(served));
             }
-            Tried::Broke { again } => {
+            Tried::Broke { again, why } => {
                 self.failed(target, Failure::Broke);
                 self.broke += 1;
                 self.shunned = Some(target.machine.clone());
                 if !again || self.broke > MAX_BROKE {
-                    return Err(Turned::Broke);
+                    return Err(Turned::Broke(why));
                 }
                 self.edge.metrics.retries.inc();
                 self.trail.retries += 1;

@@ -31,7 +31,7 @@ use crate::interim::Interims;
 use crate::link::batch::Batch;
 use crate::link::body::StreamBody;
 use crate::link::probe::probe_every;
-use crate::link::send::send_body;
+use crate::link::send::send_body_visibly;
 use crate::link::tunnel::Tunnel;
 
 /// Requests of one connection at once.
@@ -177,7 +177,7 @@ async fn answer(
     let mut stream = respond.send_response(Response::from_parts(parts, ()), end)?;
     if !end {
         // What broke on one side has reset the other.
-        let _ = send_body(&mut stream, &mut body).await;
+        let _ = send_body_visibly(&mut stream, &mut body).await;
     }
     Ok(())
 }

@@ -64,11 +64,7 @@ impl Own {
                 unavailable(text, *retry_after_s)
             }
             Turned::Unreachable(why) => unavailable(format!("app {app} cannot be reached. {why}"), 1),
-            Turned::Broke => Self::new(
-                StatusCode::BAD_GATEWAY,
-                turned.reason(),
-                format!("a Machine of app {app} broke off before its answer"),
-            ),
+            Turned::Broke(why) => Self::broke(*why, &format!("a Machine of app {app}")),
             Turned::GateFull => unavailable(format!("too many requests wait for app {app}"), 1),
             Turned::Deadline => unavailable(format!("no Machine of app {app} took the request in time"), 1),
             Turned::StartFailed(why) => unavailable(format!("a Machine of app {app} did not come up: {why}"), 1),
@@ -76,6 +72,20 @@ impl Own {
                 StatusCode::BAD_GATEWAY,
                 turned.reason(),
                 format!("the connection to app {app} was lost while it had the request"),
+            ),
+        }
+    }
+
+    /// It closed the connection, or gave an answer that cannot be passed on.
+    fn broke(why: Option<h1::Refusal>, who: &str) -> Self {
+        match why {
+            None => {
+                Self::new(StatusCode::BAD_GATEWAY, "broke", format!("{who} closed the connection before its answer"))
+            }
+            Some(why) => Self::new(
+                StatusCode::BAD_GATEWAY,
+                why.word(),
+                format!("{who} sent an answer that cannot be passed on: {}", why.of_answer()),
             ),
         }
     }
@@ -433,7 +443,7 @@ impl Edge {
     {
         let broken = |error: Failed| {
             tracing::debug!(%error, "a Machine broke off an upgrade");
-            Own::new(StatusCode::BAD_GATEWAY, "lost", "the Machine broke off").into_response()
+            Own::broke(error.refusal(), "the Machine").into_response()
         };
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.method_mut() = head.method.clone();

@@ -177,6 +177,29 @@ impl Refusal {
         }
     }
 
+    /// The one with this word.
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.word() == word)
+    }
+
+    /// What is wrong with a Machine's answer, for whoever asked for it.
+    pub const fn of_answer(self) -> &'static str {
+        match self {
+            Self::TooManyFields => "it has more than 128 header fields",
+            Self::HeadTooLarge => "its header is larger than 64 KiB",
+            Self::ObsFold => "a header field goes on in a second line",
+            Self::BadStatus => "its status line is invalid; a status is a number from 100 to 599",
+            Self::BadVersion => "it is not an HTTP/1.1 answer",
+            Self::CutHead => "it ends within its header",
+            Self::BadLength | Self::DuplicateLength => "its Content-Length is invalid",
+            Self::LengthAndEncoding => "it has both a Content-Length and a Transfer-Encoding",
+            Self::BadEncoding | Self::DuplicateEncoding | Self::EncodingInOld => "its Transfer-Encoding is invalid",
+            Self::UnaskedSwitch => "it switches to a protocol that nobody asked for",
+            Self::TooManyInterim => "it has too many interim answers (1xx) before it",
+            _ => "its header is malformed",
+        }
+    }
+
     /// It was found in a body, behind a head that was served.
     pub const fn is_of_body(self) -> bool {
         matches!(
@@ -224,6 +247,7 @@ mod tests {
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), Refusal::ALL.len());
+        assert!(Refusal::ALL.iter().all(|one| Refusal::of_word(one.word()) == Some(*one)));
         // The last variant: if one is added, this and ALL must follow.
         assert_eq!(Refusal::Unasked as usize + 1, Refusal::ALL.len());
     }

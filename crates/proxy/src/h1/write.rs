@@ -111,10 +111,11 @@ pub fn map_fields(out: &mut Vec<u8>, headers: &HeaderMap) {
     }
 }
 
-/// The whole answer to a client that is refused; its connection closes after it.
-pub fn refusal(out: &mut Vec<u8>, status: u16) {
+/// The whole answer to a client that is refused, at this `date`; its connection closes after it.
+pub fn refusal(out: &mut Vec<u8>, status: u16, date: &[u8]) {
     status_line(out, status);
     let text = phrase(status);
+    field(out, b"date", date);
     field(out, b"content-type", b"text/plain");
     content_length(out, text.len() as u64 + 1);
     field(out, b"connection", b"close");

@@ -7,6 +7,7 @@ pub mod batch;
 pub mod body;
 pub mod client;
 pub mod header;
+pub mod peek;
 pub mod probe;
 pub mod send;
 pub mod tunnel;

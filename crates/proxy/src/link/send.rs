@@ -8,6 +8,9 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body;
 
+/// Turns of the scheduler in which a connection writes what it was given: it stands back once (`batch`).
+const TURNS_TO_WRITE: usize = 4;
+
 /// Why a body did not get through whole.
 #[derive(Debug)]
 pub enum Broken {
@@ -52,7 +55,34 @@ pub async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes, end: boo
 
 /// Sends a whole body with its trailers and ends the stream; resets it if the body fails, so that the reader never
 /// takes a part for the whole.
-pub async fn send_body<B>(stream: &mut SendStream<Bytes>, mut body: B) -> Result<(), Broken>
+pub async fn send_body<B>(stream: &mut SendStream<Bytes>, body: B) -> Result<(), Broken>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let sent = send_frames(stream, body).await;
+    if let Err(Broken::Body) = sent {
+        stream.send_reset(Reason::INTERNAL_ERROR);
+    }
+    sent
+}
+
+/// The same for a reader that shall see how far it came: a reset takes back what is not written yet, the head too. The
+/// connection's task gets its turn first.
+pub async fn send_body_visibly<B>(stream: &mut SendStream<Bytes>, body: B) -> Result<(), Broken>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let sent = send_frames(stream, body).await;
+    if let Err(Broken::Body) = sent {
+        for _ in 0..TURNS_TO_WRITE {
+            tokio::task::yield_now().await;
+        }
+        stream.send_reset(Reason::INTERNAL_ERROR);
+    }
+    sent
+}
+
+async fn send_frames<B>(stream: &mut SendStream<Bytes>, mut body: B) -> Result<(), Broken>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -62,10 +92,7 @@ where
         }
         match next_frame(stream, &mut body).await? {
             None => return send_data(stream, Bytes::new(), true).await,
-            Some(Err(_)) => {
-                stream.send_reset(Reason::INTERNAL_ERROR);
-                return Err(Broken::Body);
-            }
+            Some(Err(_)) => return Err(Broken::Body),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     let end = body.is_end_stream();

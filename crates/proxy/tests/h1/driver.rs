@@ -8,7 +8,7 @@ use godwit_proxy::h1::io::{BodyError, Ended, Options, RequestBody};
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peers::{Body, Raw, Served, empty, patient, refusal_of, served, text};
 
@@ -328,4 +328,26 @@ fn an_idle_connection_is_small() {
     let size = std::mem::size_of_val(&connection);
     println!("an idle connection is a task of {size} bytes");
     assert!(size < MAX_IDLE_BYTES, "{size}");
+}
+
+/// A body that breaks before a byte of its answer was written.
+#[tokio::test]
+async fn who_is_owed_an_answer_gets_one_though_the_body_breaks_at_once() {
+    let (mut far, near) = tokio::io::duplex(4096);
+    let answer = || {
+        let broken = futures_util::stream::iter([Err::<Frame<Bytes>, _>("broken")]);
+        Response::new(StreamBody::new(broken))
+    };
+    let serving = tokio::spawn(async move {
+        let interims = godwit_proxy::interim::Interims::default();
+        let options = Options::default();
+        godwit_proxy::h1::io::serve(near, &options, &interims, |_, _| async { answer() }, std::future::pending()).await
+    });
+    patient(far.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")).await.unwrap();
+    let mut told = Vec::new();
+    patient(far.read_to_end(&mut told)).await.unwrap();
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.starts_with("HTTP/1.1 502 Bad Gateway\r\n") && told.contains("\r\nconnection: close\r\n"), "{told}");
+    drop(far);
+    assert!(matches!(patient(serving).await.unwrap(), Ended::Unanswered));
 }

@@ -84,3 +84,45 @@ async fn names_lead_to_their_app_and_no_further() {
     let trace = fleet.browser().send(Method::TRACE, "/", empty(), &[]).await;
     assert_eq!(trace.status(), 405);
 }
+
+/// Whoever forwards an answer and has a clock adds the date (RFC 9110 section 6.6.1), over every version alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_dated_once() {
+    use crate::raw::Raw;
+    use crate::scripted::{OK, http2, says, stage};
+    const OLD: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let dated = format!("HTTP/1.1 200 OK\r\nDate: {OLD}\r\ncontent-length: 2\r\n\r\nok");
+    let stage = stage(vec![says("/", OK), says("/dated", dated)]).await;
+    let edge = &stage.fleet.edge;
+    let ask = async |request: String| {
+        let mut client = Raw::connect(edge.addr).await;
+        client.send(request).await;
+        client.rest().await
+    };
+    let get = |host: &str, path: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for (request, status, date) in [
+        (get("web.localhost", "/"), 200, None),
+        (get("web.localhost", "/dated"), 200, Some(OLD)),
+        (get("nobody.localhost", "/"), 404, None),
+        (get("web.localhost", "/a b"), 400, None),
+        ("TRACE / HTTP/1.1\r\nHost: web.localhost\r\n\r\n".to_owned(), 405, None),
+        ("GET / HTTP/3.7\r\nHost: web.localhost\r\n\r\n".to_owned(), 505, None),
+    ] {
+        let answer = ask(request.clone()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+        let dates: Vec<_> = answer.split("\r\n").filter_map(|line| line.strip_prefix("date: ")).collect();
+        let [one] = dates[..] else { panic!("{request}: {dates:?}") };
+        let read = httpdate::parse_http_date(one).unwrap();
+        assert!(date.is_none_or(|date| date == one), "{one}");
+        assert!(date.is_some() || read.elapsed().unwrap().as_secs() < 300, "{one}");
+    }
+    let mut sender = http2(&stage.fleet).await;
+    for (path, date) in [("/", None), ("/dated", Some(OLD))] {
+        sender = sender.ready().await.unwrap();
+        let request = http::Request::get(format!("https://web.localhost{path}")).body(()).unwrap();
+        let (answer, _) = sender.send_request(request, true).unwrap();
+        let answer = answer.await.unwrap();
+        let dates: Vec<_> = answer.headers().get_all("date").iter().collect();
+        assert!(dates.len() == 1 && date.is_none_or(|date| dates[0] == date), "{path}: {dates:?}");
+    }
+}

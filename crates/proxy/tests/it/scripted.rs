@@ -1,6 +1,7 @@
 //! A Machine that says byte for byte what a test wants, by the path that it is asked for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use godwit_api::MachineId;
 use godwit_api::machine::MachineState;
@@ -33,6 +34,8 @@ pub const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 pub struct Stage {
     pub fleet: Fleet,
     _host: Host,
+    /// Requests that the Machine has read whole.
+    pub asked: Arc<AtomicU64>,
 }
 
 /// An app of one Machine that knows these lines; to all else it says `ok`.
@@ -41,20 +44,21 @@ pub async fn stage(lines: Vec<Line>) -> Stage {
     let host = Host::start("w1").await;
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let lines = Arc::new(lines);
+    let asked: Arc<AtomicU64> = Arc::default();
+    let (counted, lines) = (asked.clone(), Arc::new(lines));
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(connection(socket, lines.clone()));
+            tokio::spawn(connection(socket, lines.clone(), counted.clone()));
         }
     });
     let id = MachineId::from_bits(1);
     host.agent.add(id.clone(), &fleet.app, Host::epoch(1), port, vec![http_service(port)]);
     host.agent.change(&id, |held| held.machine.state = MachineState::Started);
     fleet.publish(&[&host]).await;
-    Stage { fleet, _host: host }
+    Stage { fleet, _host: host, asked }
 }
 
-async fn connection(mut socket: TcpStream, lines: Arc<Vec<Line>>) {
+async fn connection(mut socket: TcpStream, lines: Arc<Vec<Line>>, asked: Arc<AtomicU64>) {
     let mut bytes = Vec::new();
     loop {
         if socket.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
@@ -63,6 +67,7 @@ async fn connection(mut socket: TcpStream, lines: Arc<Vec<Line>>) {
         if !is_whole(&bytes) {
             continue;
         }
+        asked.fetch_add(1, Ordering::SeqCst);
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let path = text.split(' ').nth(1).unwrap_or("");
         let line = lines.iter().find(|line| path.split('?').next() == Some(line.path)).cloned();

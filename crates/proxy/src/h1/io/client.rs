@@ -39,6 +39,16 @@ pub enum Failed {
     Upload,
 }
 
+impl Failed {
+    /// What was wrong with an answer that came.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(*refusal),
+            Self::Closed | Self::Io(_) | Self::Upload => None,
+        }
+    }
+}
+
 /// An open connection, without a request.
 pub struct Connection<IO> {
     io: IO,

@@ -72,6 +72,8 @@ pub enum Ended {
     Timeout,
     /// The service's body broke off, or broke its promise; the client saw the connection end.
     Aborted,
+    /// The same, before a byte of the answer was written; the client was told 502.
+    Unanswered,
     /// The socket went to the new protocol.
     Switched,
     Io(io::Error),
@@ -391,6 +393,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         let bodiless = self.server.head().is_head || status == StatusCode::NOT_MODIFIED;
         let length = if bodiless { stated } else { stated.or(body.size_hint().exact()) };
         let plan = self.server.answer(status.as_u16(), length, self.stopped);
+        let head_at = self.outbox.text.len();
         let text = &mut self.outbox.text;
         // Head and small bodies in one piece of memory, taken once.
         let small = length.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX).min(COPIED_BYTES));
@@ -411,6 +414,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         drop(head);
         let mut encoder = Encoder::new(plan.framing);
         let mut over = plan.framing == Framing::None;
+        if !over {
+            let outbox = &mut self.outbox;
+            let first = poll_fn(|cx| Poll::Ready(fill(outbox, cx, body.as_mut(), &mut encoder))).await;
+            match first {
+                Poll::Ready(Ok(last)) => over = last,
+                // Not a byte of the answer is out: its client is owed another one.
+                Poll::Ready(Err(_)) => {
+                    self.outbox.text.truncate(head_at);
+                    return Err(Ended::Unanswered);
+                }
+                Poll::Pending => {}
+            }
+        }
         poll_fn(|cx| self.poll_send(cx, options, upload, body.as_mut(), &mut encoder, &mut over)).await?;
         self.timer.clear();
         Ok(self.server.finish())
@@ -469,12 +485,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 return ended;
             }
             Ended::Refused(refusal) => refusal.status(),
+            Ended::Unanswered => 502,
             // Nobody is told that nothing came.
             Ended::Timeout if !self.server.is_idle() => 408,
             _ => return ended,
         };
         // Behind a 100 that may be on its way.
-        write::refusal(&mut self.outbox.text, status);
+        write::refusal(&mut self.outbox.text, status, crate::date::now().as_bytes());
         let mut moved = false;
         let outbox = &mut self.outbox;
         let io = &mut self.io;
