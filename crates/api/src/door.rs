@@ -37,7 +37,12 @@ pub mod header {
     pub const FAILED: &str = "godwit-failed";
     /// Why a port takes no connection, in words (answer, with `unreachable`, if the host knows).
     pub const HINT: &str = "godwit-hint";
-    pub const ALL: [&str; 10] = [MACHINE, PORT, EPOCH, REFUSAL, HOST, DOOR, LOAD, TUNNEL, FAILED, HINT];
+    /// Path and query as the client wrote them, where HTTP/2 cannot carry them so (request).
+    pub const TARGET: &str = "godwit-target";
+    /// The Upgrade field of a 426, which HTTP/2 cannot carry (answer).
+    pub const UPGRADE: &str = "godwit-upgrade";
+    pub const ALL: [&str; 12] =
+        [MACHINE, PORT, EPOCH, REFUSAL, HOST, DOOR, LOAD, TUNNEL, FAILED, HINT, TARGET, UPGRADE];
 }
 
 /// Path of the edge's start call at a door: `POST /.godwit/machines/{id}/start` with `StartCall`, answered with

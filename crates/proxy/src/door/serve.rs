@@ -10,7 +10,7 @@ use godwit_api::ids::{EdgeId, MachineId};
 use godwit_base::{Peer, Verb, may};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::header::{CONTENT_LENGTH, EXPECT, HOST};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,7 @@ use super::machines::{Admitted, Refused};
 use super::upstream::{Connection, Failed, RequestBody};
 use super::{Door, closing, hint, start, tunnel, upstream_h2};
 use crate::h1;
+use crate::h1::map::RawTarget;
 use crate::headers::{never_again, strip, strip_ours};
 use crate::interim::MAX_PASSED;
 use crate::link::batch::Batch;
@@ -345,6 +346,9 @@ async fn unreachable_machine(
 /// The request as the Machine gets it: our own headers gone, Host in the place of `:authority`.
 fn to_machine(request: Request<RecvStream>) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
+    if let Some(raw) = parts.headers.remove(header::TARGET) {
+        parts.extensions.insert(RawTarget(raw));
+    }
     strip_ours(&mut parts.headers);
     parts.headers.remove(EXPECT);
     let host = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
@@ -360,7 +364,11 @@ fn to_machine(request: Request<RecvStream>) -> Request<RequestBody> {
 
 fn to_edge<B>(response: Response<B>, load: u32) -> (Response<()>, B) {
     let (mut parts, body) = response.into_parts();
+    let upgrade = parts.headers.remove(UPGRADE).filter(|_| parts.status == StatusCode::UPGRADE_REQUIRED);
     strip(&mut parts.headers);
+    if let Some(protocols) = upgrade {
+        parts.headers.insert(header::UPGRADE, protocols);
+    }
     parts.headers.insert(header::LOAD, never_again(HeaderValue::from(load)));
     parts.version = http::Version::HTTP_2;
     (Response::from_parts(parts, ()), body)

@@ -234,7 +234,11 @@ where
         if let Some(load) = load_of(&parts.headers) {
             pick.service.tally.heard(load, edge.routes.now_ms());
         }
+        let upgrade = parts.headers.remove(header::UPGRADE);
         strip_ours(&mut parts.headers);
+        if let Some(protocols) = upgrade.filter(|_| parts.status == StatusCode::UPGRADE_REQUIRED) {
+            parts.headers.insert(http::header::UPGRADE, protocols);
+        }
         parts.version = http::Version::HTTP_11;
         Response::from_parts(parts, AnswerBody::Stream { body, _in_flight: in_flight })
     }

@@ -27,8 +27,10 @@ use super::upload::Upload;
 use super::view::Entrance;
 use crate::h1;
 use crate::h1::io::{Connection, Failed, OnSwitch, Switched};
+use crate::h1::map::RawTarget;
 use crate::headers::{self, Client, Stamp, host_of, stamp_answer, stamp_request, strip, strip_ours, without_port};
 use crate::interim::Interims;
+use crate::link::header;
 use crate::link::tunnel::copy;
 use crate::replay::{self, FLY_FORCE_INSTANCE_ID, FLY_REPLAY, FLY_REPLAY_SRC, Wanted};
 use crate::trace;
@@ -297,15 +299,19 @@ impl Edge {
         stamp_request(&mut parts.headers, &from.way.stamp, from.client, from.request_id);
         let draw = || (u128::from(self.chance()) << 64 | u128::from(self.chance()), self.chance());
         record.traced(trace::stamp(&mut parts.headers, draw));
+        let raw = parts.extensions.remove::<RawTarget>();
         if let (Some(client), Some(protocol)) = (upgrade, protocol) {
-            let head = UpgradeHead { method: parts.method, uri: parts.uri, headers: parts.headers, protocol };
+            let head = UpgradeHead { method: parts.method, uri: parts.uri, raw, headers: parts.headers, protocol };
             return Ok(Passing::Upgrade(head, Some(client), from.interims));
         }
         parts.headers.remove(HOST);
         let Some(uri) = target(host, &parts.uri) else {
             return Err(Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host"));
         };
-        let (method, headers) = (parts.method, parts.headers);
+        let (method, mut headers) = (parts.method, parts.headers);
+        if let Some(RawTarget(raw)) = raw {
+            headers.insert(header::TARGET, raw);
+        }
         Ok(Passing::Http(HttpAttempt { method, uri, headers, upload: Some(upload), interims: from.interims, by: None }))
     }
 
@@ -424,6 +430,7 @@ fn target(host: &HeaderValue, uri: &Uri) -> Option<Uri> {
 struct UpgradeHead {
     method: Method,
     uri: Uri,
+    raw: Option<RawTarget>,
     headers: HeaderMap,
     protocol: HeaderValue,
 }
@@ -449,6 +456,9 @@ impl Edge {
         *request.method_mut() = head.method.clone();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         *request.uri_mut() = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
+        if let Some(raw) = &head.raw {
+            request.extensions_mut().insert(raw.clone());
+        }
         *request.headers_mut() = head.headers.clone();
         request.headers_mut().insert(UPGRADE, head.protocol.clone());
         let connection = Connection::new(tunnel, h1::Limits::default());

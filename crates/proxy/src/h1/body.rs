@@ -2,7 +2,7 @@
 //!
 //! The chunk grammar (RFC 9112 section 7.1) is held to the letter on both sides: a line that ends in LF alone, a size
 //! with anything but hexadecimal digits, data longer than its size are how requests are smuggled, and no sender that
-//! works makes them. Extensions mean nothing to us and are dropped, within bounds.
+//! works makes them. Extensions (section 7.1.1) mean nothing to us and are dropped, within bounds, once their grammar is checked.
 
 use std::ops::Range;
 
@@ -38,13 +38,58 @@ enum State {
     Size(u64, u8),
     /// Blanks after the size, which only an extension may follow.
     Blank(u64, u16),
-    Extension(u64, u16),
+    Extension(u64, u16, Part),
     SizeLf(u64),
     Data(u64),
     DataCr,
     DataLf,
     Trailers,
     Done,
+}
+
+/// Where an extension is being read: `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    BeforeName,
+    Name,
+    /// Blanks behind a name.
+    AfterName,
+    BeforeValue,
+    Token,
+    Quoted,
+    /// Behind a backslash.
+    Escaped,
+    /// Behind a quoted value.
+    AfterQuoted,
+    /// Blanks behind a value.
+    AfterValue,
+}
+
+impl Part {
+    /// Where the next byte leads; nowhere if it may not stand here.
+    fn next(self, b: u8) -> Option<Self> {
+        let blank = matches!(b, b' ' | b'\t');
+        Some(match (self, b) {
+            (Self::Quoted, b'"') => Self::AfterQuoted,
+            (Self::Quoted, b'\\') => Self::Escaped,
+            (Self::Quoted | Self::Escaped, b'\t' | 0x20..=0x7e | 0x80..) => Self::Quoted,
+            (Self::BeforeName | Self::BeforeValue, _) if blank => self,
+            (Self::BeforeName | Self::Name, _) if grammar::is_tchar(b) => Self::Name,
+            (Self::Name | Self::AfterName, _) if blank => Self::AfterName,
+            (Self::Name | Self::AfterName, b'=') => Self::BeforeValue,
+            (Self::BeforeValue, b'"') => Self::Quoted,
+            (Self::BeforeValue | Self::Token, _) if grammar::is_tchar(b) => Self::Token,
+            (Self::Token | Self::AfterQuoted | Self::AfterValue, _) if blank => Self::AfterValue,
+            (Self::Name | Self::AfterName | Self::Token | Self::AfterQuoted | Self::AfterValue, b';') => {
+                Self::BeforeName
+            }
+            _ => return None,
+        })
+    }
+
+    fn may_end(self) -> bool {
+        matches!(self, Self::Name | Self::Token | Self::AfterQuoted)
+    }
 }
 
 /// Reads a body. Small and `Copy`: what is buffered can be looked at ahead by a copy.
@@ -153,23 +198,24 @@ impl Decoder {
             }
             (State::Size(_, 0), _) => return Err(Refusal::BadChunkSize),
             (State::Size(size, _), b'\r') => State::SizeLf(size),
-            (State::Size(size, _), b';') => State::Extension(size, 0),
+            (State::Size(size, _), b';') => State::Extension(size, 0, Part::BeforeName),
             (State::Size(size, _), b' ' | b'\t') => State::Blank(size, 1),
             (State::Size(..), _) => return Err(Refusal::BadChunkSize),
-            (State::Blank(size, length), b';') => State::Extension(size, length),
+            (State::Blank(size, length), b';') => State::Extension(size, length, Part::BeforeName),
             (State::Blank(_, MAX_EXTENSION_BYTES), _) => return Err(Refusal::ChunkOverhead),
             (State::Blank(size, length), b' ' | b'\t') => State::Blank(size, length + 1),
             (State::Blank(..), _) => return Err(Refusal::BadChunkSize),
-            (State::Extension(size, length), b'\r') => {
+            (State::Extension(size, length, part), b'\r') if part.may_end() => {
                 self.overhead += u32::from(length);
                 if self.overhead > MAX_OVERHEAD_BYTES {
                     return Err(Refusal::ChunkOverhead);
                 }
                 State::SizeLf(size)
             }
-            (State::Extension(_, MAX_EXTENSION_BYTES), _) => return Err(Refusal::ChunkOverhead),
-            (State::Extension(size, length), b'\t' | 0x20..=0x7e | 0x80..) => State::Extension(size, length + 1),
-            (State::Extension(..), _) => return Err(Refusal::BadChunkExtension),
+            (State::Extension(_, MAX_EXTENSION_BYTES, _), _) => return Err(Refusal::ChunkOverhead),
+            (State::Extension(size, length, part), _) => {
+                State::Extension(size, length + 1, part.next(b).ok_or(Refusal::BadChunkExtension)?)
+            }
             (State::SizeLf(0), b'\n') => State::Trailers,
             (State::SizeLf(size), b'\n') => State::Data(size),
             (State::SizeLf(_), _) => return Err(Refusal::BadChunkSize),
@@ -315,6 +361,15 @@ mod tests {
             ("00A\r\n0123456789\r\n1\r\nx\r\n000\r\n\r\n", Ok("0123456789x")),
             ("3;a=b;c=\"d\"\r\nabc\r\n0;e\r\n\r\n", Ok("abc")),
             ("3 ; a\r\nabc\r\n0\r\n\r\n", Ok("abc")),
+            ("3;a = b ;c= \"d;\\\"e\" ; f\r\nabc\r\n0\r\n\r\n", Ok("abc")),
+            ("3;\r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
+            ("3;a;\r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
+            ("3;a=\r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
+            ("3;=b\r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
+            ("3;a=\"b\r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
+            ("3;a=\"b\"c\r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
+            ("3;a b\r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
+            ("3;a \r\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkExtension)),
             ("3\nabc\r\n0\r\n\r\n", Err(Refusal::BadChunkSize)),
             ("3\r\nabc\n0\r\n\r\n", Err(Refusal::BadChunkEnd)),
             ("3\r\nabcd\r\n0\r\n\r\n", Err(Refusal::BadChunkEnd)),

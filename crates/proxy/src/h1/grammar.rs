@@ -154,7 +154,8 @@ fn request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
     match version {
         // `GET  / HTTP/1.1`
         Some(_) if target.is_empty() => Err(Refusal::SpaceInTarget),
-        Some(b"HTTP/1.0" | b"HTTP/1.1") => Ok(()),
+        // Later minor versions are read as the last one known (RFC 9110 section 2.5).
+        Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0'..=b'9']) => Ok(()),
         Some(rest) if rest.contains(&b' ') => Err(Refusal::SpaceInTarget),
         Some(rest) => match rest.iter().find(|&&b| b == 0 || b == b'\r') {
             Some(&b) => Err(control(b)),

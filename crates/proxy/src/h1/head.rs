@@ -4,14 +4,15 @@
 //! field, nothing copied. The caller keeps the buffer until it has read what it needs.
 //!
 //! Strict by choice where RFC 9112 lets a server choose: a line ends in CR LF; Content-Length stands once, alone, and
-//! in digits; Transfer-Encoding is `chunked` and nothing else. A sender that does otherwise is broken or is trying
+//! in digits; Transfer-Encoding is `chunked` and nothing else. A target's authority and Host may differ in a default port
+//! alone. A sender that does otherwise is broken or is trying
 //! to be read in two ways.
 
 use std::mem::MaybeUninit;
 
 use super::body::Framing;
 use super::grammar::{self, Side};
-use super::host::is_authority;
+use super::host::{is_authority, same_authority};
 use super::names::{Class, classify, same};
 use super::refusal::Refusal;
 
@@ -189,6 +190,8 @@ impl RequestHead {
             Ok(httparse::Status::Partial) => unfinished(window, scan, Side::Request, limits),
             Err(_) => match grammar::read(window, Side::Request, limits)? {
                 None => unfinished(window, scan, Side::Request, limits),
+                // `httparse` knows 1.0 and 1.1 only. The copy has the same positions.
+                Some(_) if let Some(known) = as_known_version(window) => self.parse(&known, scan, limits),
                 // The two parsers agree (a property test holds them to it); if ever not, the stricter one is right.
                 Some(_) => Err(Refusal::BadName),
             },
@@ -237,10 +240,13 @@ impl RequestHead {
     /// The target's form, and that it and Host name one authority (RFC 9112 section 3.2).
     fn route(&mut self, buf: &[u8], meaning: &Meaning) -> Result<(), Refusal> {
         let target = self.target.in_buf(buf);
-        let host = meaning.host.ok_or(Refusal::NoHost)?;
-        self.host = host;
-        if !is_authority(host.in_buf(buf)) {
-            return Err(Refusal::BadHost);
+        let old = self.version == Version::V10;
+        match meaning.host {
+            Some(host) if !is_authority(host.in_buf(buf)) => return Err(Refusal::BadHost),
+            Some(host) => self.host = host,
+            // HTTP/1.0 knows no Host; an absolute target names one all the same.
+            None if old && !matches!(target[0], b'/' | b'*') => {}
+            None => return Err(Refusal::NoHost),
         }
         if target[0] == b'/' {
             self.path = self.target;
@@ -260,8 +266,12 @@ impl RequestHead {
         if !is_authority(&rest[..end]) {
             return Err(Refusal::BadTarget);
         }
-        if !rest[..end].eq_ignore_ascii_case(host.in_buf(buf)) {
-            return Err(Refusal::HostMismatch);
+        let (authority, port): (_, &[u8]) = (&rest[..end], if after_scheme == 5 { b"80" } else { b"443" });
+        match meaning.host.map(|host| host.in_buf(buf)) {
+            Some(host) if host.eq_ignore_ascii_case(authority) => {}
+            Some(host) if !same_authority(host, authority, port) => return Err(Refusal::HostMismatch),
+            // What the target says goes on as Host (RFC 9112 section 3.2.2).
+            _ => self.host = Span::of(buf, authority),
         }
         // `http://a?q` has no path to send on; nobody needs it enough to have one made up.
         if rest.get(end) == Some(&b'?') {
@@ -330,6 +340,30 @@ pub(super) fn reason(window: &[u8], side: Side, limits: &Limits) -> Refusal {
     grammar::read(window, side, limits).err().unwrap_or(Refusal::BadName)
 }
 
+/// A head of HTTP/1.2 to 1.9, as one of HTTP/1.1, which is how it is meant to be read (RFC 9110 section 2.5).
+#[cold]
+fn as_known_version(window: &[u8]) -> Option<Vec<u8>> {
+    let end = window.iter().position(|&b| b == b'\r')?;
+    let minor = end.checked_sub(1)?;
+    let newer = window.get(..minor)?.ends_with(b" HTTP/1.") && matches!(window[minor], b'2'..=b'9');
+    newer.then(|| {
+        let mut known = window.to_vec();
+        known[minor] = b'1';
+        known
+    })
+}
+
+/// A coding that is not ours to understand, or what is no list of codings with `chunked` at its end.
+#[cold]
+fn encoding(value: &[u8]) -> Refusal {
+    let mut codings = value.split(|&b| b == b',').map(<[u8]>::trim_ascii).rev().enumerate();
+    let fine = |(from_end, coding): (usize, &[u8])| {
+        let token = !coding.is_empty() && coding.iter().all(|&b| grammar::is_tchar(b));
+        token && (from_end == 0 || !same(coding, b"chunked"))
+    };
+    if codings.all(fine) { Refusal::UnknownEncoding } else { Refusal::BadEncoding }
+}
+
 fn target_is_plain(target: &[u8], limits: &Limits) -> bool {
     target.len() <= limits.target_bytes && target.iter().all(|&b| b < 0x7f && b != b'#')
 }
@@ -361,7 +395,7 @@ fn read_fields(fields: &mut Vec<Field>, head: &[u8], headers: &[httparse::Header
             Class::ContentLength => meaning.length = Some(length(header.value)?),
             Class::TransferEncoding if meaning.chunked => return Err(Refusal::DuplicateEncoding),
             Class::TransferEncoding if same(header.value, b"chunked") => meaning.chunked = true,
-            Class::TransferEncoding => return Err(Refusal::BadEncoding),
+            Class::TransferEncoding => return Err(encoding(header.value)),
             Class::Upgrade if meaning.upgrade.is_some() => return Err(Refusal::BadUpgrade),
             Class::Upgrade => meaning.upgrade = Some(value),
             Class::Expect if meaning.expect.is_some() => return Err(Refusal::BadExpect),

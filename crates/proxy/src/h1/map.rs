@@ -9,6 +9,11 @@ use super::body::Framing;
 use super::head::{Field, RequestHead, Span, Version};
 use super::response::ResponseHead;
 
+/// The target as it came, of a request whose URI had to be written otherwise: it goes on unchanged (RFC 9110 section
+/// 7.7). An extension of the request.
+#[derive(Debug, Clone)]
+pub struct RawTarget(pub HeaderValue);
+
 /// A head's parts cannot be what the `http` crate takes for them (a path of more than 64 KiB, say).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a head that cannot be mapped")]
@@ -28,7 +33,11 @@ pub fn request(head: &RequestHead, buf: &Bytes) -> Result<http::Request<()>, Unm
     };
     *request.uri_mut() = match mapped {
         Ok(uri) => uri,
-        Err(_) => Uri::try_from(encoded(head.path(buf))).map_err(|_| Unmappable)?,
+        Err(_) => {
+            let raw = HeaderValue::from_bytes(head.path(buf)).map_err(|_| Unmappable)?;
+            request.extensions_mut().insert(RawTarget(raw));
+            Uri::try_from(encoded(head.path(buf))).map_err(|_| Unmappable)?
+        }
     };
     *request.version_mut() = match head.version {
         Version::V10 => http::Version::HTTP_10,
@@ -47,7 +56,7 @@ pub fn request(head: &RequestHead, buf: &Bytes) -> Result<http::Request<()>, Unm
     Ok(request)
 }
 
-/// The few visible characters that clients send, and that should not stand in a target as they are.
+/// The few visible characters that clients send, and that the `http` crate takes for none of a target.
 fn encoded(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len() + 32);
     for &b in path {
@@ -72,7 +81,7 @@ pub fn response(head: &ResponseHead, buf: &Bytes) -> Result<http::Response<()>, 
     if let Some(length) = head.length.filter(|_| !head.chunked && !head.is_interim() && head.status != 204) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    if let Some(protocol) = head.upgrade.filter(|_| head.status == 101) {
+    if let Some(protocol) = head.upgrade.filter(|_| matches!(head.status, 101 | 426)) {
         headers.insert(UPGRADE, value(buf, protocol)?);
     }
     Ok(response)

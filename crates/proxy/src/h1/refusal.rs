@@ -28,7 +28,7 @@ pub enum Refusal {
     /// More than the two spaces that a request line has.
     SpaceInTarget,
     TargetTooLong,
-    /// HTTP/0.9, HTTP/1.2, HTTP/2.0 (a preface on the wrong port), lower case, and what is no version at all.
+    /// HTTP/0.9, HTTP/2.0 (a preface on the wrong port), lower case, and what is no version at all.
     BadVersion,
     // Fields.
     EmptyName,
@@ -47,6 +47,8 @@ pub enum Refusal {
     BadLength,
     DuplicateLength,
     BadEncoding,
+    /// A coding other than `chunked` (RFC 9112 section 6.1).
+    UnknownEncoding,
     DuplicateEncoding,
     /// Transfer-Encoding in a message of HTTP/1.0 (RFC 9112 section 6.1).
     EncodingInOld,
@@ -76,7 +78,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 47] = [
         Self::BareLf,
         Self::BareCr,
         Self::Nul,
@@ -105,6 +107,7 @@ impl Refusal {
         Self::BadLength,
         Self::DuplicateLength,
         Self::BadEncoding,
+        Self::UnknownEncoding,
         Self::DuplicateEncoding,
         Self::EncodingInOld,
         Self::NoHost,
@@ -156,6 +159,7 @@ impl Refusal {
             Self::BadLength => "bad_length",
             Self::DuplicateLength => "duplicate_length",
             Self::BadEncoding => "bad_encoding",
+            Self::UnknownEncoding => "unknown_encoding",
             Self::DuplicateEncoding => "duplicate_encoding",
             Self::EncodingInOld => "encoding_in_old",
             Self::NoHost => "no_host",
@@ -220,7 +224,7 @@ impl Refusal {
         match self {
             Self::HeadTooLarge | Self::TooManyFields | Self::TrailersTooLarge => 431,
             Self::TargetTooLong => 414,
-            Self::MethodTooLong => 501,
+            Self::MethodTooLong | Self::UnknownEncoding => 501,
             Self::MethodNotAllowed => 405,
             Self::BadVersion => 505,
             Self::BadExpect => 417,

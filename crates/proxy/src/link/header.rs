@@ -13,3 +13,5 @@ pub const LOAD: HeaderName = HeaderName::from_static(of::LOAD);
 pub const TUNNEL: HeaderName = HeaderName::from_static(of::TUNNEL);
 pub const FAILED: HeaderName = HeaderName::from_static(of::FAILED);
 pub const HINT: HeaderName = HeaderName::from_static(of::HINT);
+pub const TARGET: HeaderName = HeaderName::from_static(of::TARGET);
+pub const UPGRADE: HeaderName = HeaderName::from_static(of::UPGRADE);

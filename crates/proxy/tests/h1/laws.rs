@@ -71,7 +71,12 @@ pub fn two_parsers_agree(bytes: &[u8]) {
     let ours: Vec<_> = head.fields().iter().map(|field| (part(field.name), part(field.value))).collect();
     assert_eq!(ours, naive);
     let mut headers = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    assert_eq!(httparse::Request::new(&mut headers).parse(bytes), Ok(httparse::Status::Complete(length)));
+    // It knows no minor version beyond 1, and those are read as that.
+    let mut known = bytes.to_vec();
+    if let Some(minor @ b'2'..=b'9') = known.get_mut(lines[0].len() - 1) {
+        *minor = b'1';
+    }
+    assert_eq!(httparse::Request::new(&mut headers).parse(&known), Ok(httparse::Status::Complete(length)));
 }
 
 /// A decoder that works on whole bodies, as simple as can be, against the one that works on cuts.

@@ -18,7 +18,7 @@ pub fn over_map(forwarded: &[u8]) -> String {
     let text = String::from_utf8(forwarded.to_vec()).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let mut lines = head.split("\r\n");
-    let mut out = lines.next().unwrap().replace('"', "%22");
+    let mut out = lines.next().unwrap().to_owned();
     let has_framing = head.contains("content-length: ") || head.contains("transfer-encoding: ");
     // What frames or switches is written last, behind the fields.
     let mut fields: Vec<_> = lines

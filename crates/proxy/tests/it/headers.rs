@@ -126,3 +126,34 @@ async fn every_answer_is_dated_once() {
         assert!(dates.len() == 1 && date.is_none_or(|date| dates[0] == date), "{path}: {dates:?}");
     }
 }
+
+/// An answer that asks for another protocol says which (RFC 9110 section 15.5.22); HTTP/2 has no place for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_426_names_the_protocols_that_its_machine_wants() {
+    use crate::raw::Raw;
+    use crate::scripted::{http2, says, stage};
+    let answer = |status: &str| {
+        format!("HTTP/1.1 {status}\r\nConnection: Upgrade\r\nUpgrade: websocket, x/2\r\ncontent-length: 2\r\n\r\nok")
+    };
+    let stage = stage(vec![says("/old", answer("426 Upgrade Required")), says("/fine", answer("200 OK"))]).await;
+    let mut client = Raw::connect(stage.fleet.edge.addr).await;
+    let ask = |path: &str, fields: &str| format!("GET {path} HTTP/1.1\r\nHost: web.localhost\r\n{fields}\r\n");
+    for (path, fields, names) in [
+        ("/old", "", true),
+        ("/old", "Connection: Upgrade\r\nUpgrade: other\r\n", true),
+        // Nobody needs to know what else it could speak.
+        ("/fine", "", false),
+    ] {
+        client.send(ask(path, fields)).await;
+        let head = client.until("\r\n\r\n").await;
+        client.until("ok").await;
+        assert_eq!(head.contains("\r\nupgrade: websocket, x/2\r\n"), names, "{head}");
+        assert_eq!(head.contains("\r\nconnection: upgrade\r\n"), names, "{head}");
+        assert!(!head.contains("godwit-"), "{head}");
+    }
+    let mut sender = http2(&stage.fleet).await.ready().await.unwrap();
+    let request = http::Request::get("https://web.localhost/old").body(()).unwrap();
+    let (answer, _) = sender.send_request(request, true).unwrap();
+    let answer = answer.await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers().contains_key("upgrade")), (426, false));
+}

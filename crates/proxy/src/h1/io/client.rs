@@ -86,7 +86,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
     }
 
     /// Sends a request and waits for its answer's head. The map's framing fields are not taken over: the body's size,
-    /// or a Content-Length for a body of unknown size, decides. Upgrade in the map asks for another protocol.
+    /// or a Content-Length for a body of unknown size, decides. Upgrade in the map asks for another protocol. A
+    /// `map::RawTarget` stands for the URI's path and query.
     ///
     /// The connection comes back through the receiver once the exchange is over, if it can be used again.
     ///
@@ -103,8 +104,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         let (head, body) = request.into_parts();
         let mut outbox = Outbox::default();
         let text = &mut outbox.text;
-        let path = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        write::request_line(text, head.method.as_str().as_bytes(), path.as_bytes());
+        let path = match head.extensions.get::<map::RawTarget>() {
+            Some(map::RawTarget(raw)) => raw.as_bytes(),
+            None => head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).as_bytes(),
+        };
+        write::request_line(text, head.method.as_str().as_bytes(), path);
         debug_assert!(head.headers.contains_key(HOST), "whoever routes a request knows its host");
         write::map_fields(text, &head.headers);
         let protocol = head.headers.get(UPGRADE);

@@ -403,7 +403,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         if let Some(connection) = plan.connection {
             write::field(text, b"connection", connection.as_bytes());
         }
-        if let (StatusCode::SWITCHING_PROTOCOLS, Some(protocol)) = (status, head.headers.get(http::header::UPGRADE)) {
+        let asks = status == StatusCode::UPGRADE_REQUIRED;
+        if (asks || status == StatusCode::SWITCHING_PROTOCOLS)
+            && let Some(protocol) = head.headers.get(http::header::UPGRADE)
+        {
+            // Whoever names protocols says so in Connection too (RFC 9110 section 7.8).
+            if asks {
+                write::field(text, b"connection", b"upgrade");
+            }
             write::field(text, b"upgrade", protocol.as_bytes());
         }
         match plan.length {
