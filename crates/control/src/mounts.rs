@@ -18,7 +18,7 @@ pub(crate) struct Claim {
 }
 
 /// Folders of the kernel: nothing is mounted below them.
-const RESERVED_FOLDERS: [&str; 3] = ["/proc", "/sys", "/dev"];
+const RESERVED_FOLDERS: [&str; 3] = ["proc", "sys", "dev"];
 
 /// Checks the mounts of `machine` against the volumes of its app.
 pub(crate) fn claim(
@@ -61,6 +61,12 @@ pub(crate) fn claim(
         if row.fstype == VolumeFs::Ext4 && is_reserved(&mount.path) {
             return Err(ApiError::unprocessable(format!("{at}.path: nothing is mounted at {:?}", mount.path)));
         }
+        if row.fstype == VolumeFs::Raw && !is_device_name(&mount.path) {
+            return Err(ApiError::unprocessable(format!(
+                "{at}.path: {:?} is no name of its own in /dev, where a raw volume is shown, such as /dev/data",
+                mount.path
+            )));
+        }
         claim.rows.push((row.clone(), placement.revision));
     }
     Ok(claim)
@@ -72,10 +78,20 @@ fn wanted<'a>(world: &'a World, app: &AppName, mount: &Mount, at: &str) -> Resul
     row.ok_or_else(|| ApiError::unprocessable(format!("{at}.volume: app {app} has no volume {:?}", mount.volume)))
 }
 
+/// Names that every Machine's /dev has already (as `godwit_driver` makes it).
+const TAKEN_IN_DEV: [&str; 16] = [
+    "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout",
+    "tty", "urandom", "zero",
+];
+
+fn is_device_name(path: &str) -> bool {
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    parts.next() == Some("dev") && parts.next().is_some_and(|name| !TAKEN_IN_DEV.contains(&name))
+}
+
 fn is_reserved(path: &str) -> bool {
-    RESERVED_FOLDERS
-        .iter()
-        .any(|folder| path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    let first = path.split('/').find(|part| !part.is_empty());
+    first.is_some_and(|first| RESERVED_FOLDERS.contains(&first))
 }
 
 impl Claim {

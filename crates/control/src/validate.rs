@@ -16,6 +16,10 @@ pub const RAW_PORTS_MAX: usize = 32;
 pub const STOP_TIMEOUT_MAX_S: u64 = 300;
 pub const CHECK_INTERVAL_MIN_MS: u64 = 50;
 
+/// What the driver takes (`godwit_driver::MAX_GUEST_FILES` and its bound on paths): more never starts.
+pub const FILES_MAX: usize = 256;
+pub const GUEST_PATH_MAX_BYTES: usize = 4_000;
+
 const SIGNALS: [&str; 15] = [
     "SIGABRT", "SIGALRM", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSEGV",
     "SIGTERM", "SIGTRAP", "SIGUSR1", "SIGUSR2", "SIGWINCH",
@@ -48,6 +52,11 @@ pub fn config(config: &MachineConfig) -> Result<(), ApiError> {
     let words = [&config.init.exec, &config.init.entrypoint, &config.init.cmd];
     if words.into_iter().flatten().any(|word| word.contains('\0')) {
         return Err(wrong("config.init: a command holds no NUL"));
+    }
+    for (name, words) in [("exec", &config.init.exec), ("entrypoint", &config.init.entrypoint)] {
+        if words.first().is_some_and(String::is_empty) {
+            return Err(wrong(format!("config.init.{name}[0] is empty: it names the program to run")));
+        }
     }
     if config.services.len() > SERVICES_MAX {
         return Err(wrong(format!("config.services: at most {SERVICES_MAX}")));
@@ -203,12 +212,16 @@ fn check(check: &Check, port: Option<u16>, at: &str) -> Result<(), ApiError> {
 }
 
 fn files(config: &MachineConfig) -> Result<(), ApiError> {
+    if config.files.len() > FILES_MAX {
+        return Err(wrong(format!("config.files: at most {FILES_MAX}")));
+    }
     for (number, file) in config.files.iter().enumerate() {
         let at = format!("config.files[{number}]");
         let path = &file.guest_path;
         if !path.starts_with('/')
             || path.ends_with('/')
             || path.contains('\0')
+            || path.len() > GUEST_PATH_MAX_BYTES
             || path.split('/').any(|part| part == "..")
         {
             return Err(wrong(format!("{at}.guest_path: {path:?} is not an absolute path to a file without `..`")));
@@ -232,7 +245,8 @@ fn mounts(config: &MachineConfig) -> Result<(), ApiError> {
         let at = format!("config.mounts[{number}]");
         let path = &mount.path;
         let parts = || path.split('/').filter(|part| !part.is_empty());
-        if !path.starts_with('/') || path.contains('\0') || parts().any(|part| part == ".." || part == ".") {
+        let is_odd = path.contains('\0') || path.len() > GUEST_PATH_MAX_BYTES;
+        if !path.starts_with('/') || is_odd || parts().any(|part| part == ".." || part == ".") {
             return Err(wrong(format!("{at}.path: {path:?} is not an absolute path without `..`")));
         }
         if parts().next().is_none() {
@@ -370,6 +384,11 @@ mod tests {
         refused(with(json!({ "checks": { "a": { "type": "http" } } })), "config.checks.a.port");
         refused(with(json!({ "files": [{ "guest_path": "/a/../b" }] })), "guest_path");
         refused(with(json!({ "files": [{ "guest_path": "/a", "raw_value": "?" }] })), "raw_value");
+        let many: Vec<Value> = (0..=super::FILES_MAX).map(|n| json!({ "guest_path": format!("/{n}") })).collect();
+        refused(with(json!({ "files": many })), "config.files: at most 256");
+        refused(with(json!({ "files": [{ "guest_path": format!("/{}", "a".repeat(4_000)) }] })), "guest_path");
+        refused(with(json!({ "init": { "exec": [""] } })), "config.init.exec[0]");
+        refused(with(json!({ "init": { "entrypoint": ["", "a"] } })), "config.init.entrypoint[0]");
         refused(with(json!({ "mounts": [{ "volume": "vol_1", "path": "data" }] })), "config.mounts[0].path");
         refused(with(json!({ "mounts": [{ "volume": "vol_1", "path": "/a/../b" }] })), "config.mounts[0].path");
         refused(with(json!({ "mounts": [{ "volume": "vol_1", "path": "//" }] })), "mounted at /");

@@ -282,7 +282,8 @@ pub(crate) fn check_id(field: &'static str, id: &str, upper: bool) -> Result<()>
 }
 
 fn check_hostname(name: &str) -> Result<()> {
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    // The kernel takes any; `_` is what people write (moby 22057), and control takes it.
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     if name.is_empty() || name.len() > 64 || !name.bytes().all(legal) {
         return Err(Error::invalid("hostname", format!("{name:?} is no host name of at most 64 bytes")));
     }
@@ -322,5 +323,20 @@ fn check_process(argv: &[String], env: &[(String, String)]) -> Result<()> {
     match env.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')) {
         Some((k, _)) => Err(Error::invalid("env", format!("{k:?} is no name of a variable, or its value holds NUL"))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_may_be_what_control_lets_owners_write() {
+        for name in ["web", "my_host", "a.b-c_d", &"a".repeat(63)] {
+            check_hostname(name).unwrap();
+        }
+        for name in ["", "a b", "a/b", &"a".repeat(65)] {
+            assert!(check_hostname(name).is_err(), "{name:?}");
+        }
     }
 }

@@ -92,7 +92,11 @@ pub fn build(
     let devices = attach(&root, &spec.volumes)?;
     write_files(&root, spec).map_err(|e| match e.kind() {
         // Only a volume can be: its owner asked for a file in it, and for no writing to it.
-        io::ErrorKind::ReadOnlyFilesystem => BuildError::User(e.to_string()),
+        io::ErrorKind::ReadOnlyFilesystem
+        // What the image has at that path, and no host can change: a folder in place of the file, or a file on the way.
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::InvalidFilename => BuildError::User(e.to_string()),
         _ => BuildError::host("cannot fill the root")(e),
     })?;
     let identity = identify(&root, &spec.process.user)?;

@@ -12,9 +12,11 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::filter::Filter;
 use crate::sys;
@@ -129,11 +131,13 @@ impl Entry {
     fn run(&self) -> ! {
         let candidates = self.candidates();
         let (mut errno, mut at) = (libc::ENOENT, String::new());
+        let is_looked_up = self.argv.first().is_some_and(|program| !program.as_bytes().contains(&b'/'));
         Word::Executing(godwit_driver::container::monotonic_ns()).send(self.socket);
         for path in &candidates {
             let error = sys::execve(path, &self.argv, &self.env).raw_os_error().unwrap_or(libc::EIO);
             let missing = matches!(error, libc::ENOENT | libc::ENOTDIR);
-            if !missing || candidates.len() == 1 {
+            // One that is there after all misses its interpreter or loader.
+            if !missing || !is_looked_up || is_there(path) {
                 (errno, at) = (error, path.to_string_lossy().into_owned());
             }
             // Like a shell: go on past what is not there or not allowed, stop at anything else.
@@ -168,6 +172,10 @@ impl Entry {
             }
         }
     }
+}
+
+fn is_there(path: &CString) -> bool {
+    Path::new(OsStr::from_bytes(path.as_bytes())).symlink_metadata().is_ok()
 }
 
 /// The whole life of pid 1. Returns never: the process ends with the program. Nothing below may allocate.

@@ -175,6 +175,11 @@ async fn mounts_that_cannot_be_are_refused() {
     create("web", json!({ "config": mounting("vol_00000000000000", "/data") })).await.refused(422, "has no volume");
     create("other", json!({ "config": mounting(&near, "/data") })).await.refused(422, "has no volume");
     create("web", json!({ "config": mounting(&near, "/proc/x") })).await.refused(422, "path");
+    create("web", json!({ "config": mounting(&near, "//sys") })).await.refused(422, "path");
+    let (raw, _) = ready_volume(&bed, "web", json!({ "name": "c", "region": "fra", "fstype": "raw" })).await;
+    for taken in ["/data", "/dev", "/dev/null", "/dev/pts/7"] {
+        create("web", json!({ "config": mounting(&raw, taken) })).await.refused(422, "in /dev");
+    }
     create("web", json!({ "region": "syd", "config": mounting(&near, "/data") })).await.refused(422, "region fra");
     let both = json!([{ "volume": near, "path": "/a" }, { "volume": far, "path": "/b" }]);
     create("web", json!({ "config": { "image": IMAGE, "mounts": both } })).await.refused(422, "move one of them");

@@ -13,4 +13,5 @@ mod many;
 mod moves;
 mod postgres;
 mod roles;
+mod starts;
 mod support;

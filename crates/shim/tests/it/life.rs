@@ -60,6 +60,12 @@ async fn a_start_that_cannot_be_says_why_and_leaves_nothing() {
     };
     let (code, reason) = failure(&|s| s.process.argv[0] = "absent".into()).await;
     assert_eq!((code, reason.as_str()), (Some(127), "program \"absent\" was not found in PATH"));
+    let one_folder = |s: &mut Spec| {
+        s.process.argv[0] = "absent".into();
+        s.process.env = vec![("PATH".into(), "/bin".into())];
+    };
+    let (_, reason) = failure(&one_folder).await;
+    assert_eq!(reason, "program \"absent\" was not found in PATH", "however many folders there are");
     let (code, reason) = failure(&|s| s.process.argv[0] = "/bin/absent".into()).await;
     assert!(code == Some(127) && reason.contains("/bin/absent"), "{reason}");
     let (code, reason) = failure(&|s| s.process.argv[0] = "/etc/passwd".into()).await;

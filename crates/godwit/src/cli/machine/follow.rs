@@ -144,13 +144,15 @@ impl Follower<'_> {
             self.tell(event).await;
         }
         if self.goal.version.is_some_and(|version| *version != now.instance_id) {
-            return Look::Failed(format!("the update was refused and version {} stands", now.instance_id));
+            let stands = format!("was not updated, and version {} stands", now.instance_id);
+            return Look::Failed(with_reason(&stands, now));
         }
         if let Some(last) = self.ends.last().filter(|last| last.restarting)
             && self.ends.len() >= ALIKE_MAX
             && self.ends.iter().rev().take(ALIKE_MAX).all(|end| is_alike(end, last))
         {
-            return Look::Failed(format!("it does not stay up: {ALIKE_MAX} starts in a row ended alike"));
+            let how = last.words();
+            return Look::Failed(format!("does not stay up: {ALIKE_MAX} starts in a row ended alike ({how})"));
         }
         match now.state {
             MachineState::Started => self.is_well(now).await,
@@ -159,10 +161,11 @@ impl Follower<'_> {
                 Some(end) if end.exit_code == 0 && end.signal == 0 => Look::Done,
                 // Right after the call its old state may still be shown.
                 _ if self.is_as_before(now) => Look::Wait,
-                _ => Look::Failed(format!("it is {}", now.state.as_str())),
+                _ if self.ends.is_empty() => Look::Failed(with_reason(&format!("is {}", now.state.as_str()), now)),
+                _ => Look::Failed(with_reason("started, and ended", now)),
             },
             state if ON_THE_WAY_UP.contains(&state) || self.is_as_before(now) => Look::Wait,
-            state => Look::Failed(format!("it is {}", state.as_str())),
+            state => Look::Failed(with_reason(state.as_str(), now)),
         }
     }
 
@@ -186,7 +189,10 @@ impl Follower<'_> {
         if end.is_some() {
             self.tell_lines().await;
         }
-        self.context.output.say(format!("  {}: {reason}", event.kind));
+        match event.kind.as_str() {
+            "exit" => self.context.output.say(format!("  {reason}")),
+            kind => self.context.output.say(format!("  {kind}: {reason}")),
+        }
     }
 
     /// What the process wrote since the last time.
@@ -258,8 +264,6 @@ impl Follower<'_> {
     /// The whole story in one message: what is so, why, what it wrote last, what to do next.
     async fn failed(&mut self, now: &Machine, what: &str) -> CliError {
         self.tell_lines().await;
-        let reason = now.events.iter().find_map(|event| event.request.as_ref()?.reason.clone());
-        let why = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
         let (id, app) = (&now.id, self.app);
         let exit = if self.goal.version.is_some_and(|version| *version != now.instance_id) {
             "change the configuration and update again".to_owned()
@@ -268,8 +272,14 @@ impl Follower<'_> {
                 "`godwit logs -a {app} --machine {id}` shows all that it wrote; mend it with `godwit machine update {id} -a {app}`, or remove it with `godwit machine destroy {id} -a {app}`"
             )
         };
-        CliError::failed(format!("Machine {id} did not start: {what}{why}")).hint(exit)
+        CliError::failed(format!("Machine {id} {what}")).hint(exit)
     }
+}
+
+/// What happened, and the newest reason that was told.
+fn with_reason(what: &str, now: &Machine) -> String {
+    let reason = now.events.iter().find_map(|event| event.request.as_ref()?.reason.clone());
+    reason.map_or_else(|| what.to_owned(), |reason| format!("{what}: {reason}"))
 }
 
 fn is_alike(one: &ExitEvent, other: &ExitEvent) -> bool {
