@@ -7,7 +7,7 @@ mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -170,7 +170,7 @@ impl Effects {
     /// Checks a run and looks at its sockets, until it is cut off.
     async fn look_after(&self, machine: MachineId, watched: Watched, opened: BTreeSet<u16>) {
         let Watched { run, private_ip, checks, ports } = watched;
-        let own = Addresses { v6: private_ip, v4: self.shared.organs.network.ipv4s().get(machine.as_str()) };
+        let own = self.addresses(&machine, private_ip);
         let mut all = ports.clone();
         all.extend(checks.iter().filter_map(|named| named.check.port));
         let wanted = Wanted { machine: machine.clone(), run: run.clone(), own, ports, all, opened };
@@ -179,6 +179,11 @@ impl Effects {
         let sockets = reaches.watch(wanted, inputs.clone(), looking);
         let checking = checks::look_after(inputs.clone(), reaches.clone(), machine.clone(), run.clone(), checks, own);
         tokio::join!(sockets, checking);
+    }
+
+    /// Where a Machine is dialed on this host.
+    fn addresses(&self, machine: &MachineId, v6: Ipv6Addr) -> Addresses {
+        Addresses { v6, v4: self.shared.organs.network.ipv4s().get(machine.as_str()) }
     }
 
     /// Where this run listens; nothing once it is another one.

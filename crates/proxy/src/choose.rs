@@ -365,8 +365,11 @@ mod tests {
         }
 
         #[test]
-        fn equals_share_the_traffic(count in 1usize..6) {
-            let all = vec![running(0); count];
+        fn equals_share_the_traffic(trips_us in proptest::collection::vec(proptest::option::of(0u64..16_000), 1..6)) {
+            // As far from each other as hosts of one region are, and as measurements of them on busy ones.
+            let at = |us: &Option<u64>| distance_of(us.map(std::time::Duration::from_micros));
+            let all: Vec<Candidate> = trips_us.iter().map(|us| Candidate { distance: at(us), ..running(0) }).collect();
+            let count = all.len();
             let chosen: std::collections::BTreeSet<usize> = (0..count as u64)
                 .map(|chance| match choose(&all, chance) { Choice::Serve(index) => index, other => panic!("{other:?}") })
                 .collect();

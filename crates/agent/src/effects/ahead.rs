@@ -11,6 +11,7 @@ use godwit_api::row::Placement;
 use godwit_api::ticket::{ExportGrant, Grant, HandoffAsk, PREPARED_FOR, PrepareAnswer, SignedTicket, Ticket};
 use godwit_api::volume::PlacedVolume;
 use godwit_base::backoff::Backoff;
+use godwit_base::dial::dial;
 use godwit_base::http::client::{CallError, Client};
 use godwit_base::telemetry::chain;
 use godwit_machine::{Hydration, Outcome};
@@ -183,10 +184,10 @@ impl Effects {
 
     /// For a while; a program may take longer, or listen nowhere.
     async fn listens(&self, placement: &Placement) {
+        let at = self.addresses(&placement.machine, placement.private_ip);
         let looking = async {
             for service in &placement.config.services {
-                let addr = (placement.private_ip, service.internal_port);
-                while tokio::net::TcpStream::connect(addr).await.is_err() {
+                while dial(at, service.internal_port, None, LISTENS_WITHIN).await.is_err() {
                     tokio::time::sleep(LOOK).await;
                 }
             }

@@ -12,6 +12,7 @@ mod limits;
 mod many;
 mod moves;
 mod postgres;
+mod reach;
 mod roles;
 mod starts;
 mod support;
