@@ -4,6 +4,7 @@
 //! RFC 9110 section 7.6.1 (connection options), 7.6.3 (Via); the `Fly-*` names are the platform's.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use godwit_api::door::header as ours;
 use http::Method;
@@ -99,24 +100,38 @@ impl Stamp {
 
 /// Who is at the other end of a connection, and how requests are told.
 #[derive(Debug, Clone)]
-pub struct Client(HeaderValue);
+pub struct Client {
+    ip: HeaderValue,
+    /// Whom it shook hands with, over TLS.
+    server_name: Option<Arc<str>>,
+}
 
 impl Client {
     pub fn new(ip: IpAddr) -> Self {
         // Digits, dots, colons: always a valid value.
-        Self(HeaderValue::from_str(&ip.to_canonical().to_string()).unwrap_or(HeaderValue::from_static("")))
+        let ip = HeaderValue::from_str(&ip.to_canonical().to_string()).unwrap_or(HeaderValue::from_static(""));
+        Self { ip, server_name: None }
+    }
+
+    /// The same over TLS.
+    pub fn shaken(ip: IpAddr, server_name: Option<&str>) -> Self {
+        Self { server_name: server_name.map(Arc::from), ..Self::new(ip) }
+    }
+
+    pub fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
     }
 
     /// Its address.
     pub fn as_str(&self) -> &str {
-        self.0.to_str().unwrap_or("")
+        self.ip.to_str().unwrap_or("")
     }
 }
 
 /// What a Machine gets to know about its client. What the client said itself is stripped already.
 pub fn stamp_request(headers: &mut HeaderMap, stamp: &Stamp, client: &Client, request_id: &HeaderValue) {
-    headers.insert(X_FORWARDED_FOR, client.0.clone());
-    headers.insert(FLY_CLIENT_IP, client.0.clone());
+    headers.insert(X_FORWARDED_FOR, client.ip.clone());
+    headers.insert(FLY_CLIENT_IP, client.ip.clone());
     headers.insert(FLY_FORWARDED_PORT, stamp.port.clone());
     headers.insert(X_FORWARDED_PORT, stamp.port.clone());
     headers.insert(X_FORWARDED_PROTO, stamp.proto.clone());

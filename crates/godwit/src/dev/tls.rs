@@ -2,10 +2,16 @@
 //! and is readable by root alone.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
 use crate::error::{CliError, Result};
+
+/// Before now, for clients whose clock is behind.
+const BACKDATED: Duration = Duration::from_secs(24 * 3_600);
+/// A dev fleet's folder seldom gets so old; without its `edge/authority.pem` a new one is drawn.
+const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// Certificate and key, for the edge.
 pub fn authority(dir: &Path) -> PathBuf {
@@ -24,6 +30,9 @@ pub fn ensure(dir: &Path) -> Result<()> {
     let failed = |error: rcgen::Error| CliError::failed(format!("an authority cannot be made: {error}"));
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
+    let now = SystemTime::now();
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + LIFETIME).into();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::OrganizationName, "Godwit dev fleet");

@@ -87,7 +87,7 @@ async fn secured(edge: &Arc<Edge>, tls: &Tls, socket: TcpStream, client: IpAddr)
             return;
         }
     };
-    let client = Client::new(client);
+    let client = Client::shaken(client, stream.get_ref().1.server_name());
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
         // The authority has seen what it came for, and nothing is said on this connection (RFC 8737 section 3).
         edge.metrics.handshake("acme-tls/1");

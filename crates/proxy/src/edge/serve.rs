@@ -192,6 +192,11 @@ impl Edge {
                 record.is_for(&destination.app);
                 Ok(response)
             }
+            Ok(destination) if self.is_misdirected(&destination, &from).await => {
+                record.is_for(&destination.app);
+                let text = "this connection was made for another app; make one for this name";
+                Err(Own::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", text))
+            }
             Ok(Destination { app, host }) => {
                 record.is_for(&app);
                 match self.passing(request, &host, &from, upgrade, &mut record) {
@@ -256,6 +261,24 @@ impl Edge {
                 ..Own::new(StatusCode::SERVICE_UNAVAILABLE, "no_routes", "this edge knows no routes yet")
             }),
         }
+    }
+
+    /// Whether an app with `tls_options` of its own is asked for on a connection that was made for another one: that would go
+    /// round its options. The client may come again on a connection of its own (RFC 9110 section 15.5.20). An app without
+    /// such options is served on any connection whose certificate its client takes for it.
+    async fn is_misdirected(&self, to: &Destination, from: &From<'_>) -> bool {
+        let Some(shaken) = from.client.server_name().filter(|_| from.way.tls) else { return false };
+        if to.host.to_str().is_ok_and(|host| without_port(host).eq_ignore_ascii_case(shaken)) {
+            return false;
+        }
+        if to.app.view().https_port(from.way.port).is_none_or(|port| port.tls_options.is_none()) {
+            return false;
+        }
+        let app = match self.names.app(shaken) {
+            Some(app) => Some(app),
+            None => self.hostnames.app(shaken).await,
+        };
+        app.is_none_or(|app| app != to.app.name)
     }
 
     /// What a certificate authority came for, if that is what it is.

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use godwit_api::config::{Port, ProxyProtoOptions, Service, TlsOptions};
+use godwit_base::http::client::empty;
 use godwit_proxy::proxy_protocol::{Ends, v1, v2};
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -111,6 +112,20 @@ async fn an_app_is_shaken_hands_with_in_its_own_manner_on_the_port_that_all_shar
     let stream = connected(https, &trust(&[&other], &[b"h2"]), "other.localhost").await;
     assert_eq!(stream.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    // And nobody gets round it by another's name: the client is told to make a connection of its own.
+    let mut round = crate::tls::http2(stream).await;
+    let answer =
+        round.send_request(crate::tls::request(Method::GET, "https://old.example.org/", empty())).await.unwrap();
+    assert_eq!(answer.status(), 421);
+    let stream = connected(https, &trust(&[&other], &[b"http/1.1"]), "other.localhost").await;
+    let mut round = crate::tls::Http1::over(stream).await;
+    assert_eq!(round.get_at("old.example.org", "/").await.code, 421);
+    assert_eq!(round.get_at("OLD.example.org:443", "/").await.code, 421);
+    // Another name of the same app is no other app.
+    let own = crate::tls::certify(folder, "own.pem", &["web.localhost"]);
+    let stream = connected(https, &trust(&[&own], &[b"http/1.1"]), "web.localhost").await;
+    let mut same = crate::tls::Http1::over(stream).await;
+    assert_eq!(same.get_at("old.example.org", "/").await.code, 200);
 }
 
 /// A Machine that speaks HTTP/2 alone: says what it got, with trailers, and counts its connections.

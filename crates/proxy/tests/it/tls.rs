@@ -259,3 +259,25 @@ async fn an_edge_that_stops_answers_what_is_under_way_on_both_protocols() {
     assert_eq!(slow.await.unwrap().unwrap().status(), 200);
     assert_eq!(old_slow.await.unwrap(), 200);
 }
+
+/// The alert that a handshake ends with.
+async fn alert(addr: SocketAddr, name: ServerName<'static>) -> rustls::AlertDescription {
+    let config = trust(&[], &[]);
+    let error = TlsConnector::from(config).connect(name, TcpStream::connect(addr).await.unwrap()).await.unwrap_err();
+    let told = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match told {
+        Some(rustls::Error::AlertReceived(alert)) => *alert,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_an_unknown_name_or_for_none_is_told_so() {
+    use rustls::AlertDescription::{MissingExtension, UnrecognisedName};
+    let (fleet, _host) = running().await;
+    let stranger = ServerName::try_from("stranger.example.com").unwrap();
+    assert_eq!(alert(fleet.edge.https, stranger).await, UnrecognisedName);
+    // An address is no name, and so none is sent.
+    let address = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
+    assert_eq!(alert(fleet.edge.https, address).await, MissingExtension);
+}

@@ -18,14 +18,19 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{Acceptor, ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use certificates::{Certificate, Certificates};
 
 /// A client that has not shaken hands by then is closed.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// No name was asked for, and each certificate here is for names (RFC 8446 section 9.2).
+const MISSING_EXTENSION: u8 = 109;
+/// No certificate is for this name (RFC 6066 section 3).
+const UNRECOGNIZED_NAME: u8 = 112;
 /// Ways of shaking hands that differ: each is kept ready.
 const MAX_MANNERS: usize = 64;
 pub const ALPN_H2: &[u8] = b"h2";
@@ -143,13 +148,26 @@ impl Tls {
             Some(manner) => self.of(&manner).map_err(io::Error::other)?,
             None => self.https.clone(),
         };
-        in_time(hello.start.into_stream(config)).await
+        self.shake(hello, config).await
     }
 
     /// A handshake of a raw port.
     pub async fn handshake_of(&self, manner: &Manner, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let config = self.of(manner).map_err(io::Error::other)?;
-        in_time(TlsAcceptor::from(config).accept(socket)).await
+        self.shake(Hello::read(socket).await?, config).await
+    }
+
+    /// `rustls` would tell a client whose name has no certificate that its access is denied.
+    async fn shake(&self, hello: Hello, config: Arc<ServerConfig>) -> io::Result<TlsStream<TcpStream>> {
+        let asked = hello.start.client_hello();
+        let alert = match asked.server_name() {
+            None => Some(MISSING_EXTENSION),
+            Some(_) => self.live.resolve(asked).is_none().then_some(UNRECOGNIZED_NAME),
+        };
+        match alert {
+            None => in_time(hello.start.into_stream(config)).await,
+            Some(alert) => Err(turn_away(hello.start.io, alert).await),
+        }
     }
 
     fn of(&self, manner: &Manner) -> Result<Arc<ServerConfig>, rustls::Error> {
@@ -197,6 +215,20 @@ fn configure(
     config.alpn_protocols = manner.alpn.clone();
     config.ticketer = ticketer.clone();
     Ok(Arc::new(config))
+}
+
+/// Says why there will be no handshake: one record with a fatal alert (RFC 8446 sections 5.1 and 6).
+async fn turn_away(mut socket: TcpStream, alert: u8) -> io::Error {
+    const ALERT: u8 = 21;
+    const FATAL: u8 = 2;
+    let record = [ALERT, 3, 3, 0, 2, FATAL, alert];
+    // A client that does not wait for it is not told.
+    let _ = in_time(async {
+        socket.write_all(&record).await?;
+        socket.shutdown().await
+    })
+    .await;
+    io::Error::new(io::ErrorKind::InvalidInput, "the client asks for a name that has no certificate, or for none")
 }
 
 async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
