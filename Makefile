@@ -4,12 +4,13 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 DEMO_IMAGE := target/demo/image.tar
 
-.PHONY: help build demo demo-image test test-guest lint format soak bench-start bench-migrate bench-volume bench-store bench-place bench-proxy bench-image setup setup-test
+.PHONY: help build demo demo-image sample-images test test-guest lint format soak bench-start bench-migrate bench-volume bench-store bench-place bench-proxy bench-image setup setup-test
 
 help:
 	@echo "make build        godwit, godwit-shim and godwit-lab in $(BIN)"
 	@echo "make demo         the main job, told as a story (root); IMAGE=path PORT=n for another image"
 	@echo "make demo-image   $(DEMO_IMAGE)"
+	@echo "make sample-images  nginx, Redis, PostgreSQL and others as images in target/images (root)"
 	@echo "make test         formatting, lints and every test (root)"
 	@echo "make lint         formatting and lints alone"
 	@echo "make test-guest   the driver's tests under cgroup v2, in a QEMU guest"
@@ -34,6 +35,10 @@ demo-image: build
 	$(CARGO) rustc --package godwit-demo-app --bin demo-app -- -C target-feature=+crt-static -C strip=symbols
 	$(BIN)/godwit-lab image --binary $(BIN)/demo-app --output $(DEMO_IMAGE)
 
+# From Debian's, PyPI's and npm's packages; made once.
+sample-images: setup-test
+	scripts/sample-images
+
 demo: demo-image
 	$(BIN)/godwit-lab demo --output target/demo --image $(or $(IMAGE),$(DEMO_IMAGE)) \
 		$(if $(IMAGE),--foreign) $(if $(PORT),--port $(PORT))
@@ -48,7 +53,7 @@ format:
 # alone. A lint of its own would check every dependency once more, which takes three minutes on two cores.
 test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
-test: setup-test format demo-image
+test: setup-test format demo-image sample-images
 	$(CARGO) test --workspace --no-fail-fast
 
 # The driver's tests once more under cgroup v2, in a QEMU guest with Debian's kernel; no /dev/kvm is needed.

@@ -3,6 +3,7 @@
 
 mod away;
 mod certificates;
+mod documents;
 mod flood;
 mod gate;
 mod isolation;
@@ -12,6 +13,7 @@ mod limits;
 mod many;
 mod moves;
 mod postgres;
+mod programs;
 mod reach;
 mod roles;
 mod starts;
