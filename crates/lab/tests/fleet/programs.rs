@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use futures_util::StreamExt;
 use godwit_lab::fleet::{Fleet, binary, eventually, free_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 
 use crate::support::{PATIENCE, run};
 
@@ -156,26 +156,20 @@ fn printed(output: &std::process::Output) -> String {
 fn thirty_programs_answer_or_say_what_is_wrong() {
     let layout = sample_images().join("layout");
     run(async {
-        let fleet = Fleet::start(1, &["--capacity", "cpus=32,memory_mb=32768,disk_mb=100000"]).expect("the fleet starts");
+        let fleet =
+            Fleet::start(1, &["--capacity", "cpus=32,memory_mb=32768,disk_mb=100000"]).expect("the fleet starts");
         fleet.cli_ok(&["image", "load", layout.to_str().expect("UTF-8"), "--name", "programs"]).expect("it loads");
         let fleet = Arc::new(fleet);
-        let turns = Arc::new(Semaphore::new(SIDE_BY_SIDE));
-        let tried: Vec<_> = PROGRAMS
-            .iter()
-            .map(|program| {
-                let (fleet, turns) = (fleet.clone(), turns.clone());
-                tokio::spawn(async move {
-                    let _turn = turns.acquire().await.expect("open");
-                    let begin = Instant::now();
-                    let seen = trial(&fleet, program).await;
-                    (program.name, begin.elapsed(), seen)
-                })
+        let mut tried = futures_util::stream::iter(PROGRAMS)
+            .map(async |program| {
+                let begin = Instant::now();
+                let seen = trial(&fleet, program).await;
+                (program.name, begin.elapsed(), seen)
             })
-            .collect();
+            .buffered(SIDE_BY_SIDE);
         let mut failed = Vec::new();
         println!("{:<20} {:>7}  what a newcomer sees", "program", "seconds");
-        for tried in tried {
-            let (name, took, seen) = tried.await.expect("no panic");
+        while let Some((name, took, seen)) = tried.next().await {
             match seen {
                 Ok(seen) => println!("{name:<20} {:>7.1}  {seen}", took.as_secs_f32()),
                 Err(error) => {
@@ -259,7 +253,11 @@ async fn unreachable(fleet: &Fleet, app: &str, output: &std::process::Output, wo
     let answer = fleet.get(app, "/", PATIENCE).await?;
     ensure!(answer.status == 503, "{}: {}", answer.status, answer.text());
     for word in words {
-        ensure!(answer.text().contains(word), "{word:?} is not in the 503: {}; the command said: {said}", answer.text());
+        ensure!(
+            answer.text().contains(word),
+            "{word:?} is not in the 503: {}; the command said: {said}",
+            answer.text()
+        );
     }
     let status = godwit(fleet, &["status", "-a", app]).await?;
     for word in words {
