@@ -85,6 +85,9 @@ pub enum Command {
     /// The servers of the fleet
     #[command(subcommand, visible_alias = "hosts")]
     Host(cli::host::Command),
+    /// Private addresses of Machines
+    #[command(subcommand)]
+    Ips(cli::ips::Command),
     /// Show an app and its Machines
     Status(cli::status::Options),
     /// Show what Machines write to their output

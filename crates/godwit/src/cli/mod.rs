@@ -10,6 +10,7 @@ pub mod guess;
 pub mod help;
 pub mod host;
 pub mod image;
+pub mod ips;
 pub mod logs;
 pub mod machine;
 pub mod migration;
@@ -42,6 +43,7 @@ pub fn run(command: Command, global: Global) -> Result<ExitCode> {
             Command::Certs(command) => certs::run(command, &context).await,
             Command::Image(command) => image::run(command, &context).await,
             Command::Host(command) => host::run(command, &context).await,
+            Command::Ips(command) => ips::run(command, &context).await,
             Command::Status(options) => status::run(&options, &context).await,
             Command::Logs(options) => logs::run(&options, &context).await,
             _ => Err(CliError::usage("this command does not use the API")),
