@@ -18,3 +18,4 @@ mod reach;
 mod roles;
 mod starts;
 mod support;
+mod updates;
