@@ -137,7 +137,7 @@ const PROGRAMS: &[Program] = &[
         expect: Expect::Fails(&["gunicron", "not found", "PATH"]),
     },
     // Known only after half a minute, when it was long said to have started.
-    ends("dies-after-30s", &["--env", "AFTER=30", "--env", "CODE=4"], Expect::Log("exit code 4")),
+    ends("dies-after-30s", &["--env", "AFTER=30", "--env", "CODE=4"], Expect::Log("code 4")),
 ];
 
 fn images() -> PathBuf {
@@ -262,7 +262,8 @@ async fn unreachable(fleet: &Fleet, app: &str, output: &std::process::Output, wo
             answer.text()
         );
     }
-    let status = godwit(fleet, &["status", "-a", app]).await?;
+    let machine = godwit(fleet, &["machine", "list", "-a", app, "--quiet"]).await?;
+    let status = godwit(fleet, &["machine", "status", machine.trim(), "-a", app]).await?;
     for word in words {
         ensure!(status.contains(word), "{word:?} is not in the status: {status}");
     }

@@ -2,6 +2,7 @@
 //! wrote last, a start that cannot succeed ends the wait, and one that dies at once is not called started.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use godwit_api::endpoint::Empty;
@@ -197,8 +198,10 @@ impl Follower<'_> {
 
     /// What the process wrote since the last time.
     async fn tell_lines(&mut self) {
+        // Lines that were written at once have one time: all of them are new, or none.
+        let shown = self.shown.clone();
         for line in self.lines().await {
-            if self.shown.as_ref().is_none_or(|shown| line.timestamp > *shown) {
+            if shown.as_ref().is_none_or(|shown| line.timestamp > *shown) {
                 self.context.output.say(format!("  | {}", line.message));
                 self.shown = Some(line.timestamp);
             }
@@ -237,28 +240,36 @@ impl Follower<'_> {
                 since
             }
         };
-        if since.elapsed() >= self.goal.smoke || now.checks.iter().any(|check| check.status == "passing") {
+        if now.checks.iter().any(|check| check.status == "passing") {
             return Look::There;
         }
+        let is_over = since.elapsed() >= self.goal.smoke;
         let ports: BTreeSet<u16> = now.config.services.iter().map(|service| service.internal_port).collect();
         let is_due = self.asked_ports.is_none_or(|at| at.elapsed() >= PS_INTERVAL);
-        if !ports.is_empty() && is_due {
+        if !ports.is_empty() && (is_due || is_over) {
             self.asked_ports = Some(Instant::now());
-            if self.accepts(&ports).await {
+            let open = self.sockets().await.into_iter().filter(|socket| ports.contains(&socket.port()));
+            let (alone, reached): (Vec<_>, Vec<_>) = open.partition(|socket| socket.ip().is_loopback());
+            if !reached.is_empty() {
                 return Look::There;
             }
+            if let (true, Some(socket)) = (is_over, alone.first()) {
+                self.context.output.warn(format!(
+                    "it listens on {socket}, where no request can reach it; make it listen on 0.0.0.0 or [::]"
+                ));
+            }
         }
-        Look::Wait
+        if is_over { Look::There } else { Look::Wait }
     }
 
-    async fn accepts(&self, ports: &BTreeSet<u16>) -> bool {
+    /// Where its processes listen; nothing when that cannot be had.
+    async fn sockets(&self) -> Vec<SocketAddr> {
         let (path, client) = ([self.app.as_str(), self.id], &self.context.client);
         let Ok(processes) = client.call::<MachinesPs>(&path, &SortQuery::default(), &Empty {}).await else {
-            return false;
+            return Vec::new();
         };
         let sockets = processes.iter().flat_map(|process| &process.listen_sockets);
-        let open = sockets.filter_map(|socket| socket.address.rsplit(':').next()?.parse().ok());
-        open.into_iter().any(|port: u16| ports.contains(&port))
+        sockets.filter_map(|socket| socket.address.parse().ok()).collect()
     }
 
     /// The whole story in one message: what is so, why, what it wrote last, what to do next.
