@@ -5,6 +5,7 @@ mod inside;
 mod logs;
 mod moves;
 mod remarks;
+mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub fn router(api: HostApi) -> Router {
         .route("/host/v1/machines/{machine}/restart", post(restart))
         .route("/host/v1/machines/{machine}/signal", post(inside::signal))
         .route("/host/v1/machines/{machine}/exec", post(inside::exec))
+        .route("/host/v1/machines/{machine}/session", get(session::session))
+        .route("/host/v1/machines/{machine}/connect", get(session::connect))
         .route("/host/v1/machines/{machine}/ps", get(inside::ps))
         .route("/host/v1/machines/{machine}/logs", get(logs::logs))
         .route("/host/v1/pull", post(pull))

@@ -134,6 +134,10 @@ endpoints! {
 pub const IMAGE_UPLOAD: &str = "/v1/images";
 /// `GET`: a stream of `host::LogLine`, one JSON object a line; query `host::LogQuery`.
 pub const MACHINE_LOGS: &str = "/v1/apps/{app_name}/machines/{machine_id}/logs";
+/// `GET` with `Upgrade: godwit-session/1`: a command, or a copy of files, as frames (see `session`).
+pub const MACHINE_SESSION: &str = "/v1/apps/{app_name}/machines/{machine_id}/session";
+/// `GET` with `Upgrade: tcp` and the query `port`: the bytes of one connection to that port of the Machine.
+pub const MACHINE_CONNECT: &str = "/v1/apps/{app_name}/machines/{machine_id}/connect";
 
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default)]

@@ -76,3 +76,9 @@ pub struct LogQuery {
     /// Lines from the end; 100 if absent.
     pub tail: Option<u64>,
 }
+
+/// Which port of a Machine a connection goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ConnectQuery {
+    pub port: u16,
+}

@@ -26,6 +26,7 @@ pub mod migration;
 pub mod openapi;
 pub mod route;
 pub mod row;
+pub mod session;
 pub mod ticket;
 pub mod volume;
 

@@ -209,6 +209,15 @@ pub struct ExecAnswer {
     pub exit_signal: Option<i32>,
     pub stdout: String,
     pub stderr: String,
+    /// The command wrote more than this answer may hold: stdout or stderr ends early. The session endpoint has no such
+    /// bound.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// The bytes in base64 (RFC 4648), where they are not UTF-8 (in `stdout`, U+FFFD stands for such bytes).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_base64: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -34,8 +34,14 @@ pub enum Error {
     NotProvenDead { machine: String, pids: Vec<i32> },
     #[error("the holder speaks protocol {theirs}, and this program {oldest} to {newest}")]
     Protocol { theirs: u32, oldest: u32, newest: u32 },
-    #[error("the holder refused: {reason}")]
+    #[error("{reason}")]
     Refused { reason: String },
+    /// As much runs inside as may at once.
+    #[error("{reason}")]
+    Busy { reason: String },
+    /// Of one more command or a copy, not of the Machine's own start.
+    #[error("the host could not do it: {reason}")]
+    Inside { reason: String },
     #[error("{what}")]
     Io { what: String, source: io::Error },
 }
@@ -53,13 +59,21 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Error::Invalid { .. } | Error::StartFailed { .. } | Error::Running | Error::NotRunning => Fault::User,
-            Error::Refused { .. } => Fault::User,
+            Error::Refused { .. } | Error::Busy { .. } => Fault::User,
             _ => Fault::System,
         }
     }
 
     /// May the same call succeed later, with nothing else changed?
     pub fn may_retry(&self) -> bool {
-        matches!(self, Error::Host { .. } | Error::Timeout { .. } | Error::NotProvenDead { .. } | Error::Io { .. })
+        matches!(
+            self,
+            Error::Host { .. }
+                | Error::Inside { .. }
+                | Error::Busy { .. }
+                | Error::Timeout { .. }
+                | Error::NotProvenDead { .. }
+                | Error::Io { .. }
+        )
     }
 }

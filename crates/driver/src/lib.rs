@@ -17,6 +17,7 @@ pub mod fake;
 mod handle;
 mod log;
 pub mod protocol;
+mod session;
 mod spec;
 pub mod volume;
 mod volume_mount;
@@ -28,7 +29,9 @@ use std::pin::Pin;
 
 pub use error::{Error, Fault, Result};
 pub use handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
-pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, log_files, parse_log_line, push_log_line, rotated_name};
+pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, RawLogLine, log_files, parse_log_line, push_log_line};
+pub use log::{rotated_name, split_log_line};
+pub use session::{Session, SessionRequest, SessionStream};
 pub use spec::{Bind, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
 pub use spec::{RootPolicy, Spec, Swept, Usage};
 pub use volume_mount::{MAX_VOLUMES, VolumeFs, VolumeMount};
@@ -58,6 +61,10 @@ pub trait Driver: Send + Sync {
 
     /// Runs one more command inside, bounded in time and output.
     fn exec<'a>(&'a self, handle: &'a Handle, request: &'a ExecRequest) -> BoxFuture<'a, Result<ExecReply>>;
+
+    /// Opens a session: a command or a copy whose bytes stream for as long as both sides like. Dropping the stream
+    /// ends what runs. Only the holder's refusal is an error here; what happens inside is told in the stream.
+    fn session<'a>(&'a self, handle: &'a Handle, request: &'a SessionRequest) -> BoxFuture<'a, Result<Session>>;
 
     /// The processes inside, as the API's `ps` shows them.
     fn processes<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<ProcessStat>>>;

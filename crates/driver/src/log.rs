@@ -42,10 +42,26 @@ pub struct LogLine<'a> {
     pub text: &'a [u8],
 }
 
+/// A line whose time is left as it is written: for whoever passes lines on by the million.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RawLogLine<'a> {
+    /// RFC 3339 in UTC, with as many digits as the moment needed.
+    pub time: &'a str,
+    pub stream: LogStream,
+    pub partial: bool,
+    pub text: &'a [u8],
+}
+
 /// Reads one line (without its newline); `None` when it is none of ours.
 pub fn parse_log_line(line: &[u8]) -> Option<LogLine<'_>> {
+    let RawLogLine { time, stream, partial, text } = split_log_line(line)?;
+    Some(LogLine { time: OffsetDateTime::parse(time, &Rfc3339).ok()?, stream, partial, text })
+}
+
+/// The same without a look at the time, which only has to end in `Z`.
+pub fn split_log_line(line: &[u8]) -> Option<RawLogLine<'_>> {
     let mut parts = line.splitn(4, |b| *b == b' ');
-    let time = OffsetDateTime::parse(std::str::from_utf8(parts.next()?).ok()?, &Rfc3339).ok()?;
+    let time = std::str::from_utf8(parts.next()?).ok().filter(|time| time.ends_with('Z'))?;
     let stream = match parts.next()? {
         b"stdout" => LogStream::Stdout,
         b"stderr" => LogStream::Stderr,
@@ -57,7 +73,7 @@ pub fn parse_log_line(line: &[u8]) -> Option<LogLine<'_>> {
         b"P" => true,
         _ => return None,
     };
-    Some(LogLine { time, stream, partial, text: parts.next()? })
+    Some(RawLogLine { time, stream, partial, text: parts.next()? })
 }
 
 /// Appends one line in the format.

@@ -4,6 +4,7 @@
 //! frame   = length (u32, little endian, of the payload) payload (JSON, at most MAX_FRAME_BYTES)
 //! client -> shim   Hello{newest}          shim -> client   Welcome{version,..} | Refused
 //! client -> shim   one Request            shim -> client   one Reply        (repeated; Wait answers at the exit)
+//! client -> shim   Session                shim -> client   Done, then the session's own bytes until the hang-up
 //! ```
 //!
 //! Both sides speak the newest version that both know, and each side knows [`VERSIONS_BACK`] older ones: shims outlive
@@ -12,10 +13,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::handle::Exit;
+use crate::session::SessionRequest;
 use crate::spec::{ExecReply, ExecRequest};
 
 /// The version that this program speaks best. Raise it with any change that an older reader would misread.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The first version that knows [`Request::Session`].
+pub const SESSION_VERSION: u32 = 2;
 /// How many older versions stay understood.
 pub const VERSIONS_BACK: u32 = 2;
 /// An exec's reply (two bounded streams in base64) is the largest frame.
@@ -40,6 +44,10 @@ pub enum Request {
     Exec {
         request: ExecRequest,
     },
+    /// Answered with `Done`; from then on the connection carries the session's own bytes.
+    Session {
+        request: SessionRequest,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,10 +68,12 @@ pub enum Reply {
     Exec {
         reply: ExecReply,
     },
-    /// `user_fault`: the request or the Machine is to blame, not the host.
+    /// `user_fault`: the request or the Machine is to blame, not the host. `busy`: nobody is, later it may be done.
     Refused {
         reason: String,
         user_fault: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        busy: bool,
     },
 }
 

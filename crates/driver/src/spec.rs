@@ -309,7 +309,7 @@ fn has_dots(path: &Path) -> bool {
     path.components().any(|c| c == std::path::Component::ParentDir)
 }
 
-fn check_process(argv: &[String], env: &[(String, String)]) -> Result<()> {
+pub(crate) fn check_process(argv: &[String], env: &[(String, String)]) -> Result<()> {
     if argv.first().is_none_or(|program| program.is_empty()) {
         return Err(Error::invalid("argv", "names no program: the image has no entrypoint and no command"));
     }

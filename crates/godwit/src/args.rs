@@ -40,7 +40,6 @@ pub struct Global {
     pub api_url: Option<String>,
     /// An operator's token
     #[arg(
-        short = 't',
         long,
         visible_alias = "access-token",
         global = true,
@@ -90,13 +89,15 @@ pub enum Command {
     Ips(cli::ips::Command),
     /// Show an app and its Machines
     Status(cli::status::Options),
-    /// Show what Machines write to their output
     Logs(cli::logs::Options),
+    Proxy(cli::proxy::Options),
     /// Which fleet this command line talks to
     #[command(subcommand)]
     Config(cli::config::Command),
     /// Print a completion script for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        shell: clap_complete::Shell,
+    },
     /// Run one role of the platform in the foreground
     #[command(subcommand)]
     Run(roles::Command),

@@ -29,7 +29,11 @@ pub const TABLE: [(u8, &str, &str); 11] = [
     (6, "timed out", "waiting took too long; the operation itself goes on"),
     (7, "unreachable", "control cannot be reached, or cannot answer now; try again"),
     (8, "declined", "you answered no"),
-    (125, "exec", "`machine exec` could not run the command; otherwise its exit code is the command's own"),
+    (
+        125,
+        "exec",
+        "`machine exec` could not run the command, or its output was cut; otherwise its exit code is the command's own",
+    ),
     (130, "interrupted", "Ctrl-C; what was begun goes on"),
 ];
 

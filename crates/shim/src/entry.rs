@@ -99,6 +99,8 @@ pub struct Entry {
     pub argv: Vec<CString>,
     pub env: Vec<CString>,
     pub socket: RawFd,
+    /// Stdin is a terminal, which becomes the program's controlling one.
+    pub terminal: bool,
     filter: Filter,
 }
 
@@ -111,7 +113,7 @@ impl Entry {
         filter: Filter,
     ) -> io::Result<Self> {
         let strings = |list: &[String]| list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
-        Ok(Self { init, argv: strings(argv)?, env: strings(env)?, socket, filter })
+        Ok(Self { init, argv: strings(argv)?, env: strings(env)?, socket, terminal: false, filter })
     }
 
     /// Where to try the program, in order.
@@ -239,6 +241,10 @@ impl Executor for Entry {
         self.filter.put_on().map_err(refused)?;
         if let Some(heap) = self.init {
             return self.become_init(heap).map_err(refused);
+        }
+        if self.terminal {
+            // The process leads a session since libcontainer made it.
+            sys::take_terminal(0).map_err(refused)?;
         }
         plain_signals();
         self.run()

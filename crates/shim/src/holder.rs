@@ -10,7 +10,7 @@ use godwit_driver::cgroup::Cgroups;
 use godwit_driver::container::layout::{Layout, Order};
 use godwit_driver::container::monotonic_ns;
 use godwit_driver::protocol::{Reply, Request, ShimState};
-use godwit_driver::{Exit, LogStream};
+use godwit_driver::{ExecRequest, Exit, LogStream, SessionRequest};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{ForkResult, Pid};
@@ -25,10 +25,10 @@ use crate::entry::{MAX_WORD_BYTES, Word, explain, reap_one};
 use crate::logs::{Lines, LogFiles};
 use crate::server::Server;
 use crate::start::{ShimError, clean_up};
-use crate::{exec, sys};
+use crate::{exec, session, sys};
 
-/// Most execs at once.
-const MAX_EXECS: usize = 16;
+/// Most commands and copies at once.
+const MAX_WORKERS: usize = 32;
 /// A container that has not begun to run by then never will.
 const BUILD_TIMEOUT_MS: u64 = 45_000;
 /// How long workers may take to tell the ends of their commands when the Machine has ended.
@@ -267,18 +267,22 @@ impl Holder {
             }
             Request::Wait => self.server.subscribe(index),
             Request::State | Request::Hello { .. } => self.server.reply(index, &Reply::State { state }),
-            Request::Signal { .. } | Request::Exec { .. } if !self.running => {
+            Request::Signal { .. } | Request::Exec { .. } | Request::Session { .. } if !self.running => {
                 self.server.reply(index, &Reply::State { state });
             }
             Request::Signal { signal } => {
                 let reply = self.signal(signal);
                 self.server.reply(index, &reply);
             }
-            Request::Exec { request } if self.workers.len() >= MAX_EXECS => {
-                let reason = format!("{MAX_EXECS} commands run already, {:?} cannot", request.argv);
-                self.server.reply(index, &Reply::Refused { reason, user_fault: false });
+            Request::Exec { .. } | Request::Session { .. } if self.workers.len() >= MAX_WORKERS => {
+                let reason = format!(
+                    "{MAX_WORKERS} commands and copies run in this Machine already, as many as may at once; wait until one \
+                     has ended, then try again"
+                );
+                self.server.reply(index, &Reply::Refused { reason, user_fault: false, busy: true });
             }
-            Request::Exec { request } => self.exec(index, &request),
+            Request::Exec { request } => self.employ(index, &Work::Exec(&request)),
+            Request::Session { request } => self.employ(index, &Work::Session(&request)),
         }
         Ok(())
     }
@@ -295,11 +299,12 @@ impl Holder {
         match sys::pidfd_signal(program, signal) {
             Ok(()) => Reply::Done,
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Reply::State { state: ShimState::Ending },
-            Err(e) => Reply::Refused { reason: format!("signal {signal}: {e}"), user_fault: true },
+            Err(e) => Reply::Refused { reason: format!("signal {signal}: {e}"), user_fault: true, busy: false },
         }
     }
 
-    fn exec(&mut self, index: usize, request: &godwit_driver::ExecRequest) {
+    /// Hands a connection to a worker process, which answers in our place.
+    fn employ(&mut self, index: usize, what: &Work) {
         let Some(init_pid) = self.construction.init_pid() else { return };
         // On failure the connection is closed, which its other end sees.
         let client = match self.server.give_away(index) {
@@ -310,8 +315,8 @@ impl Holder {
             Ok(ForkResult::Parent { child }) => {
                 self.workers.insert(child.as_raw());
             }
-            Ok(ForkResult::Child) => work(&self.order, init_pid, request, client),
-            Err(e) => eprintln!("godwit-shim: cannot fork for an exec: {e}"),
+            Ok(ForkResult::Child) => work(&self.order, init_pid, what, client),
+            Err(e) => eprintln!("godwit-shim: cannot fork a worker: {e}"),
         }
     }
 
@@ -389,8 +394,14 @@ impl Holder {
     }
 }
 
-/// The whole life of an exec's worker. It keeps the asking connection and nothing else of the shim's.
-fn work(order: &Order, init_pid: i32, request: &godwit_driver::ExecRequest, client: UnixStream) -> ! {
+/// What a worker is for.
+enum Work<'a> {
+    Exec(&'a ExecRequest),
+    Session(&'a SessionRequest),
+}
+
+/// The whole life of a worker. It keeps the asking connection and nothing else of the shim's.
+fn work(order: &Order, init_pid: i32, what: &Work, client: UnixStream) -> ! {
     let _ = sys::die_with_parent();
     let client = OwnedFd::from(client);
     let [kept] = sys::keep_only([&client]);
@@ -398,6 +409,9 @@ fn work(order: &Order, init_pid: i32, request: &godwit_driver::ExecRequest, clie
     std::mem::forget(client);
     let client = UnixStream::from(kept);
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-    exec::serve(order, init_pid, request, client);
+    match what {
+        Work::Exec(request) => exec::serve(order, init_pid, request, client),
+        Work::Session(request) => session::serve(order, init_pid, request, client),
+    }
     sys::exit_now(0)
 }

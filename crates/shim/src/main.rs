@@ -6,6 +6,7 @@
 
 mod builder;
 mod construction;
+mod copy;
 mod entry;
 mod exec;
 mod filter;
@@ -15,8 +16,11 @@ mod oci;
 mod root;
 mod seccomp;
 mod server;
+mod session;
 mod start;
 mod sys;
+mod tenant;
+mod terminal;
 mod user;
 mod volumes;
 

@@ -149,7 +149,7 @@ impl Server {
                 Ok(request) => request?,
                 Err(e) => {
                     let reason = format!("no request: {e}");
-                    connection.reply(&Reply::Refused { reason, user_fault: true });
+                    connection.reply(&Reply::Refused { reason, user_fault: true, busy: false });
                     connection.closed = true;
                     return None;
                 }
@@ -163,7 +163,7 @@ impl Server {
                     }
                     None => {
                         let reason = format!("protocol {newest} and {} are too far apart", protocol::VERSION);
-                        connection.reply(&Reply::Refused { reason, user_fault: false });
+                        connection.reply(&Reply::Refused { reason, user_fault: false, busy: false });
                         connection.closed = true;
                         return None;
                     }

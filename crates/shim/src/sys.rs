@@ -114,6 +114,39 @@ pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the terminal at `fd` the controlling one of the session that this process leads.
+pub fn take_terminal(fd: RawFd) -> io::Result<()> {
+    // SAFETY: a plain call with numbers; whatever the descriptor is, no memory of ours is touched.
+    let done = unsafe { libc::ioctl(fd, libc::TIOCSCTTY, 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The other end of a terminal whose controlling end (a `/dev/pts/ptmx` that was opened) this is. No path is looked up,
+/// so nothing inside a Machine can put anything else in its place.
+pub fn terminal_end(controlling: &OwnedFd) -> io::Result<OwnedFd> {
+    let unlocked: libc::c_int = 0;
+    // SAFETY: the pointer is to an integer of ours that outlives the call.
+    if unsafe { libc::ioctl(controlling.as_raw_fd(), libc::TIOCSPTLCK, &unlocked) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: a plain call with numbers.
+    let fd = unsafe { libc::ioctl(controlling.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Tells a terminal its size; its foreground processes hear of it (SIGWINCH).
+pub fn resize_terminal(terminal: &OwnedFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the pointer is to a winsize of ours that outlives the call.
+    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Puts one more system call filter on this thread. Needs "no new privileges".
 pub fn filter_calls(program: &[libc::sock_filter]) -> io::Result<()> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };

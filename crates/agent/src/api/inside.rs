@@ -17,16 +17,17 @@ const MAX_EXEC_S: u64 = 3600;
 /// The API's clock ticks: hundredths of a second.
 const MS_PER_TICK: u64 = 10;
 
-async fn running(api: &HostApi, machine: &MachineId) -> Result<Handle, ApiError> {
+pub async fn running(api: &HostApi, machine: &MachineId) -> Result<Handle, ApiError> {
     api.held(machine)?;
     let handle = api.effects.handle(machine).await.map_err(|error| refused(machine, &error))?;
     handle.ok_or_else(|| ApiError::conflict(format!("Machine {machine} is not running; start it first")))
 }
 
-fn refused(machine: &MachineId, error: &DriverError) -> ApiError {
+pub fn refused(machine: &MachineId, error: &DriverError) -> ApiError {
     let text = format!("Machine {machine}: {}", chain(error));
     match (error, error.fault()) {
         (DriverError::NotRunning | DriverError::OtherInstance { .. }, _) => ApiError::conflict(text),
+        (DriverError::Busy { .. }, _) => ApiError { retry_after_s: Some(1), ..ApiError::conflict(text) },
         (DriverError::Invalid { .. }, _) => ApiError::unprocessable(text),
         (_, Fault::User) => ApiError::unprocessable(text),
         (_, Fault::System) => ApiError::internal(text),
@@ -70,12 +71,30 @@ pub async fn exec(
         let text = format!("the command did not end within {timeout_s} s and was killed");
         return Err(ApiError::new(408, godwit_api::Status::Timeout, text).into());
     }
+    let (stdout, stdout_base64) = text_or_base64(&reply.stdout);
+    let (stderr, stderr_base64) = text_or_base64(&reply.stderr);
     Ok(Json(ExecAnswer {
         exit_code: reply.exit_code.unwrap_or_else(|| reply.signal.map_or(-1, |signal| 128 + signal)),
         exit_signal: reply.signal,
-        stdout: String::from_utf8_lossy(&reply.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&reply.stderr).into_owned(),
+        stdout,
+        stderr,
+        truncated: reply.truncated,
+        stdout_base64,
+        stderr_base64,
     }))
+}
+
+/// JSON's texts are UTF-8: what is not is given in base64 besides. A bound may have cut the last character in two;
+/// that alone makes it no other bytes than they are.
+fn text_or_base64(bytes: &[u8]) -> (String, Option<String>) {
+    use base64::Engine;
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (text.to_owned(), None),
+        Err(_) => {
+            let whole = base64::engine::general_purpose::STANDARD.encode(bytes);
+            (String::from_utf8_lossy(bytes).into_owned(), Some(whole))
+        }
+    }
 }
 
 /// Splits a command line as a shell would, as far as quotes and backslashes go; nothing is expanded.

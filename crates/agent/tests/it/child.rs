@@ -10,7 +10,7 @@ use godwit_agent::{Config, Raw};
 use godwit_base::{TaskGroup, task};
 use godwit_driver::fake::{FakeDriver, Knobs};
 use godwit_driver::{BoxFuture, Driver, Error, ExecReply, ExecRequest, Exit, Found, Handle, ProcessStat, Result, Spec};
-use godwit_driver::{Swept, Usage};
+use godwit_driver::{Session, SessionRequest, Swept, Usage};
 
 struct Ledger {
     fake: FakeDriver,
@@ -56,6 +56,9 @@ impl Driver for Ledger {
     }
     fn exec<'a>(&'a self, handle: &'a Handle, request: &'a ExecRequest) -> BoxFuture<'a, Result<ExecReply>> {
         self.fake.exec(handle, request)
+    }
+    fn session<'a>(&'a self, handle: &'a Handle, request: &'a SessionRequest) -> BoxFuture<'a, Result<Session>> {
+        self.fake.session(handle, request)
     }
     fn processes<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<ProcessStat>>> {
         self.fake.processes(handle)

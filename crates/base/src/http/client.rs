@@ -24,6 +24,8 @@ pub type Body = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 pub const ANSWER_LIMIT_BYTES: usize = 64 << 20;
 /// Connecting to a dead address gives up by then.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A silent connection is probed after so long, and given up after twice that.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Waiting for an answer's head, unless the call says otherwise.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -234,6 +236,10 @@ fn pool() -> legacy::Client<HttpConnector, Body> {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_nodelay(true);
+    // A stream that is silent for long (a terminal, say) must learn that its peer is gone.
+    connector.set_keepalive(Some(KEEPALIVE_IDLE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_IDLE / 3));
+    connector.set_keepalive_retries(Some(3));
     legacy::Client::builder(TokioExecutor::new())
         .pool_idle_timeout(Duration::from_secs(20))
         .pool_max_idle_per_host(16)

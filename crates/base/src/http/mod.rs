@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod server;
+pub mod upgrade;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};

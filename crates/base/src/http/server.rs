@@ -32,6 +32,7 @@ pub async fn serve_tcp(listener: TcpListener, router: Router, group: TaskGroup) 
             Ok((stream, _)) => {
                 // Small answers should not wait for an acknowledgement of the last one.
                 let _ = stream.set_nodelay(true);
+                keep_alive(&stream);
                 serve_connection(stream, router.clone(), &graceful);
             }
             Err(error) => pause_after_accept_error(&error).await,
@@ -85,6 +86,18 @@ where
             tracing::debug!(%error, "connection ended");
         }
     });
+}
+
+/// Has the kernel probe a silent client: one that is gone without a word must not keep its stream, and what runs for
+/// it, for ever.
+fn keep_alive(stream: &tokio::net::TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let idle_s = u32::try_from(super::client::KEEPALIVE_IDLE.as_secs()).unwrap_or(60);
+    // A socket that refuses works all the same.
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &idle_s);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &(idle_s / 3));
+    let _ = setsockopt(stream, sockopt::TcpKeepCount, &3);
 }
 
 /// Out of descriptors is the usual reason: going on at once would spin.

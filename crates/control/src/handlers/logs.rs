@@ -17,9 +17,6 @@ use crate::control::{Control, get_request, streamed};
 use crate::hosts::{COMMAND_TIMEOUT, host_error};
 use crate::http::query;
 
-/// Lines that one request may ask for from the end.
-const TAIL_MAX: u64 = 10_000;
-
 pub async fn stream(
     State(control): State<Arc<Control>>,
     Path((app, machine)): Path<(String, String)>,
@@ -43,8 +40,7 @@ async fn open(
     let not_found = |error: godwit_api::ids::InvalidId| ApiError::not_found(error.to_string());
     let app: AppName = app.parse().map_err(not_found)?;
     let machine: MachineId = machine.parse().map_err(not_found)?;
-    let mut wanted: LogQuery = query(uri)?;
-    wanted.tail = wanted.tail.map(|tail| tail.min(TAIL_MAX));
+    let wanted: LogQuery = query(uri)?;
     let row = control.machine_row(&app, &machine)?;
     if row.destroyed_at_ms.is_some() {
         // What it wrote went with it; what was remarked of it is kept with its row.

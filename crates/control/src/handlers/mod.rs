@@ -11,6 +11,7 @@ mod machines;
 mod metadata;
 mod migrations;
 mod run;
+mod streams;
 mod volumes;
 mod wait;
 
@@ -85,4 +86,6 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
     router
         .route(IMAGE_UPLOAD, post(images::upload).layer(DefaultBodyLimit::disable()))
         .route(MACHINE_LOGS, get(logs::stream))
+        .route(MACHINE_SESSION, get(streams::session))
+        .route(MACHINE_CONNECT, get(streams::connect))
 }

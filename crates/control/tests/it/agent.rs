@@ -573,7 +573,7 @@ async fn exec(
 ) -> Json<ExecAnswer> {
     entry(&shared, &headers, "exec");
     let said = run.cmd.unwrap_or_else(|| run.command.join(" "));
-    Json(ExecAnswer { exit_code: 3, exit_signal: None, stdout: said, stderr: String::new() })
+    Json(ExecAnswer { exit_code: 3, exit_signal: None, stdout: said, ..ExecAnswer::default() })
 }
 
 async fn ps(State(shared): State<Arc<Shared>>, headers: axum::http::HeaderMap) -> Json<Vec<ProcessStat>> {

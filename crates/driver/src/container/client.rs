@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 
 use crate::error::{Error, Result};
 use crate::protocol::{self, Reply, Request};
+use crate::session::{Session, SessionRequest};
 
 /// How long a shim may take to answer anything that it answers at once.
 pub const ANSWER_TIMEOUT_MS: u64 = 10_000;
@@ -19,6 +20,8 @@ pub struct Client {
     stream: UnixStream,
     buffer: Vec<u8>,
     pub instance: String,
+    /// What both sides speak.
+    version: u32,
 }
 
 impl Client {
@@ -32,13 +35,14 @@ impl Client {
             UnixStream::from_std(stream)
         });
         let stream = stream.map_err(Error::io("cannot connect to the shim"))?;
-        let mut client = Self { stream, buffer: Vec::new(), instance: String::new() };
+        let mut client = Self { stream, buffer: Vec::new(), instance: String::new(), version: 0 };
         match client.ask(&Request::Hello { newest: protocol::VERSION }).await? {
             Reply::Welcome { version, instance, .. } => {
                 if protocol::negotiate(protocol::VERSION, version).is_none() {
                     return Err(Error::Protocol { theirs: version, oldest: oldest(), newest: protocol::VERSION });
                 }
                 client.instance = instance;
+                client.version = version;
                 Ok(client)
             }
             other => Err(unexpected(&other)),
@@ -57,6 +61,20 @@ impl Client {
         }
     }
 
+    /// Opens a session; the connection is its stream from then on.
+    pub async fn session(mut self, request: &SessionRequest) -> Result<Session> {
+        if self.version < protocol::SESSION_VERSION {
+            let reason = "an older release of Godwit started this Machine, and its holder cannot stream; restart the \
+                          Machine, then try again";
+            return Err(Error::Refused { reason: reason.to_owned() });
+        }
+        match self.ask(&Request::Session { request: request.clone() }).await? {
+            Reply::Done => Ok(Session { first: self.buffer, stream: Box::new(self.stream) }),
+            Reply::State { .. } => Err(Error::NotRunning),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// One request whose answer may take as long as the Machine lives.
     pub async fn ask_unbounded(&mut self, request: &Request) -> Result<Reply> {
         let asking = async {
@@ -72,8 +90,9 @@ impl Client {
             }
         };
         match asking.await.map_err(Error::io("the shim hung up"))? {
-            Reply::Refused { reason, user_fault: true } => Err(Error::Refused { reason }),
-            Reply::Refused { reason, user_fault: false } => Err(Error::Host { reason }),
+            Reply::Refused { reason, busy: true, .. } => Err(Error::Busy { reason }),
+            Reply::Refused { reason, user_fault: true, .. } => Err(Error::Refused { reason }),
+            Reply::Refused { reason, user_fault: false, .. } => Err(Error::Inside { reason }),
             reply => Ok(reply),
         }
     }

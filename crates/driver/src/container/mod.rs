@@ -31,6 +31,7 @@ use crate::cgroup::Cgroups;
 use crate::error::{Error, Result};
 use crate::handle::{Exit, Found, Handle, Lost, boot_id};
 use crate::protocol::{Reply, Request, ShimState, Started};
+use crate::session::{Session, SessionRequest};
 use crate::spec::{ExecReply, ExecRequest, ProcessStat, Spec, Swept, Usage, check_id};
 use crate::{BoxFuture, Driver};
 use client::{Client, unexpected};
@@ -403,6 +404,13 @@ impl Driver for ContainerDriver {
                 Reply::State { .. } => Err(Error::NotRunning),
                 other => Err(unexpected(&other)),
             }
+        })
+    }
+
+    fn session<'a>(&'a self, handle: &'a Handle, request: &'a SessionRequest) -> BoxFuture<'a, Result<Session>> {
+        Box::pin(async move {
+            request.check()?;
+            self.connect_running(handle).await?.session(request).await
         })
     }
 

@@ -15,12 +15,15 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
 use crate::protocol;
+use crate::session::{Session, SessionRequest};
 use crate::spec::{ExecReply, ExecRequest, ListenSocket, ProcessStat, Spec, Swept, Usage};
 use crate::{BoxFuture, Driver};
 
 /// How often a wait looks at the disk: another process may have ended the Machine there.
 const POLL_MS: u64 = 5;
 const SIGKILL: i32 = 9;
+/// What a session's echo holds.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// How the next instance of a Machine behaves. The default starts at once, runs on, and ends at the first signal that
 /// would end a real one, with exit code 0.
@@ -291,6 +294,21 @@ impl Driver for FakeDriver {
             let plain =
                 ExecReply { exit_code: Some(0), signal: None, stdout, stderr, truncated: false, timed_out: false };
             Ok(record.knobs.exec_reply.unwrap_or(plain))
+        })
+    }
+
+    /// What goes in comes out again.
+    fn session<'a>(&'a self, handle: &'a Handle, request: &'a SessionRequest) -> BoxFuture<'a, Result<Session>> {
+        Box::pin(async move {
+            request.check()?;
+            self.running(handle)?;
+            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+            tokio::spawn(async move {
+                let (mut input, mut output) = tokio::io::split(ours);
+                // Its end is the caller's hang-up.
+                let _ = tokio::io::copy(&mut input, &mut output).await;
+            });
+            Ok(Session { first: Vec::new(), stream: Box::new(theirs) })
         })
     }
 

@@ -15,10 +15,13 @@ pub mod logs;
 pub mod machine;
 pub mod migration;
 pub mod output;
+pub mod proxy;
+pub mod session;
 pub mod settings;
 mod silence;
 pub mod size;
 pub mod status;
+pub mod terminal;
 pub mod volumes;
 
 use std::process::ExitCode;
@@ -45,6 +48,7 @@ pub fn run(command: Command, global: Global) -> Result<ExitCode> {
             Command::Host(command) => host::run(command, &context).await,
             Command::Ips(command) => ips::run(command, &context).await,
             Command::Status(options) => status::run(&options, &context).await,
+            Command::Proxy(options) => proxy::run(&options, &context).await,
             Command::Logs(options) => logs::run(&options, &context).await,
             _ => Err(CliError::usage("this command does not use the API")),
         };

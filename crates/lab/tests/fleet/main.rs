@@ -6,6 +6,7 @@ mod certificates;
 mod documents;
 mod flood;
 mod gate;
+mod inout;
 mod isolation;
 mod kills;
 mod known;

@@ -83,7 +83,7 @@ async fn moved(fleet: &Fleet, machine: &str) -> anyhow::Result<()> {
 }
 
 /// This machine's PostgreSQL as an image; made once.
-fn postgres_image() -> PathBuf {
+pub fn postgres_image() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the workspace").to_owned();
     let image = root.join("target/demo/postgres.tar");
     if !image.exists() {

@@ -1,6 +1,7 @@
 //! `godwit machine`: what the commands take and which file carries each out.
 
 mod changes;
+mod copy;
 mod document;
 mod exec;
 mod files;
@@ -14,8 +15,10 @@ mod parse;
 mod ports;
 mod relocate;
 mod remove;
+mod shell;
 pub mod show;
 mod spec;
+mod top;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -54,8 +57,11 @@ pub enum Command {
     /// Destroy Machines
     #[command(visible_aliases = ["rm", "remove"])]
     Destroy(life::DestroyOptions),
-    /// Run a command inside a Machine
-    Exec(exec::Options),
+    Exec(Box<exec::Options>),
+    Shell(shell::Options),
+    #[command(name = "cp", visible_alias = "copy")]
+    Copy(copy::Options),
+    Top(top::Options),
     /// Wait until a Machine is in a state
     Wait(life::WaitOptions),
     /// Take Machines out of their app's routes
@@ -148,7 +154,10 @@ pub async fn run(command: Command, context: &Context) -> Result<ExitCode> {
         Command::Cordon(options) => life::cordon(&options, context, true).await,
         Command::Uncordon(options) => life::cordon(&options, context, false).await,
         Command::Lease(command) => lease::run(command, context).await,
+        Command::Copy(options) => copy::run(&options, context).await,
+        Command::Top(options) => top::run(&options, context).await,
         Command::Exec(options) => return exec::run(&options, context).await,
+        Command::Shell(options) => return shell::run(&options, context).await,
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -1,0 +1,80 @@
+//! Logs: the lines of a Machine in its order, whole as far as its files reach; and what `top` shows.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use super::bed::{APP, Bed, said, until};
+use crate::support::run;
+
+/// Lines of a Machine that writes as fast as it can. 4,000,000 were tried by hand; as many take minutes on two busy cores.
+const LINES: u64 = 300_000;
+
+#[test]
+fn lines_of_a_machine_arrive_in_order_followed_over_rotations_and_read_afterwards() {
+    run(async {
+        let bed = Bed::new().await;
+        let writer = format!("while [ ! -e /tmp/go ]; do sleep 0.1; done; seq 1 {LINES}; sleep 100000");
+        let id = Bed::start(&bed.fleet, &["sh", "-c", &writer]).await;
+        let mut follower = bed
+            .godwit(&["logs", "-a", APP, "--machine", &id, "--follow", "--tail", "0", "--json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let started = bed.godwit(&["machine", "exec", &id, "--", "sh", "-c", ": > /tmp/go"]).output().expect("it runs");
+        assert!(started.status.success(), "{}", said(&started));
+        let (mut next, mut gaps) = (1, 0);
+        for line in BufReader::new(follower.stdout.take().expect("its output")).lines() {
+            let line: serde_json::Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
+            let message = line["message"].as_str().expect("a message");
+            let Ok(number) = message.parse::<u64>() else {
+                assert!(message.contains("lines are missing here"), "{message}");
+                gaps += 1;
+                continue;
+            };
+            assert!(number == next || (number > next && gaps > 0), "line {number} instead of {next}");
+            next = number + 1;
+            if number == LINES {
+                break;
+            }
+        }
+        follower.kill().expect("it dies");
+        follower.wait().expect("it is dead");
+        assert_eq!(next, LINES + 1, "the follower saw the last line");
+
+        // What is left in its files: the newest lines, without a gap, to the last.
+        let output = bed.godwit(&["logs", "-a", APP, "--machine", &id, "--tail", "all"]).output().expect("it runs");
+        assert!(output.status.success(), "{}", said(&output));
+        let numbers: Vec<u64> = String::from_utf8(output.stdout)
+            .expect("UTF-8")
+            .lines()
+            .map(|line| line.rsplit(' ').next().expect("a word").parse().expect("a number"))
+            .collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "a gap or a wrong order");
+        assert!(numbers.last() == Some(&LINES) && numbers.len() > 100_000, "{} lines", numbers.len());
+    });
+}
+
+#[test]
+fn a_traceback_stands_as_it_was_written_and_top_shows_what_runs() {
+    run(async {
+        let bed = Bed::new().await;
+        let id =
+            Bed::start(&bed.fleet, &["sh", "-c", "for n in $(seq 1 200); do echo frame $n >&2; done; sleep 100000"])
+                .await;
+        let read = || {
+            let output =
+                bed.godwit(&["logs", "-a", APP, "--machine", &id, "--tail", "1000"]).output().expect("it runs");
+            let text = String::from_utf8(output.stdout).expect("UTF-8");
+            text.lines().map(|line| line.rsplit(' ').next().expect("a word").to_owned()).collect::<Vec<_>>()
+        };
+        until("all frames are there", || read().len() == 200);
+        assert_eq!(read(), (1..=200).map(|n: u32| n.to_string()).collect::<Vec<_>>());
+
+        let output = bed.godwit(&["machine", "top", &id]).output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("COMMAND") && text.contains("sleep 100000"), "{text}");
+        let output = bed.godwit(&["machine", "top", &id, "--json"]).output().expect("it runs");
+        let shown: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert!(shown.iter().any(|process| process["command"] == "sleep 100000"), "{shown:?}");
+    });
+}
