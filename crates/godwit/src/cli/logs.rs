@@ -43,7 +43,6 @@ const PRINT_BYTES: usize = 64 << 10;
 ///
 /// Example: godwit logs -a shop --follow
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Options {
     #[command(flatten)]
     app: AppOption,

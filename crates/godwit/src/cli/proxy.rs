@@ -27,7 +27,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// Example: godwit proxy 5433:5432 db1 -a shop
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Options {
     /// [ADDRESS:]LOCAL[:REMOTE]: the local port (0 takes a free one) and the Machine's, if it is another
     #[arg(value_name = "PORTS", value_parser = ports)]

@@ -25,7 +25,6 @@ const PIECES_QUEUED: usize = 8;
 ///
 /// Example: godwit machine cp ./site/. web1:/usr/share/nginx/html -a shop
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Options {
     #[command(flatten)]
     app: AppOption,

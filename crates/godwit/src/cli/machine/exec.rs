@@ -33,7 +33,6 @@ const CALL_MARGIN: Duration = Duration::from_secs(15);
 ///
 /// Example: godwit machine exec db1 -a shop -- pg_dump -U postgres shop > shop.sql
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Options {
     #[command(flatten)]
     target: Target,

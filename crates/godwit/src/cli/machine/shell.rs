@@ -26,7 +26,6 @@ const CHOOSE: &str = "for shell in \"$SHELL\" bash; do \
 ///
 /// Example: godwit machine shell -a shop
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Options {
     #[command(flatten)]
     app: AppOption,

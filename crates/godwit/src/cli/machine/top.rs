@@ -20,7 +20,6 @@ use crate::error::Result;
 ///
 /// Example: godwit machine top web1 -a shop
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Options {
     #[command(flatten)]
     target: Target,

@@ -125,11 +125,7 @@ fn a_forwarded_port_carries_bytes_untouched_and_each_half_ends_by_itself() {
         let mut server = bed
             .exec(
                 &[],
-                &[
-                    "sh",
-                    "-c",
-                    "while true; do nc -l -s 127.0.0.1 -p 7000 -e sh -c 'cat > /tmp/got; cat /tmp/got'; done",
-                ],
+                &["sh", "-c", "while true; do nc -l -p 7000 -e sh -c 'cat > /tmp/got; cat /tmp/got'; sleep 0.1; done"],
             )
             .stderr(Stdio::null())
             .spawn()

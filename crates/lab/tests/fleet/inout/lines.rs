@@ -6,7 +6,8 @@ use std::process::Stdio;
 use super::bed::{APP, Bed, said, until};
 use crate::support::run;
 
-/// Lines of a Machine that writes as fast as it can. 4,000,000 were tried by hand; as many take minutes on two busy cores.
+/// Lines of a Machine that writes as fast as it can: not more than its files keep, so that none may be missing even where a
+/// busy machine makes the reader slow. With 4,000,000 it is a matter of minutes, and of gaps that are told.
 const LINES: u64 = 300_000;
 
 #[test]
