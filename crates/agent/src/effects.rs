@@ -173,10 +173,11 @@ impl Effects {
         let own = self.addresses(&machine, private_ip);
         let mut all = ports.clone();
         all.extend(checks.iter().filter_map(|named| named.check.port));
-        let wanted = Wanted { machine: machine.clone(), run: run.clone(), own, ports, all, opened };
+        let wanted = Wanted { machine: machine.clone(), own, ports, all, opened };
         let (inputs, reaches) = (&self.shared.inputs, &self.shared.reaches);
         let looking = || self.sockets(&machine, &run);
-        let sockets = reaches.watch(wanted, inputs.clone(), looking);
+        let telling = |told| inputs.send(Input::Reach { machine: machine.clone(), run: run.clone(), told });
+        let sockets = reaches.watch(wanted, looking, telling);
         let checking = checks::look_after(inputs.clone(), reaches.clone(), machine.clone(), run.clone(), checks, own);
         tokio::join!(sockets, checking);
     }

@@ -33,9 +33,9 @@ use godwit_machine::{
 use godwit_store::journal::{Batch, Durability, JobRow, Write};
 
 use crate::facts::Fact;
-use crate::reach::Told;
 
 pub use load::{Resumed, Settings};
+pub use reach::Told;
 
 /// Machines on one host, running or not.
 pub const MAX_MACHINES: usize = 4096;

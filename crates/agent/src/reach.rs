@@ -18,8 +18,7 @@ use godwit_base::dial::Addresses;
 
 use judge::{Stand, Verdict, judge};
 
-use crate::engine::Input;
-use crate::owner::Inputs;
+use crate::engine::Told;
 
 /// Who asks for a port that a service forwards to.
 pub const BY_SERVICE: &str = "the service's internal port";
@@ -48,7 +47,6 @@ pub struct Reaches {
 /// A run, and what is wanted of it.
 pub struct Wanted {
     pub machine: MachineId,
-    pub run: String,
     pub own: Addresses,
     /// Ports that services forward to.
     pub ports: BTreeSet<u16>,
@@ -66,15 +64,6 @@ struct Live {
     /// Counts the looks.
     looks: watch::Sender<u64>,
     asked: Arc<Notify>,
-}
-
-/// What is told of a run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Told {
-    /// Faults that have stood for a while, in words.
-    pub faults: Vec<String>,
-    /// Ports that were open at some time.
-    pub opened: BTreeSet<u16>,
 }
 
 impl Live {
@@ -133,12 +122,14 @@ impl Reaches {
         self.with(machine, |live| live.listening(port, wanted_by)).unwrap_or_default()
     }
 
-    /// Looks after one run until it is cut off. `look` answers nothing when the sockets cannot be read.
-    pub async fn watch<F>(&self, wanted: Wanted, inputs: Inputs, look: impl Fn() -> F)
+    /// Looks after one run until it is cut off. `look` answers nothing when the sockets cannot be read; `tell` gets what is
+    /// new.
+    pub async fn watch<L, T>(&self, wanted: Wanted, look: impl Fn() -> L, tell: impl Fn(Told) -> T)
     where
-        F: Future<Output = Option<Vec<SocketAddr>>>,
+        L: Future<Output = Option<Vec<SocketAddr>>>,
+        T: Future<Output = ()>,
     {
-        let (machine, run) = (wanted.machine.clone(), wanted.run.clone());
+        let machine = wanted.machine.clone();
         let (begun, asked) = (Instant::now(), Arc::new(Notify::new()));
         let _entered = Entered::new(self, wanted, begun, asked.clone());
         let mut last = Told::default();
@@ -152,7 +143,7 @@ impl Reaches {
             let Some(told) = self.with(&machine, |live| live.saw(sockets)) else { return };
             if told != last {
                 last = told.clone();
-                inputs.send(Input::Reach { machine: machine.clone(), run: run.clone(), told }).await;
+                tell(told).await;
             }
         }
     }

@@ -9,7 +9,15 @@ use godwit_machine::Source;
 use godwit_store::journal::Write;
 
 use super::{Engine, Output, Slot, load};
-use crate::reach::Told;
+
+/// What is told of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Faults that have stood for a while, in words.
+    pub faults: Vec<String>,
+    /// Ports that were open at some time in this version.
+    pub opened: BTreeSet<u16>,
+}
 
 /// What a host knows of how a Machine listens.
 #[derive(Debug, Default)]

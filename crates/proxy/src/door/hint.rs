@@ -1,43 +1,32 @@
-//! Why a port takes no connection, as the host's agent sees it: asked only once a port has refused, one question of a
-//! Machine at a time, and an answer serves all who ask in the same moment. It must not know what an answer leads to.
+//! Why a port takes no connection, as the host's agent sees it: asked only once a port has refused. It must not know what an answer leads to.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use godwit_api::door::Listening;
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Door;
 use super::machines::Entry;
 
-/// An answer serves those who ask so shortly after it.
-const FRESH: Duration = Duration::from_millis(300);
 /// A process that was just started is given so long before anybody asks.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Between two questions of one start.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What was answered last, by port: never more ports than the Machine has services.
-#[derive(Default)]
-pub struct Answers(Mutex<Vec<(u16, Instant, Listening)>>);
-
 /// What the agent sees of a port of a running Machine; nothing if it cannot be asked.
 pub async fn of(door: &Door, entry: &Entry, port: u16) -> Listening {
-    let mut answers = entry.answers.0.lock().await;
-    if let Some((_, _, known)) = answers.iter().find(|(of, at, _)| *of == port && at.elapsed() < FRESH) {
-        return known.clone();
-    }
-    let listening = match door.agent.listening(&entry.id, port).await {
+    entry.answers.of(port, ask(door, entry, port)).await
+}
+
+async fn ask(door: &Door, entry: &Entry, port: u16) -> Listening {
+    match door.agent.listening(&entry.id, port).await {
         Ok(listening) => listening,
         Err(error) => {
             tracing::debug!(machine = %entry.id, %error, "the agent says nothing of a port");
             Listening::default()
         }
-    };
-    answers.retain(|(of, at, _)| *of != port && at.elapsed() < FRESH);
-    answers.push((port, Instant::now(), listening.clone()));
-    listening
+    }
 }
 
 /// For a refusal that no start call follows: it must name the reason itself.

@@ -15,8 +15,8 @@ use godwit_base::dial::Addresses;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::answers::Answers;
 use super::gate::{Admission, Closed, Gate, Kind};
-use super::hint::Answers;
 use super::upstream::Pools;
 
 /// Machines that left, remembered to tell edges where to.

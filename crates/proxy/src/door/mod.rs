@@ -7,6 +7,7 @@
 //! `upgrade` what two processes tell each other when one takes over.
 
 mod agent;
+mod answers;
 mod closing;
 mod config;
 pub mod gate;
