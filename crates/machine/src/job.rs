@@ -410,17 +410,6 @@ impl JobKind {
         }
     }
 
-    /// The kind of event by which owners know it; of what is told otherwise: none.
-    pub fn told_as(self) -> Option<&'static str> {
-        match self {
-            Self::Create | Self::VolumeCreate => Some("launch"),
-            Self::Start => Some("start"),
-            Self::Restart => Some("restart"),
-            Self::Update => Some("update"),
-            _ => None,
-        }
-    }
-
     /// Brings something here from another host.
     pub fn is_arrival(self) -> bool {
         matches!(self, Self::MoveIn | Self::VolumeMoveIn)

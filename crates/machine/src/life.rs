@@ -15,6 +15,8 @@
 mod ask;
 mod ending;
 #[cfg(test)]
+mod fail_tests;
+#[cfg(test)]
 mod move_tests;
 mod moves;
 mod steps;

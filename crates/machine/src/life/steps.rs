@@ -177,7 +177,7 @@ impl Life {
         }
         job.retry_at_ms = Some(cx.now_ms.saturating_add(retry_after_ms(job.attempt)));
         // Told once for each step: whoever waits learns at the first failure why it takes long.
-        let told = (job.kind.told_as(), job.source);
+        let told = (told_as(job.kind), job.source);
         if let (1, (Some(kind), source)) = (job.attempt, told) {
             out.note(kind, self.record.state, source, reason(format!("{why}; it is tried again")));
             out.changed = true;
@@ -378,5 +378,16 @@ impl Life {
         let exit = exit.unwrap_or(ExitEvent { exit_code: -1, ..ExitEvent::default() });
         self.process_ended(exit, 0, Some((fault, why.clone())), cx, out);
         waiters.into_iter().for_each(|id| out.refuse(id, Refusal::Failed(why.clone())));
+    }
+}
+
+/// The kind of event by which owners know a job; of what is told otherwise: none.
+fn told_as(kind: JobKind) -> Option<&'static str> {
+    match kind {
+        JobKind::Create | JobKind::VolumeCreate => Some("launch"),
+        JobKind::Start => Some("start"),
+        JobKind::Restart => Some("restart"),
+        JobKind::Update => Some("update"),
+        _ => None,
     }
 }

@@ -11,24 +11,24 @@ use crate::job::{Fault, OnAbort};
 
 const MEMORY_MB: u64 = 4096;
 
-struct World {
-    life: Life,
+pub(super) struct World {
+    pub(super) life: Life,
     saved: (Record, Option<Job>),
-    now_ms: u64,
+    pub(super) now_ms: u64,
     drawn: u128,
-    pending: Option<(u64, Step)>,
+    pub(super) pending: Option<(u64, Step)>,
     /// What really runs, and what ran.
     process: Option<String>,
     ended: BTreeMap<String, ExitEvent>,
-    starts: u32,
+    pub(super) starts: u32,
     asked: u64,
     unanswered: BTreeSet<u64>,
-    answers: BTreeMap<u64, Answer>,
-    notes: Vec<Note>,
+    pub(super) answers: BTreeMap<u64, Answer>,
+    pub(super) notes: Vec<Note>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let life = Life::unknown(placement(1, 1, 1), 0);
         Self {
             saved: (life.record.clone(), None),
@@ -78,7 +78,7 @@ impl World {
         self.notes.extend(out.notes);
     }
 
-    fn ask(&mut self, what: What, until: Until) -> u64 {
+    pub(super) fn ask(&mut self, what: What, until: Until) -> u64 {
         self.ask_as(Source::User, what, until)
     }
 
@@ -90,7 +90,7 @@ impl World {
         id
     }
 
-    fn place(&mut self, version: u64, destroy: bool) -> u64 {
+    pub(super) fn place(&mut self, version: u64, destroy: bool) -> u64 {
         let mut row = Placement { destroy, ..placement(1, 1, version) };
         row.config.restart.max_retries = Some(2);
         self.ask(What::Place(Box::new(row)), Until::Accepted)
@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    fn progress(&mut self) {
+    pub(super) fn progress(&mut self) {
         if let Some((job, step)) = self.pending.take() {
             let outcome = self.carry_out(step);
             self.event(Event::Outcome { job, step, outcome });
@@ -133,7 +133,7 @@ impl World {
         }
     }
 
-    fn fail(&mut self, outcome: Outcome) {
+    pub(super) fn fail(&mut self, outcome: Outcome) {
         if let Some((job, step)) = self.pending.take() {
             self.event(Event::Outcome { job, step, outcome });
         }
@@ -147,7 +147,7 @@ impl World {
         }
     }
 
-    fn process_exits(&mut self, code: i32) {
+    pub(super) fn process_exits(&mut self, code: i32) {
         if let Some(run) = self.process.take() {
             let exit = ExitEvent { exit_code: code, ..ExitEvent::default() };
             self.ended.insert(run.clone(), exit.clone());
@@ -178,13 +178,13 @@ impl World {
         self.event(Event::Adopted { found, rebooted: reboot });
     }
 
-    fn pass_time(&mut self) {
+    pub(super) fn pass_time(&mut self) {
         self.now_ms += 100_000;
         self.event(Event::Tick);
     }
 
     /// Until nothing is left to do; bounded, because a Machine that never comes to rest is a defect.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..200 {
             if self.pending.is_some() {
                 self.progress();
@@ -198,7 +198,7 @@ impl World {
         panic!("never quiet: {:?}", self.life);
     }
 
-    fn check_at_rest(&self) {
+    pub(super) fn check_at_rest(&self) {
         let record = &self.life.record;
         assert_eq!(record.running, self.process.is_some(), "{record:?}");
         assert_eq!(record.state == MachineState::Started, record.running, "{record:?}");
@@ -210,7 +210,7 @@ impl World {
     }
 }
 
-fn launched() -> World {
+pub(super) fn launched() -> World {
     let mut world = World::new();
     world.place(1, false);
     world.settle();
@@ -301,93 +301,6 @@ fn a_destroy_cuts_an_endless_fetch_short() {
     world.place(1, true);
     world.settle();
     assert!(world.life.record.is_destroyed() && world.life.record.refused.is_none());
-}
-
-#[test]
-fn an_image_that_cannot_be_unpacked_fails_where_it_is_and_no_other_host_is_asked() {
-    let mut world = World::new();
-    world.place(1, false);
-    world.fail(Outcome::Abort { fault: Fault::User, reason: "layer 2 is damaged".into(), exit: None });
-    world.settle();
-    let record = &world.life.record;
-    assert_eq!((record.state, record.held, record.refused.as_deref()), (MachineState::Failed, true, None));
-    let told = world.notes.last().and_then(|note| note.detail.clone()).and_then(|detail| detail.reason);
-    assert_eq!(told.as_deref(), Some("layer 2 is damaged"));
-    // The same row, pulled again and again, begins nothing.
-    let again = world.place(1, false);
-    assert!(matches!(&world.answers[&again], Answer::Accepted { .. }));
-    assert!(world.life.is_quiet());
-    world.check_at_rest();
-    // A good image mends it.
-    world.place(2, false);
-    world.settle();
-    assert_eq!((world.life.record.state, world.starts), (MachineState::Started, 1));
-}
-
-#[test]
-fn what_this_host_cannot_do_is_a_refusal_that_stands() {
-    let mut world = World::new();
-    world.place(1, false);
-    world.fail(Outcome::Abort { fault: Fault::System, reason: "the disk is full".into(), exit: None });
-    assert_eq!(world.life.record.refused.as_deref(), Some("the disk is full"));
-    let again = world.place(1, false);
-    assert!(matches!(&world.answers[&again], Answer::Refused(Refusal::Placement(why)) if why == "the disk is full"));
-    world.check_at_rest();
-}
-
-fn exits(world: &World) -> Vec<(MachineState, String)> {
-    let exits = world.notes.iter().filter(|note| note.kind == "exit");
-    exits.map(|note| (note.status, note.detail.clone().and_then(|detail| detail.reason).unwrap_or_default())).collect()
-}
-
-#[test]
-fn a_program_that_is_not_there_fails_at_once_with_its_reason() {
-    let mut world = World::new();
-    world.place(1, false);
-    world.progress();
-    while world.pending.is_some_and(|(_, step)| step != Step::StartProcess) {
-        world.progress();
-    }
-    let exit = Some(ExitEvent { exit_code: 127, ..ExitEvent::default() });
-    world.fail(Outcome::Abort { fault: Fault::User, reason: "\"/no/such\" does not exist".into(), exit });
-    world.settle();
-    assert_eq!(exits(&world), [(MachineState::Failed, "\"/no/such\" does not exist".to_owned())]);
-    assert_eq!((world.starts, world.life.record.restart_count), (0, 0), "not tried ten times");
-    world.check_at_rest();
-    // Its owner may try again.
-    let start = world.ask(What::Start, Until::Ended);
-    world.settle();
-    assert!(matches!(world.answers[&start], Answer::Ended { .. }));
-}
-
-#[test]
-fn each_end_says_how_it_came_and_what_follows() {
-    let mut world = launched();
-    for _ in 0..3 {
-        world.process_exits(3);
-        world.settle();
-    }
-    let told = exits(&world).into_iter().map(|(_, why)| why).collect::<Vec<_>>();
-    assert_eq!(
-        told,
-        [
-            "restart 1 of 2 in 500ms: exited with code 3",
-            "restart 2 of 2 in 1s: exited with code 3",
-            "gave up after 2 restarts: exited with code 3"
-        ]
-    );
-}
-
-#[test]
-fn a_step_that_must_be_tried_again_says_so_at_its_first_failure() {
-    let mut world = World::new();
-    world.place(1, false);
-    for _ in 0..3 {
-        world.fail(Outcome::Retry { reason: "the registry is away".into() });
-        world.pass_time();
-    }
-    let told: Vec<_> = world.notes.iter().filter_map(|note| note.detail.as_ref()?.reason.clone()).collect();
-    assert_eq!(told, ["the registry is away; it is tried again"]);
 }
 
 #[test]
