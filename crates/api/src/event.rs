@@ -72,7 +72,7 @@ impl MachineEvent {
             ("update", _, _) => "updated",
             ("destroy", "destroying", _) => "being destroyed",
             ("migrate", _, _) => "came from another host; what it wrote there stayed there",
-            (kind, status, _) => return format!("{kind}: {status}"),
+            (kind, status, _) => return format!("{kind}: {}", reason.unwrap_or(status)),
         };
         match reason {
             Some(reason) => format!("{text}: {reason}"),
@@ -133,6 +133,7 @@ mod tests {
         let again = "restart 2 of 10 in 1s: exited with code 3";
         assert_eq!(event("exit", "restarting", "flyd", Some(again)).remark(), again);
         assert_eq!(event("anything", "else", "flyd", None).remark(), "anything: else");
+        assert_eq!(event("anything", "else", "flyd", Some("why")).remark(), "anything: why");
     }
 
     #[test]
