@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use godwit_api::Span;
@@ -13,7 +14,7 @@ use godwit_net::plan::{Prefix, Prefix4};
 use crate::error::Error;
 
 /// As it stands in the file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Raw {
     /// Everything that this host keeps lies in it.
@@ -22,17 +23,20 @@ pub struct Raw {
     pub listen: SocketAddr,
     /// `http://[addr]:port` by which control reaches the host API.
     pub advertise_url: String,
-    /// The unix socket on which the door finds its agent; `data_dir/door.sock` if absent.
+    /// The unix socket on which the door finds its agent.
+    #[schemars(extend("default" = "DATA_DIR/door.sock"))]
     pub door_socket: Option<PathBuf>,
     /// `[addr]:port` by which edges reach the door.
     pub door_addr: String,
     /// `http://host:port` of control.
     pub control_url: String,
-    /// Needed until the host has joined.
+    /// The join token itself; needed, this or the file, until the host has joined.
     pub join_token: Option<String>,
+    /// Holds control's join token.
     pub join_token_file: Option<PathBuf>,
     /// The wanted name; control adds four digits to it.
     pub name: String,
+    /// Where this host is; requests go to Machines of the edge's own region first. 1 to 32 of a-z, 0-9 and `-`.
     pub region: String,
     pub capacity: RawCapacity,
     #[serde(default)]
@@ -45,7 +49,7 @@ pub struct Raw {
     pub volumes: RawVolumes,
     #[serde(default)]
     pub timing: RawTiming,
-    /// What changes when the host is started anew.
+    /// A file whose content changes when the host is started anew.
     #[serde(default = "default_boot_id_file")]
     pub boot_id_file: PathBuf,
     /// Name servers of Machines come from it, unless their configuration names others.
@@ -56,69 +60,84 @@ pub struct Raw {
     pub lab: bool,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawCapacity {
+    /// CPUs that Machines may have together.
     pub cpus: u32,
+    /// Memory that Machines may have together; leave some to the system.
     pub memory_mb: u64,
+    /// Disk that Machines' writable layers and volumes may have together.
     pub disk_mb: u64,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawDriver {
-    /// `container`; `fake` in the lab.
+    /// `container`; the lab has others.
+    #[schemars(extend("default" = "container"))]
     pub kind: Option<String>,
-    /// The `godwit-shim` binary; beside this program if absent.
+    /// The `godwit-shim` program, which holds a Machine.
+    #[schemars(extend("default" = "godwit-shim beside this program"))]
     pub shim: Option<PathBuf>,
-    /// Under which the Machines' cgroups live; `godwit` if absent.
+    /// The cgroup under which those of Machines lie.
+    #[schemars(extend("default" = "godwit"))]
     pub cgroup_parent: Option<String>,
-    /// State of running containers, best on a tmpfs; `data_dir/run` if absent.
+    /// State of running containers, best on a tmpfs.
+    #[schemars(extend("default" = "DATA_DIR/run"))]
     pub run_dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawNetwork {
-    /// `host`; `none` in the lab.
+    /// `host`; the lab has others.
+    #[schemars(extend("default" = "host"))]
     pub kind: Option<String>,
-    /// Names this host's table and interfaces; `host` if absent.
+    /// Names this host's table of packet rules (`godwit_NAME`) and its links.
+    #[schemars(extend("default" = "host"))]
     pub name: Option<String>,
-    /// `172.20.0.0/14` if absent.
+    /// Where Machines' IPv4 addresses come from; they mean nothing beyond the host.
+    #[schemars(extend("default" = "172.20.0.0/14"))]
     pub pool_v4: Option<String>,
     /// What Machines may not reach, as `address/len`.
     pub denied: Vec<String>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawImages {
-    /// How often unused images are collected; ten minutes if absent.
+    /// How often unused images are collected.
+    #[schemars(extend("default" = "10m", "format" = "duration"))]
     pub collect_interval: Option<Span>,
-    /// What was touched within it is kept; ten minutes if absent.
+    /// An image that was used within it is kept.
+    #[schemars(extend("default" = "10m", "format" = "duration"))]
     pub collect_grace: Option<Span>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawVolumes {
-    /// The program, and its first arguments, that runs a volume's processes; this one and `volume-process` if absent.
+    /// The program, and its first arguments, that runs a volume's processes; empty: this program.
     pub program: Vec<String>,
-    /// Bound on the background copies of all moves to this host together, in bytes a second; 0 or absent: none.
+    /// Bound on the background copies of all moves to this host together, in bytes a second; 0: none.
     pub rate_bytes_per_s: u64,
-    /// The first and the last port on which volumes are served to the host that they move to, one port a volume;
-    /// `4300-4399` if absent.
+    /// The first and the last port on which volumes are served to the host that they move to, one port a volume.
+    #[schemars(extend("default" = "4300-4399"))]
     pub export_ports: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTiming {
-    /// How often placements are pulled without an occasion; 30 s if absent.
+    /// How often placements are pulled without an occasion.
+    #[schemars(extend("default" = "30s", "format" = "duration"))]
     pub pull_interval: Option<Span>,
-    /// How often the host tells what it has and uses; 5 s if absent.
+    /// How often the host tells what it has and uses.
+    #[schemars(extend("default" = "5s", "format" = "duration"))]
     pub host_fact_interval: Option<Span>,
-    /// How long requests in flight may go on when a door closes; 5 s if absent.
+    /// How long requests in flight may go on when a Machine is to stop.
+    #[schemars(extend("default" = "5s", "format" = "duration"))]
     pub drain_timeout: Option<Span>,
 }
 

@@ -40,6 +40,9 @@ pub struct App {
     pub machine_count: u64,
     pub volume_count: u64,
     pub network: String,
+    /// What its owner should know: a raw port that an edge could not open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -6,7 +6,7 @@ use crate::app::{App, AppList, CreateApp, CreatedApp};
 use crate::certificate::{CertificateDetail, CertificateList, ImportCertificate, ListCertificates, RequestCertificate};
 use crate::endpoint::{Empty, Endpoint, Method, Operation};
 use crate::event::MachineEvent;
-use crate::fleet::{Host, Image, Join, Joined};
+use crate::fleet::{EdgePorts, Host, Image, Join, Joined, Stray};
 use crate::lease::{CreateLease, LeaseAnswer};
 use crate::machine::*;
 use crate::migration::{ListMigrations, Migrate, Migration};
@@ -126,6 +126,12 @@ endpoints! {
         "Place nothing new on a host.";
     HostsUncordon = "Hosts_uncordon" Post "/hosts/{host_id}/uncordon" 200 (Empty, Empty) -> Acknowledged,
         "Place on a host again.";
+    HostsStrays = "Hosts_list_strays" Get "/hosts/{host_id}/strays" 200 (Empty, Empty) -> Vec<Stray>,
+        "List what a host holds and no row names.";
+    HostsEndStray = "Hosts_end_stray" Delete "/hosts/{host_id}/strays/{stray_id}" 200 (Empty, Empty) -> Acknowledged,
+        "End what a host holds and no row names, with its data.";
+    EdgesTellPorts = "Edges_tell_ports" Post "/edges/ports" 200 (Empty, EdgePorts) -> Acknowledged,
+        "For edges: tell which public ports could not be opened.";
     ImagesList = "Images_list" Get "/images" 200 (Empty, Empty) -> Vec<Image>, "List the images that control holds.";
     FleetJoin = "Fleet_join" Post "/join" 200 (Empty, Join) -> Joined, "Admit a host or an edge.";
 }

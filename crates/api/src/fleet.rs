@@ -56,6 +56,45 @@ pub struct Host {
     pub last_seen_ms: Option<u64>,
 }
 
+/// What a host holds and no row names: control was put back from an older copy, or lost a create half-way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Stray {
+    /// Of the Machine or the volume.
+    pub id: String,
+    pub host_id: String,
+    /// `machine` or `volume`.
+    pub kind: String,
+    /// The app that it belonged to; it may be no more.
+    pub app: String,
+    /// Of a Machine, as its host tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<crate::machine::MachineState>,
+    /// What a volume takes of the host's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated_bytes: Option<u64>,
+    /// RFC 3339: when its host last saw it change.
+    pub updated_at: String,
+    /// It was told to end, and its host has not done so yet.
+    pub ending: bool,
+}
+
+/// What an edge tells of public ports (`POST /v1/edges/ports`). Control keeps it in memory for `EDGE_PORTS_KEPT_MS`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EdgePorts {
+    /// Those that the edge itself listens on.
+    pub own: Vec<u16>,
+    /// Raw ports of apps that it could not open.
+    pub closed: Vec<ClosedPort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClosedPort {
+    pub port: u16,
+    pub why: String,
+}
+
+pub const EDGE_PORTS_KEPT_MS: u64 = 60_000;
+
 /// An image that control holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {

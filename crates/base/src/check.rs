@@ -142,7 +142,7 @@ pub async fn control(url: &str, client: Client) -> Check {
 /// Who this server is in the fleet, or the token by which it will join.
 pub fn identity(identity: &Path, token: Option<&str>, token_file: Option<&Path>) -> Check {
     let check = "join_token_file";
-    if identity.exists() {
+    if has_key(identity) {
         return Check::ok(check, format!("joined already: {}", identity.display()));
     }
     match (token, token_file) {
@@ -157,6 +157,12 @@ pub fn identity(identity: &Path, token: Option<&str>, token_file: Option<&Path>)
             "copy control's join-token here and name it by join_token_file",
         ),
     }
+}
+
+/// A file without a key is one of a server that has begun to join.
+fn has_key(identity: &Path) -> bool {
+    let bytes = std::fs::read(identity).unwrap_or_default();
+    serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|kept| kept["key"].is_string())
 }
 
 #[cfg(test)]
@@ -208,7 +214,9 @@ mod tests {
         std::fs::write(&token, "gwj_1").unwrap();
         assert_eq!(identity(&kept, None, Some(&token)).level, Level::Ok);
         std::fs::remove_file(&token).unwrap();
-        std::fs::write(&kept, "{}").unwrap();
+        std::fs::write(&kept, r#"{"incarnation": "1", "key": null}"#).unwrap();
+        assert_eq!(identity(&kept, None, Some(&token)).level, Level::Error, "it has begun to join");
+        std::fs::write(&kept, r#"{"key": "gwe_1"}"#).unwrap();
         assert_eq!(identity(&kept, None, Some(&token)).level, Level::Ok);
     }
 }

@@ -48,6 +48,8 @@ pub enum Verb {
     Traffic,
     Start,
     StopIfIdle,
+    /// Of itself, to control's memory: no row.
+    Tell,
 }
 
 /// The answer to a caller who may not. Names caller, verb and thing.
@@ -72,6 +74,7 @@ impl Verb {
             Self::Traffic => "send traffic to",
             Self::Start => "start",
             Self::StopIfIdle => "stop",
+            Self::Tell => "tell of its ports",
         }
     }
 }
@@ -100,7 +103,7 @@ pub fn may(peer: &Peer, verb: Verb, key: &str) -> Result<(), Forbidden> {
                 || under(key, keys::CERTIFICATES)
                 || under(key, keys::CHALLENGES)
         }
-        (Peer::Edge(_), Verb::Traffic | Verb::Start | Verb::StopIfIdle) => true,
+        (Peer::Edge(_), Verb::Traffic | Verb::Start | Verb::StopIfIdle | Verb::Tell) => true,
         _ => false,
     };
     if allowed {

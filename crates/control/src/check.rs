@@ -3,13 +3,17 @@
 use std::path::Path;
 
 use godwit_base::check::{self, Check};
+use godwit_base::telemetry::chain;
 
 use crate::config::Config;
+use crate::tls::Files;
 
 /// All that `godwit run control --check` looks at.
 pub fn check(config: &Config) -> Vec<Check> {
     let mut found = vec![check::folder("data_dir", &config.data_dir), check::listen("listen", config.listen)];
     found.extend(config.listen_also.iter().map(|address| check::listen("listen_also", *address)));
+    found.extend(config.listen_https.iter().map(|address| check::listen("listen_https", *address)));
+    found.extend(config.tls.as_ref().map(certificate));
     found.push(token("admin_token_file", &config.admin_token_file));
     found.push(token("join_token_file", &config.join_token_file));
     if config.restored {
@@ -27,6 +31,13 @@ pub fn check(config: &Config) -> Vec<Check> {
         ));
     }
     found
+}
+
+fn certificate(files: &Files) -> Check {
+    match files.load() {
+        Ok(_) => Check::ok("tls_certificate", format!("{} can be served", files.certificate.display())),
+        Err(error) => Check::error("tls_certificate", chain(&error), "name a PEM file with the chain, and its own key"),
+    }
 }
 
 /// It stands, or the first start writes it.

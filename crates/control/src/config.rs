@@ -4,12 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::StartError;
+use crate::raw_ports::RawPorts;
+use crate::tls::Files;
 
 /// As it stands in a file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Raw {
     /// Holds the store, the images and the tokens.
@@ -19,14 +22,23 @@ pub struct Raw {
     /// Further addresses of the API: one for people, one for hosts.
     #[serde(default)]
     pub listen_also: Vec<String>,
+    /// Addresses of the API over TLS, for people; needs `tls_certificate` and `tls_private_key`.
+    #[serde(default)]
+    pub listen_https: Vec<String>,
+    /// PEM of the certificate that `listen_https` shows, with its chain. Read anew when it changes, and on SIGHUP.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM of the certificate's private key.
+    pub tls_private_key: Option<PathBuf>,
     /// `sqlite`: the embedded store in `data_dir`.
     #[serde(default = "sqlite")]
     pub store: String,
-    /// Holds the first operator's token; written at the first start. Default `data_dir/admin-token`.
+    /// Holds the first operator's token; written at the first start.
+    #[schemars(extend("default" = "DATA_DIR/admin-token"))]
     pub admin_token_file: Option<PathBuf>,
-    /// Holds the token that admits hosts and edges; written at the first start. Default `data_dir/join-token`.
+    /// Holds the token that admits hosts and edges; written at the first start.
+    #[schemars(extend("default" = "DATA_DIR/join-token"))]
     pub join_token_file: Option<PathBuf>,
-    /// The URL by which others reach the API. Default `http://LISTEN`.
+    /// The URL by which others reach the API; for people who read this file: nothing uses it yet.
     pub advertise_url: Option<String>,
     /// Names the fleet in its address plan.
     #[serde(default = "fleet")]
@@ -49,12 +61,15 @@ pub struct Raw {
     /// The port at which a host name is asked for when it is checked.
     #[serde(default = "check_http_port")]
     pub check_http_port: u16,
+    /// Public ports that apps may have opened for raw TCP, each a port or `FIRST-LAST`. HTTP handlers' ports are not meant.
+    #[serde(default = "raw_ports")]
+    pub raw_ports: Vec<String>,
     /// The authority that issues certificates; absent: none.
     pub acme: Option<RawAcme>,
 }
 
 /// `[acme]`. By naming an authority its terms of service are agreed to.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawAcme {
     /// Let's Encrypt's is `https://acme-v02.api.letsencrypt.org/directory`.
@@ -62,7 +77,7 @@ pub struct RawAcme {
     /// `mailto:…`, whom the authority may tell of trouble.
     #[serde(default)]
     pub contact: Vec<String>,
-    /// PEM of the root that the directory's own certificate must come from. Default: those of this system.
+    /// PEM of the root that the directory's own certificate must come from; absent: those of this system.
     pub root_file: Option<PathBuf>,
     /// Kinds of challenge, in the order in which they are tried.
     #[serde(default = "challenges")]
@@ -78,6 +93,9 @@ pub struct RawAcme {
     pub retry_first_ms: u64,
 }
 
+fn raw_ports() -> Vec<String> {
+    vec![crate::raw_ports::DEFAULT.into()]
+}
 fn check_http_port() -> u16 {
     80
 }
@@ -120,6 +138,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
     pub listen_also: Vec<SocketAddr>,
+    pub listen_https: Vec<SocketAddr>,
+    /// There if `listen_https` names an address.
+    pub tls: Option<Files>,
     pub admin_token_file: PathBuf,
     pub join_token_file: PathBuf,
     pub advertise_url: Option<String>,
@@ -130,6 +151,7 @@ pub struct Config {
     pub destroyed_kept: Duration,
     pub public_addresses: Vec<IpAddr>,
     pub check_http_port: u16,
+    pub raw_ports: RawPorts,
     pub acme: Option<Acme>,
 }
 
@@ -195,21 +217,39 @@ impl TryFrom<Raw> for Config {
             text.parse().map_err(|_| StartError::Config { field, why: format!("{text:?} is no address:port") })
         };
         let listen = address("listen", &raw.listen)?;
-        let listen_also = raw.listen_also.iter().map(|text| address("listen_also", text)).collect::<Result<_, _>>()?;
+        let listen_also: Vec<_> =
+            raw.listen_also.iter().map(|text| address("listen_also", text)).collect::<Result<_, _>>()?;
+        let listen_https: Vec<_> =
+            raw.listen_https.iter().map(|text| address("listen_https", text)).collect::<Result<_, _>>()?;
+        let tls = match (raw.tls_certificate, raw.tls_private_key) {
+            (Some(certificate), Some(key)) => Some(Files { certificate, key }),
+            (None, None) if listen_https.is_empty() => None,
+            _ => {
+                let why = "listen_https, tls_certificate and tls_private_key go together";
+                return Err(wrong("listen_https", why.into()));
+            }
+        };
         if let Some(url) = raw.advertise_url.as_deref().filter(|url| !url.starts_with("http://")) {
             return Err(wrong("advertise_url", format!("{url:?} does not begin with http://")));
         }
         if raw.lost_after_ms == 0 {
             return Err(wrong("lost_after_ms", "0 would lose every host".into()));
         }
+        let held = std::iter::once(&listen).chain(&listen_also).chain(&listen_https).map(SocketAddr::port).collect();
+        let raw_ports = RawPorts::new(&raw.raw_ports, held).ok_or_else(|| {
+            wrong("raw_ports", "write each as a port or as FIRST-LAST, such as \"1024-65535\"".into())
+        })?;
         let public =
             |text: &String| text.parse().map_err(|_| wrong("public_addresses", format!("{text:?} is no IP address")));
         Ok(Self {
             public_addresses: raw.public_addresses.iter().map(public).collect::<Result<_, _>>()?,
             check_http_port: raw.check_http_port,
+            raw_ports,
             acme: raw.acme.map(Acme::try_from).transpose()?,
             listen,
             listen_also,
+            listen_https,
+            tls,
             admin_token_file: raw.admin_token_file.unwrap_or_else(|| raw.data_dir.join("admin-token")),
             join_token_file: raw.join_token_file.unwrap_or_else(|| raw.data_dir.join("join-token")),
             advertise_url: raw.advertise_url,

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_api::error::Status;
 use godwit_api::row::{GenerationRow, MachineRow, TokenRow, VolumeRow};
@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::edge_ports::Told;
 use crate::hosts::HostClients;
 use crate::liveness::Liveness;
 use crate::stalls::{STALLED_AFTER, Stalls};
@@ -53,6 +54,7 @@ pub struct Control {
     pub(crate) metrics: Metrics,
     pub(crate) counters: Counters,
     pub(crate) stalls: Stalls,
+    pub(crate) edge_ports: Told,
     pub(crate) join_token_sha256: String,
     pub(crate) waits: Semaphore,
     pub(crate) uploads: Semaphore,
@@ -91,6 +93,7 @@ impl Control {
         let control = Arc::new(Self {
             counters: Counters::register(&metrics),
             stalls: Stalls::new(STALLED_AFTER),
+            edge_ports: Told::default(),
             liveness: Liveness::new(config.lost_after),
             hosts: HostClients::default(),
             join_token_sha256: secret::sha256_hex(&join),
@@ -206,6 +209,18 @@ impl Control {
             return Err(ApiError::conflict(format!("Machine {machine} is destroyed or being destroyed")));
         }
         Ok(row)
+    }
+
+    /// 422 for a raw port that apps may not have, or that an edge listens on itself.
+    pub(crate) fn may_open(&self, ports: &[u16]) -> Result<(), ApiError> {
+        self.config.raw_ports.judge(ports)?;
+        let now = Instant::now();
+        match ports.iter().find_map(|port| Some((port, self.edge_ports.owner(*port, now)?))) {
+            None => Ok(()),
+            Some((port, edge)) => Err(ApiError::unprocessable(format!(
+                "config.services: port {port} cannot be opened for raw TCP: edge {edge} itself listens on it; choose another"
+            ))),
+        }
     }
 
     /// A volume's row, or the 404 that names what is unknown.

@@ -13,10 +13,14 @@
 //! | `certificates` | can this pair be served for this name (pure) |
 //! | `acme` | certificates from an authority: ordered and renewed |
 //! | `hostnames`, `reach` | host names of apps, and whether they lead here |
+//! | `raw_ports` | which public ports apps may have for raw TCP (pure) |
+//! | `strays` | what hosts hold and no row names (pure) |
+//! | `edge_ports` | which public ports edges could not open, in memory |
 //! | `stalls` | which moves stand still, in memory |
 //! | `http`, `handlers` | the API, one file a noun |
 //! | `hosts`, `liveness` | calls to agents, and who is there |
 //! | `check` | what is looked at before a start |
+//! | `tls` | the pair by which the API is served over TLS |
 //! | `reconcile` | what follows from facts, without an input |
 
 mod acme;
@@ -26,6 +30,7 @@ mod check;
 pub mod config;
 mod control;
 mod counters;
+mod edge_ports;
 mod handlers;
 mod hostnames;
 mod hosts;
@@ -37,11 +42,14 @@ mod moving;
 mod names;
 pub mod place;
 mod placing;
+mod raw_ports;
 mod reach;
 mod reconcile;
 mod routes;
 mod stalls;
+mod strays;
 mod subject;
+mod tls;
 mod validate;
 mod versions;
 mod view;
@@ -54,7 +62,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_base::TaskGroup;
-use godwit_base::http::server::serve_tcp;
+use godwit_base::http::server::{serve_tcp, serve_tls};
 use tokio::net::TcpListener;
 
 pub use check::check;
@@ -78,6 +86,8 @@ pub enum StartError {
     Images(#[source] godwit_oci::Error),
     #[error("cannot listen on {address}")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("cannot serve the API over TLS")]
+    Tls(#[source] godwit_base::http::tls::TlsError),
     #[error("the fleet store told nothing for {waited_s} s")]
     StoreSilent { waited_s: u64 },
 }
@@ -89,24 +99,48 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         let bound = TcpListener::bind(address).await;
         listeners.push(bound.map_err(|source| StartError::Listen { address, source })?);
     }
+    let mut secured = Vec::new();
+    for &address in &config.listen_https {
+        let bound = TcpListener::bind(address).await;
+        secured.push(bound.map_err(|source| StartError::Listen { address, source })?);
+    }
+    let pair = match config.tls.clone() {
+        Some(files) => Some((tokio::sync::watch::Sender::new(files.load()?), files)),
+        None => None,
+    };
     let control = Control::open(config).await?;
-    serve_all(control, listeners, shutdown).await;
+    let group = TaskGroup::new();
+    for listener in secured {
+        let Some((served, _)) = &pair else { break };
+        told(&listener, "https");
+        group.spawn(serve_tls(listener, served.subscribe(), router(control.clone()), group.clone()));
+    }
+    group.spawn_cancellable(tls::follow(pair));
+    serve_all(control, listeners, group, shutdown).await;
     Ok(())
 }
 
 /// The same on a listener and a control that are open already.
 pub async fn serve(control: Arc<Control>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
-    serve_all(control, vec![listener], shutdown).await;
+    serve_all(control, vec![listener], TaskGroup::new(), shutdown).await;
 }
 
-async fn serve_all(control: Arc<Control>, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
-    let group = TaskGroup::new();
+fn told(listener: &TcpListener, scheme: &str) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, scheme, "control serves");
+    }
+}
+
+async fn serve_all(
+    control: Arc<Control>,
+    listeners: Vec<TcpListener>,
+    group: TaskGroup,
+    shutdown: impl Future<Output = ()>,
+) {
     reconcile::start(&control, &group);
     let router = router(control);
     for listener in listeners {
-        if let Ok(address) = listener.local_addr() {
-            tracing::info!(%address, "control serves");
-        }
+        told(&listener, "http");
         group.spawn(serve_tcp(listener, router.clone(), group.clone()));
     }
     shutdown.await;

@@ -184,6 +184,7 @@ pub fn app(row: &AppRow, machines: u64, volumes: u64) -> App {
         machine_count: machines,
         volume_count: volumes,
         network: row.network.clone(),
+        warnings: Vec::new(),
     }
 }
 

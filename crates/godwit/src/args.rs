@@ -49,6 +49,9 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub token: Option<String>,
+    /// Trust an https:// address by the authorities in this PEM file, not by the system's
+    #[arg(long, global = true, env = "GODWIT_CA_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub ca_file: Option<String>,
     /// When to use colour; NO_COLOR turns it off too
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
     pub color: ColorChoice,

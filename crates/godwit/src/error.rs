@@ -57,6 +57,12 @@ impl std::error::Error for CliError {}
 impl From<CallError> for CliError {
     fn from(error: CallError) -> Self {
         match &error {
+            CallError::Connect { .. } if is_distrust(&error) => {
+                Self::new(Exit::Unreachable, godwit_base::telemetry::chain(&error)).hint(
+                    "the server's certificate is not trusted; name its authority's PEM file by --ca-file, GODWIT_CA_FILE or \
+                     `godwit config set ca-file FILE`",
+                )
+            }
             CallError::Connect { url, .. } => Self::new(
                 Exit::Unreachable,
                 format!("cannot reach Godwit's API: {}", godwit_base::telemetry::chain(&error)),
@@ -93,6 +99,11 @@ impl From<CallError> for CliError {
             }
         }
     }
+}
+
+/// rustls says "invalid peer certificate", with the reason behind it.
+fn is_distrust(error: &CallError) -> bool {
+    godwit_base::telemetry::chain(error).contains("invalid peer certificate")
 }
 
 /// `http://host:port` of a URL.

@@ -1,7 +1,8 @@
-//! Calling HTTP: JSON endpoints, raw requests, streamed bodies; over TCP with pooled connections or over a unix
-//! socket. Every call has a deadline for its head; bodies that stream have none but the caller's.
+//! Calling HTTP: JSON endpoints, raw requests, streamed bodies; over TCP with pooled connections (with TLS for `https://`),
+//! or over a unix socket. Every call has a deadline for its head; bodies that stream have none but the caller's.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,11 +12,14 @@ use godwit_api::{ApiError, Method};
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::BoxBody};
 use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::tls::{self, TlsError};
 
 /// The body type of every request that leaves.
 pub type Body = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -65,7 +69,7 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 
 #[derive(Clone)]
 enum Route {
-    /// `http://host:port`, no trailing slash.
+    /// `http://host:port` or `https://host:port`, no trailing slash.
     Tcp(String),
     Unix(PathBuf),
 }
@@ -75,13 +79,32 @@ enum Route {
 pub struct Client {
     route: Route,
     bearer: Option<String>,
-    pool: legacy::Client<HttpConnector, Body>,
+    pool: Pool,
+}
+
+#[derive(Clone)]
+enum Pool {
+    Plain(legacy::Client<HttpConnector, Body>),
+    Tls(legacy::Client<HttpsConnector<HttpConnector>, Body>),
+    /// There is nothing to trust a server by: each call says why.
+    None(Arc<TlsError>),
 }
 
 impl Client {
-    /// `base` is `http://host:port`.
+    /// `base` is `http://host:port`, or `https://host:port` of a server whose certificate comes from an authority that this
+    /// system trusts.
     pub fn tcp(base: &str, bearer: Option<String>) -> Self {
-        Self { route: Route::Tcp(base.trim_end_matches('/').to_owned()), bearer, pool: pool() }
+        let pool = match base.starts_with("https://") {
+            true => tls::trust_system().map_or_else(|error| Pool::None(Arc::new(error)), |config| secured(&config)),
+            false => pool(),
+        };
+        Self { route: Route::Tcp(base.trim_end_matches('/').to_owned()), bearer, pool }
+    }
+
+    /// The same, where the certificate must come from an authority of this PEM file and no other.
+    pub fn trusting(base: &str, bearer: Option<String>, ca_file: &Path) -> Result<Self, TlsError> {
+        let pool = secured(&tls::trust_only(ca_file)?);
+        Ok(Self { route: Route::Tcp(base.trim_end_matches('/').to_owned()), bearer, pool })
     }
 
     pub fn unix(path: &Path) -> Self {
@@ -199,7 +222,11 @@ impl Client {
             url.parse().map_err(|error| CallError::Garbled { url: url.clone(), why: format!("bad URL: {error}") })?;
         let answer = async {
             match &self.route {
-                Route::Tcp(_) => self.pool.request(request).await.map_err(|error| sort(&url, error)),
+                Route::Tcp(_) => match &self.pool {
+                    Pool::Plain(pool) => pool.request(request).await.map_err(|error| sort(&url, error)),
+                    Pool::Tls(pool) => pool.request(request).await.map_err(|error| sort(&url, error)),
+                    Pool::None(error) => Err(CallError::Connect { url: url.clone(), source: error.to_string().into() }),
+                },
                 Route::Unix(socket) => over_unix(socket, &url, request).await,
             }
         };
@@ -232,7 +259,7 @@ impl Client {
     }
 }
 
-fn pool() -> legacy::Client<HttpConnector, Body> {
+fn connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_nodelay(true);
@@ -240,10 +267,25 @@ fn pool() -> legacy::Client<HttpConnector, Body> {
     connector.set_keepalive(Some(KEEPALIVE_IDLE));
     connector.set_keepalive_interval(Some(KEEPALIVE_IDLE / 3));
     connector.set_keepalive_retries(Some(3));
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(Duration::from_secs(20))
-        .pool_max_idle_per_host(16)
-        .build(connector)
+    connector
+}
+
+fn builder() -> legacy::Builder {
+    let mut builder = legacy::Client::builder(TokioExecutor::new());
+    builder.pool_idle_timeout(Duration::from_secs(20)).pool_max_idle_per_host(16);
+    builder
+}
+
+fn pool() -> Pool {
+    Pool::Plain(builder().build(connector()))
+}
+
+fn secured(config: &rustls::ClientConfig) -> Pool {
+    let mut connector = connector();
+    // The scheme is looked at by whoever wraps it.
+    connector.enforce_http(false);
+    let wrapped = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(config.clone()).https_or_http();
+    Pool::Tls(builder().build(wrapped.enable_http1().wrap_connector(connector)))
 }
 
 fn sort(url: &str, error: legacy::Error) -> CallError {

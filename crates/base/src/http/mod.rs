@@ -1,8 +1,9 @@
-//! HTTP served and called. Plain TCP and unix sockets today; TLS joins at two places: where `server` accepts and
-//! where `client` connects.
+//! HTTP served and called: over TCP, with or without TLS, and over unix sockets. TLS joins at two places: where `server`
+//! accepts and where `client` connects.
 
 pub mod client;
 pub mod server;
+pub mod tls;
 pub mod upgrade;
 
 use axum::Json;

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,11 +13,15 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 
 use crate::task::TaskGroup;
 
 /// A client that has not sent its head by then is closed.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes at once; they cost more than what follows.
+const HANDSHAKES_MAX: usize = 1_024;
 /// How long requests in flight may go on after the stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -37,6 +42,47 @@ pub async fn serve_tcp(listener: TcpListener, router: Router, group: TaskGroup) 
             }
             Err(error) => pause_after_accept_error(&error).await,
         }
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
+}
+
+/// The same with TLS. The certificate is the one that `secured` holds when a connection comes.
+pub async fn serve_tls(
+    listener: TcpListener,
+    secured: watch::Receiver<Arc<rustls::ServerConfig>>,
+    router: Router,
+    group: TaskGroup,
+) {
+    let graceful = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = group.stopping() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                pause_after_accept_error(&error).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
+        // Whoever comes while so many shake hands is closed: waiting here would hold up those that can.
+        let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+        let acceptor = TlsAcceptor::from(secured.borrow().clone());
+        let (router, watcher) = (router.clone(), graceful.watcher());
+        tokio::spawn(async move {
+            let shaken = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await;
+            drop(permit);
+            match shaken {
+                Ok(Ok(stream)) => drop(watcher.watch(connection(stream, router)).await),
+                Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+                Err(_) => tracing::debug!("a handshake took too long"),
+            }
+        });
     }
     drop(listener);
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
@@ -75,12 +121,7 @@ fn serve_connection<S>(stream: S, router: Router, graceful: &GracefulShutdown)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new());
-    let connection =
-        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
-    let watched = graceful.watch(connection);
+    let watched = graceful.watch(connection(stream, router));
     tokio::spawn(async move {
         if let Err(error) = watched.await {
             tracing::debug!(%error, "connection ended");
@@ -98,6 +139,19 @@ fn keep_alive(stream: &tokio::net::TcpStream) {
     let _ = setsockopt(stream, sockopt::TcpKeepIdle, &idle_s);
     let _ = setsockopt(stream, sockopt::TcpKeepInterval, &(idle_s / 3));
     let _ = setsockopt(stream, sockopt::TcpKeepCount, &3);
+}
+
+fn connection<S>(
+    stream: S,
+    router: Router,
+) -> auto::UpgradeableConnection<'static, TokioIo<S>, TowerToHyperService<Router>, TokioExecutor>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new());
+    builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned()
 }
 
 /// Out of descriptors is the usual reason: going on at once would spin.

@@ -49,7 +49,9 @@ pub async fn show(call: Call<AppsShow>) -> Result<App, ApiError> {
     let app = call.app()?;
     let world = call.control.world();
     let row = world.apps.get(&app).ok_or_else(|| no_app(&app))?;
-    Ok(view::app(row, living(&world, &app), volumes(&world, &app)))
+    let ports: Vec<u16> = world.ports.iter().filter(|(_, row)| row.app == app).map(|(port, _)| *port).collect();
+    let warnings = call.control.edge_ports.warnings(&ports, std::time::Instant::now());
+    Ok(App { warnings, ..view::app(row, living(&world, &app), volumes(&world, &app)) })
 }
 
 /// Without Machines, or by force with them: each becomes a tombstone, which outlives the app until its host has

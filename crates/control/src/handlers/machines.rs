@@ -84,6 +84,7 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
     if let Some(name) = &name {
         validate::machine_name(name)?;
     }
+    control.may_open(&raw_ports(&body.config))?;
     fits_somewhere(control, &body.config)?;
     let image_ref = control.pin_image(&body.config.image).await?;
     let instance_id = InstanceId::from_parts(clock::unix_ms(), secret::random_u128());
@@ -220,6 +221,9 @@ fn update_rows(
         next.name = name.to_owned();
     }
     let (old_ports, new_ports) = (raw_ports(&row.config), raw_ports(&next.config));
+    // What it has it keeps, whatever the operator allows today.
+    let added: Vec<u16> = new_ports.iter().filter(|port| !old_ports.contains(port)).copied().collect();
+    control.may_open(&added)?;
     claim_ports(&world, &row.app, &new_ports, &mut txn)?;
     let given_back: Vec<u16> = old_ports.into_iter().filter(|port| !new_ports.contains(port)).collect();
     release_ports(&world, row, &given_back, &mut txn);

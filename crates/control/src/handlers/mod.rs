@@ -2,6 +2,7 @@
 
 mod apps;
 mod certificates;
+mod edges;
 mod fleet;
 mod images;
 mod join;
@@ -11,6 +12,7 @@ mod machines;
 mod metadata;
 mod migrations;
 mod run;
+mod strays;
 mod streams;
 mod volumes;
 mod wait;
@@ -80,9 +82,12 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         HostsShow => fleet::show;
         HostsCordon => fleet::cordon;
         HostsUncordon => fleet::uncordon;
+        HostsStrays => strays::list;
+        HostsEndStray => strays::end;
         ImagesList => images::list;
     }
     router = route::<FleetJoin, _, _>(router, Verb::Join, join::join);
+    router = route::<EdgesTellPorts, _, _>(router, Verb::Tell, edges::ports);
     router
         .route(IMAGE_UPLOAD, post(images::upload).layer(DefaultBodyLimit::disable()))
         .route(MACHINE_LOGS, get(logs::stream))

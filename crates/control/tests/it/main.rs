@@ -19,4 +19,5 @@ mod moves_faults;
 mod outcomes;
 mod reference;
 mod routes;
+mod strays;
 mod volumes;

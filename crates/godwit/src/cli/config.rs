@@ -18,7 +18,7 @@ pub enum Command {
         #[arg(long)]
         reveal: bool,
     },
-    /// Set one of: api-url, token, app
+    /// Set one of: api-url, token, ca-file, app
     Set { name: Name, value: String },
     /// Forget one of them
     Unset { name: Name },
@@ -35,6 +35,7 @@ pub enum Command {
 pub enum Name {
     ApiUrl,
     Token,
+    CaFile,
     App,
 }
 
@@ -50,6 +51,7 @@ pub fn run(command: Command, global: &Global) -> Result<()> {
                     file.api_url = Some(value);
                 }
                 Name::Token => file.token = Some(value),
+                Name::CaFile => file.ca_file = Some(whole_path(&value)?),
                 Name::App => file.app = Some(value),
             }
             written(output, &file)
@@ -59,6 +61,7 @@ pub fn run(command: Command, global: &Global) -> Result<()> {
             match name {
                 Name::ApiUrl => file.api_url = None,
                 Name::Token => file.token = None,
+                Name::CaFile => file.ca_file = None,
                 Name::App => file.app = None,
             }
             written(output, &file)
@@ -87,14 +90,27 @@ fn show(global: &Global, output: Output, reveal: bool) -> Result<()> {
         return output.json(&serde_json::json!({
             "api_url": value(&Some(settings.api_url)),
             "token": value(&token),
+            "ca_file": value(&settings.ca_file),
             "app": value(&settings.app),
         }));
     }
     let text = |setting: Option<(String, Origin)>| {
         setting.map_or_else(|| "(not set)".to_owned(), |(value, origin)| format!("{value}  ({})", origin.as_str()))
     };
-    output.facts(&[("api-url", text(Some(settings.api_url))), ("token", text(token)), ("app", text(settings.app))]);
+    let (ca_file, app) = (text(settings.ca_file), text(settings.app));
+    output.facts(&[
+        ("api-url", text(Some(settings.api_url))),
+        ("token", text(token)),
+        ("ca-file", ca_file),
+        ("app", app),
+    ]);
     Ok(())
+}
+
+/// Wherever a command is run from later. It must be readable now.
+fn whole_path(file: &str) -> Result<String> {
+    let path = std::fs::canonicalize(file).map_err(|error| CliError::usage(format!("cannot read {file}: {error}")))?;
+    Ok(path.display().to_string())
 }
 
 /// Enough to tell two tokens apart, too little to use one.

@@ -45,8 +45,14 @@ pub struct AppOption {
 impl Context {
     pub fn new(global: &Global) -> Result<Self> {
         let settings = Settings::load(global)?;
+        let (url, token) = (&settings.api_url.0, settings.token.map(|(token, _)| token));
+        let client = match settings.ca_file {
+            Some((file, _)) if url.starts_with("https://") => Client::trusting(url, token, file.as_ref())
+                .map_err(|error| CliError::usage(error.to_string()).hint("see `godwit config show`"))?,
+            _ => Client::tcp(url, token),
+        };
         Ok(Self {
-            client: Client::tcp(&settings.api_url.0, settings.token.map(|(token, _)| token)),
+            client,
             output: Output { json: global.json, quiet: global.quiet, style: Style::for_stdout(global.color) },
             yes: global.yes,
             default_app: settings.app.map(|(app, _)| app),

@@ -1,5 +1,7 @@
 //! `godwit host`: the servers that run Machines.
 
+mod strays;
+
 use clap::Subcommand;
 use godwit_api::HostId;
 use godwit_api::endpoint::Empty;
@@ -21,6 +23,13 @@ pub enum Command {
     Cordon { id: String },
     /// Place on a host again
     Uncordon { id: String },
+    /// What hosts hold and no record of control names: list it, or end it
+    ///
+    /// There is such a thing after control was restored from an older backup. Hosts leave it alone.
+    Strays {
+        #[command(subcommand)]
+        command: Option<strays::Command>,
+    },
 }
 
 pub async fn run(command: Command, context: &Context) -> Result<()> {
@@ -59,6 +68,7 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
                 ("Drivers", host.drivers.join(", ")),
             ]);
         }
+        Command::Strays { command } => return strays::run(command, context).await,
         Command::Cordon { id } => {
             let id = parse(&id)?;
             let answer = client.call::<HostsCordon>(&[id.as_str()], &Empty {}, &Empty {}).await?;
@@ -93,6 +103,6 @@ fn row(host: &Host) -> [String; 8] {
     ]
 }
 
-fn parse(id: &str) -> Result<HostId> {
+pub(super) fn parse(id: &str) -> Result<HostId> {
     HostId::parse(id).map_err(|error| CliError::usage(error.to_string()))
 }

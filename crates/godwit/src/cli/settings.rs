@@ -19,6 +19,9 @@ pub struct UserFile {
     pub api_url: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// PEM of the authorities that `https://` addresses are trusted by, instead of the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
     /// The app that commands mean when they name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<String>,
@@ -44,6 +47,7 @@ impl Origin {
 pub struct Settings {
     pub api_url: (String, Origin),
     pub token: Option<(String, Origin)>,
+    pub ca_file: Option<(String, Origin)>,
     pub app: Option<(String, Origin)>,
 }
 
@@ -59,6 +63,7 @@ impl Settings {
             api_url: choose(&global.api_url, file.api_url)
                 .unwrap_or_else(|| (DEFAULT_API_URL.to_owned(), Origin::Default)),
             token: choose(&global.token, file.token),
+            ca_file: choose(&global.ca_file, file.ca_file),
             app: choose(&app, file.app),
         };
         check_url(&settings.api_url.0)?;
@@ -66,15 +71,15 @@ impl Settings {
     }
 }
 
-/// `http://host:port`, with `/v1` forgiven, for that is part of each path already.
+/// `http://host:port` or `https://host:port`.
 pub fn check_url(url: &str) -> Result<()> {
-    let rest = url.strip_prefix("http://");
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     let fits = rest.is_some_and(|rest| !rest.is_empty() && rest.parse::<http::uri::Authority>().is_ok());
     if fits {
         return Ok(());
     }
     Err(CliError::usage(format!("{url:?} is no address of an API"))
-        .hint("write it as http://HOST:PORT, without a path"))
+        .hint("write it as http://HOST:PORT or https://HOST:PORT, without a path"))
 }
 
 pub fn user_file_path() -> Result<PathBuf> {

@@ -23,6 +23,7 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
     if output.json {
         return output.json(&serde_json::json!({ "app": app, "machines": machines }));
     }
+    app.warnings.iter().for_each(|warning| output.warn(warning));
     output.facts(&[("App", app.name), ("Status", app.status), ("Machines", machines.len().to_string())]);
     if machines.is_empty() {
         output.say(format!("\nIt has no Machines yet: `godwit machine run IMAGE -a {name}` makes one."));

@@ -17,6 +17,7 @@ mod postgres;
 mod programs;
 mod reach;
 mod roles;
+mod servers;
 mod starts;
 mod support;
 mod updates;

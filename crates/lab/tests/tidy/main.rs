@@ -1,6 +1,8 @@
 //! The house keeps its order: floors, pure files, file heads, fresh API description, and a verification page that
 //! names tests which exist. Reads the tree as text; must not start anything but `cargo metadata`.
 
+mod configuration;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -302,4 +304,30 @@ fn the_example_configurations_are_accepted() {
     accept::<godwit_agent::Raw, godwit_agent::Config>("agent.toml");
     accept::<godwit_proxy::door::RawDoorConfig, godwit_proxy::door::DoorConfig>("door.toml");
     accept::<godwit_proxy::edge::RawEdgeConfig, godwit_proxy::edge::EdgeConfig>("edge.toml");
+}
+
+/// The units that docs/operate.md tells people to copy are what systemd understands. Without systemd here there is nobody
+/// who could say.
+#[test]
+fn the_example_units_are_what_systemd_understands() {
+    let folder = root().join("docs/examples/systemd");
+    let mut units: Vec<PathBuf> =
+        std::fs::read_dir(&folder).expect("the units").map(|entry| entry.expect("an entry").path()).collect();
+    units.sort();
+    assert_eq!(units.len(), 4, "{units:?}");
+    for unit in &units {
+        let name = unit.file_stem().expect("a name").to_string_lossy().into_owned();
+        let role = name.strip_prefix("godwit-").expect("godwit-ROLE");
+        let start = format!("ExecStart=/usr/local/bin/godwit run {role} --config /etc/godwit/{role}.toml\n");
+        assert!(read(unit).contains(&start), "{name} starts its role with its file");
+    }
+    let Ok(output) = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&units).output() else { return };
+    let said = String::from_utf8_lossy(&output.stderr);
+    // The program is not installed where tests run; everything else is a mistake.
+    let wrong: Vec<&str> = said
+        .lines()
+        .filter(|line| units.iter().any(|unit| line.contains(unit.file_name().and_then(|n| n.to_str()).unwrap_or(""))))
+        .filter(|line| !line.contains("/usr/local/bin/godwit is not executable"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

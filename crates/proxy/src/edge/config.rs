@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use godwit_api::ids::AppName;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::peers::Range;
 use crate::Error;
 
 /// As it stands in the file.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawEdgeConfig {
     /// Addresses for HTTP, each `addr:port`.
@@ -49,14 +50,17 @@ pub struct RawEdgeConfig {
     pub redirect_https_port: Option<u16>,
     /// `http://addr:port` of control, without `/v1`.
     pub control_url: String,
+    /// Where this edge is; Machines of the same region are asked first. 1 to 32 of a-z, 0-9 and `-`.
     pub region: String,
     /// The name to join under.
     #[serde(default = "default_name")]
     pub name: String,
     /// Holds id and key; written when the edge joins.
     pub identity_file: PathBuf,
+    /// The join token itself; needed, this or the file, until the edge has joined.
     #[serde(default)]
     pub join_token: Option<String>,
+    /// Holds control's join token.
     #[serde(default)]
     pub join_token_file: Option<PathBuf>,
     /// Last known routes, served when the store is away.

@@ -25,6 +25,7 @@ mod join;
 mod metrics;
 pub mod names;
 mod peers;
+mod ports;
 mod record;
 mod redirect;
 mod routes;
@@ -47,6 +48,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use godwit_api::ids::ulid;
 use godwit_base::TaskGroup;
+use godwit_base::http::client::Client;
 use godwit_base::metrics::Metrics;
 use godwit_store::{RemoteStore, Store};
 use http::HeaderValue;
@@ -246,6 +248,8 @@ impl BoundEdge {
         shutdown: CancellationToken,
     ) -> Result<(), Error> {
         let Self { http, https, admin, sockets, given, config, settings } = self;
+        let own = http.iter().chain(&https).chain([&admin]).filter_map(|listener| listener.local_addr().ok());
+        let own_ports: Vec<u16> = own.map(|address| address.port()).collect();
         let registry = Metrics::new();
         let group = TaskGroup::new();
         let metrics = metrics::EdgeMetrics::new(&registry);
@@ -311,12 +315,18 @@ impl BoundEdge {
         for listener in https {
             group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));
         }
+        let (closed, told) = watch::channel(ports::Closed::new());
+        let control = Client::tcp(&config.control_url, Some(identity.key.clone()));
+        group.spawn_cancellable(ports::tell(control, own_ports, told));
         match config.listen_tcp {
             Some(address) => {
-                group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone(), given));
+                group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone(), given, closed));
             }
             // What nobody took is closed: it is not served any more.
-            None => drop(given),
+            None => {
+                drop(given);
+                group.spawn_cancellable(tcp::none(edge.clone(), closed));
+            }
         }
         if let Some(interval) = config.autostop_interval {
             group.spawn_cancellable(autostop::run(edge.clone(), interval, config.autostop_idle));

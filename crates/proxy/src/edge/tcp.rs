@@ -9,13 +9,14 @@ use std::time::Duration;
 use godwit_api::config::ProxyVersion;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::app::App;
 use super::attempt::TunnelAttempt;
 use super::find::find;
+use super::ports::Closed;
 use super::record::Trail;
 use super::tls::Manner;
 use super::view::Entrance;
@@ -29,11 +30,21 @@ use crate::replay::Wanted;
 const MAX_CONNECTIONS: usize = 20_000;
 /// Ports of one edge.
 const MAX_PORTS: usize = 1_024;
+/// Why a port is not tried.
+const LEFT_OUT: &str = "its tcp_ports do not allow it, or it has too many ports";
 /// A port that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Opens and closes ports as the rows say, until the group stops.
-pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec<u16>>, given: Option<Given>) {
+///
+/// `closed` learns which could not be opened.
+pub(super) async fn follow(
+    edge: Arc<Edge>,
+    address: IpAddr,
+    allowed: Option<Vec<u16>>,
+    given: Option<Given>,
+    closed: watch::Sender<Closed>,
+) {
     let mut changes = edge.routes.ports.subscribe();
     let mut open: HashMap<u16, CancellationToken> = HashMap::new();
     loop {
@@ -48,7 +59,9 @@ pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec
             }
             keep
         });
-        let mut failed = false;
+        let mut failed = Closed::new();
+        let left_out = edge.routes.tcp_ports().into_iter().filter(|port| !wanted.contains(port)).take(MAX_PORTS);
+        let left_out: Vec<u16> = left_out.collect();
         for port in wanted {
             if open.contains_key(&port) {
                 continue;
@@ -61,18 +74,39 @@ pub(super) async fn follow(edge: Arc<Edge>, address: IpAddr, allowed: Option<Vec
                     open.insert(port, token);
                 }
                 Err(error) => {
-                    failed = true;
-                    tracing::warn!(port, error = godwit_base::telemetry::chain(&error), "cannot open a port");
+                    let why = godwit_base::telemetry::chain(&error);
+                    // Tried again every two seconds; told when it is new.
+                    if closed.borrow().get(&port) != Some(&why) {
+                        tracing::warn!(port, error = why, "cannot open a port");
+                    }
+                    failed.insert(port, why);
                 }
             }
         }
+        let again = !failed.is_empty();
+        failed.extend(left_out.into_iter().map(|port| (port, LEFT_OUT.to_owned())));
+        closed.send_if_modified(|told| std::mem::replace(told, failed.clone()) != failed);
         if let Some(given) = given.as_ref().filter(|_| edge.routes.is_store_well()) {
             // Until now there may have been fewer rows than there are.
             given.close_rest();
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
+            () = tokio::time::sleep(RETRY), if again => {}
+        }
+    }
+}
+
+/// An edge without `listen_tcp` opens none, and says so.
+pub(super) async fn none(edge: Arc<Edge>, closed: watch::Sender<Closed>) {
+    let mut changes = edge.routes.ports.subscribe();
+    loop {
+        changes.mark_unchanged();
+        let all = edge.routes.tcp_ports().into_iter().take(MAX_PORTS);
+        let all: Closed = all.map(|port| (port, "its configuration has no listen_tcp".to_owned())).collect();
+        closed.send_if_modified(|told| std::mem::replace(told, all.clone()) != all);
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }

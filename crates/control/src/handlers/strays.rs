@@ -1,0 +1,65 @@
+//! What hosts hold and no row names: listed, and ended by its exact id.
+
+use godwit_api::endpoints::{HostsEndStray, HostsStrays};
+use godwit_api::fleet::Stray;
+use godwit_api::machine::Acknowledged;
+use godwit_api::{ApiError, MachineId, VolumeId, keys};
+use godwit_store::{Compare, Txn};
+
+use crate::control::{COMMIT_ATTEMPTS, contended, no_host};
+use crate::http::Call;
+use crate::placing::json;
+use crate::strays;
+
+pub async fn list(call: Call<HostsStrays>) -> Result<Vec<Stray>, ApiError> {
+    let host = call.host()?;
+    let world = call.control.world();
+    if !world.hosts.contains_key(&host) {
+        return Err(no_host(&host));
+    }
+    Ok(strays::of(&world, &host).map(|fact| strays::shown(&world, &host, fact)).collect())
+}
+
+/// Works with the host away: the tombstone waits for it. What has a row by now is none any more, and is not touched.
+pub async fn end(call: Call<HostsEndStray>) -> Result<Acknowledged, ApiError> {
+    let (control, host) = (&call.control, call.host()?);
+    let id = carrier(call.param("stray_id"))?;
+    for _ in 0..COMMIT_ATTEMPTS {
+        let (txn, tombstone) = {
+            let world = control.world();
+            let fact = world.fact(&host, &id).filter(|fact| strays::is_stray(&world, &host, fact));
+            let fact = fact
+                .ok_or_else(|| ApiError::not_found(format!("host {host} holds no stray {}", call.param("stray_id"))))?;
+            if world.placement(&host, &id).is_some() {
+                return Ok(Acknowledged { ok: true });
+            }
+            let row = match &fact.volume {
+                Some(volume) => keys::volume(&fact.app, &volume.id),
+                None => keys::machine(&fact.app, &id),
+            };
+            let row_revision = strays::row_revision(&world, fact);
+            let tombstone = strays::tombstone(&host, fact);
+            let key = keys::placement(&host, &id);
+            let txn = Txn::of([json(key.clone(), &tombstone)?])
+                .when(Compare::absent(key))
+                .when(Compare::unchanged(row, row_revision));
+            (txn, tombstone)
+        };
+        if control.commit(txn).await?.succeeded {
+            tracing::info!(%host, stray = %id, "what no row names is told to end");
+            let control = control.clone();
+            // The answer does not wait for the host, which may be away.
+            tokio::spawn(async move { control.hint(&tombstone).await });
+            return Ok(Acknowledged { ok: true });
+        }
+    }
+    Err(contended())
+}
+
+/// Of a Machine, or of a volume.
+fn carrier(id: &str) -> Result<MachineId, ApiError> {
+    if let Ok(volume) = id.parse::<VolumeId>() {
+        return Ok(volume.carrier());
+    }
+    id.parse().map_err(|error: godwit_api::ids::InvalidId| ApiError::not_found(error.to_string()))
+}

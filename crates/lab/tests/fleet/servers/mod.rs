@@ -1,0 +1,231 @@
+//! docs/operate.md on three bare servers, word for word: its blocks, its example files, its units' commands, its firewall.
+//! Then an app answers through the edge and moves between the hosts, and a host is cleaned.
+
+mod bed;
+
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::support::demo_image;
+use bed::{Server, Servers, until};
+
+const CONTROL: &str = "192.0.2.10";
+const HOSTS: [&str; 2] = ["192.0.2.21", "192.0.2.22"];
+
+#[test]
+fn three_bare_servers_run_an_app_by_the_words_of_the_page() {
+    let servers = Servers::start(&[CONTROL, HOSTS[0], HOSTS[1]]).expect("three bare servers");
+    the_page_is_followed(&servers).expect("the page works as written");
+    let control = servers.server(CONTROL);
+    closed_folders(&servers);
+    let machine = an_app_answers(control).expect("an app answers through the edge");
+    it_moves(control, &machine).expect("it moves, through the firewall");
+    a_wrong_start_says_what_to_do(&servers).expect("mistakes are named");
+    a_port_that_is_taken_is_told(control).expect("who asked for a port hears that it is not open");
+    control_speaks_tls(control).expect("the API over TLS");
+    a_host_is_cleaned(&servers).expect("nothing is left of the platform");
+}
+
+fn the_page_is_followed(servers: &Servers) -> Result<()> {
+    firewall(servers.server(CONTROL), "control-and-edge.nft")?;
+    // The second block begins when the first start has written the tokens.
+    servers.blocks(CONTROL, CONTROL, |server, number| {
+        until("control's tokens", || Ok(number == 0 || server.file("/var/lib/godwit/control/join-token").exists()))
+    })?;
+    let log = std::fs::read_to_string(servers.server(CONTROL).file("/var/log/godwit-control.log"))?;
+    for token in ["/var/lib/godwit/control/admin-token", "/var/lib/godwit/control/join-token"] {
+        assert!(log.contains(token), "control's log names {token}:\n{log}");
+    }
+    for host in HOSTS {
+        firewall(servers.server(host), "host.nft")?;
+        servers.blocks(host, host, |_, _| Ok(()))?;
+    }
+    let control = servers.server(CONTROL);
+    servers.blocks("the workstation", CONTROL, |server, _| {
+        until("control's API", || Ok(server.script("bash -c 'exec 3<>/dev/tcp/192.0.2.10/4280'").is_ok()))
+    })?;
+    until("both hosts are there", || {
+        let hosts: Vec<Value> = serde_json::from_str(&control.cli_ok(&["host", "list", "--json"])?)?;
+        Ok(hosts.len() == 2 && hosts.iter().all(|host| host["state"] == "active"))
+    })
+}
+
+fn firewall(server: &Server, file: &str) -> Result<()> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples/firewall").join(file);
+    // Twice: a person changes the file and loads it again.
+    server.script(&format!("nft -f {0}; nft -f {0}", path.display())).map(drop)
+}
+
+fn closed_folders(servers: &Servers) {
+    let folders = [
+        (CONTROL, "/var/lib/godwit/control"),
+        (CONTROL, "/var/lib/godwit/edge"),
+        (CONTROL, "/etc/godwit/certificates"),
+        (HOSTS[0], "/var/lib/godwit/agent"),
+        (HOSTS[0], "/var/lib/godwit/agent/machines"),
+        (HOSTS[0], "/var/lib/godwit/door"),
+    ];
+    for (server, folder) in folders {
+        let path = servers.server(server).file(folder);
+        let mode = std::fs::metadata(&path).unwrap_or_else(|error| panic!("{folder}: {error}")).permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{folder} of {server}");
+    }
+}
+
+fn an_app_answers(control: &Server) -> Result<String> {
+    let image = demo_image();
+    control.cli_ok(&["image", "load", image.to_str().expect("UTF-8"), "--name", "demo"])?;
+    control.cli_ok(&["apps", "create", "hello"])?;
+    control.cli_ok(&["volumes", "create", "data", "-a", "hello", "--size", "1"])?;
+    let options = ["-a", "hello", "--volume", "data:/data", "--port", "80:8080/tcp:http"];
+    control.cli_ok(&[&["machine", "run", "demo"][..], &options].concat())?;
+    answers(control)?;
+    let machines: Vec<Value> = serde_json::from_str(&control.cli_ok(&["machine", "list", "-a", "hello", "--json"])?)?;
+    Ok(machines[0]["id"].as_str().expect("an id").to_owned())
+}
+
+/// Through the edge's port 80, by the name under its suffix.
+fn answers(control: &Server) -> Result<()> {
+    let ask = "curl -sS -m 20 -o /dev/null -w '%{http_code}' -H 'Host: hello.apps.example.com' http://192.0.2.10/";
+    until("the app answers", || Ok(control.script(ask)? == "200"))
+}
+
+fn it_moves(control: &Server, machine: &str) -> Result<()> {
+    let host = || -> Result<String> {
+        let shown: Value =
+            serde_json::from_str(&control.cli_ok(&["machine", "status", machine, "-a", "hello", "--json"])?)?;
+        Ok(shown["host_id"].as_str().expect("a host").to_owned())
+    };
+    let before = host()?;
+    control.cli_ok(&["machine", "migrate", machine, "-a", "hello"])?;
+    until("it is on the other host", || Ok(host()? != before))?;
+    answers(control)
+}
+
+fn a_wrong_start_says_what_to_do(servers: &Servers) -> Result<()> {
+    let control = servers.server(CONTROL);
+    let refused = |arguments: &[&str], parts: &[&str]| -> Result<()> {
+        let output = control.cli(arguments)?;
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(!output.status.success(), "{arguments:?} {said}");
+        for part in parts {
+            assert!(said.contains(part), "{arguments:?} says {part:?}:\n{said}");
+        }
+        Ok(())
+    };
+    refused(&["run", "edge", "--config", "/etc/godwit/edge.toml"], &["another edge is running (pid", "--take-over"])?;
+    control.script(
+        "cd /etc/godwit; sed 's/^listen =/lissen =/' control.toml >wrong.toml
+         sed 's,/edge/,/edge-2/,; s,join-token,no-token,; s/:80\"/:81\"/; s/:443\"/:444\"/; s/4284/4294/' edge.toml >edge-2.toml",
+    )?;
+    let wrong = "line 3: unknown key `lissen`; did you mean `listen`?";
+    refused(&["run", "control", "--config", "/etc/godwit/wrong.toml"], &["wrong.toml", wrong])?;
+    refused(&["run", "control", "--check", "--config", "/etc/godwit/wrong.toml"], &["error", wrong])?;
+    let missing = ["/etc/godwit/no-token does not exist", "copy it there from control's server"];
+    refused(&["run", "edge", "--config", "/etc/godwit/edge-2.toml"], &missing)?;
+    refused(&["run", "edge", "--check", "--config", "/etc/godwit/edge-2.toml"], &missing)?;
+    control.script("echo gwj_of_another_fleet >/etc/godwit/no-token")?;
+    refused(&["run", "edge", "--config", "/etc/godwit/edge-2.toml"], &["refused to admit", "/etc/godwit/no-token"])?;
+    // An agent's machine: every missing thing at once. This server has all but the shim, which is looked for elsewhere.
+    control.script("sed 's/192.0.2.21/192.0.2.10/' /dev/stdin >/etc/godwit/agent.toml <<'END'\n\
+                    data_dir = '/var/lib/godwit/agent'\nlisten = '192.0.2.21:4281'\nadvertise_url = 'http://192.0.2.21:4281'\n\
+                    door_addr = '192.0.2.21:4282'\ncontrol_url = 'http://192.0.2.10:4280'\nname = 'w'\nregion = 'fra'\n\
+                    [capacity]\ncpus = 1\nmemory_mb = 64\ndisk_mb = 64\n[driver]\nshim = '/no/such/shim'\nEND\n")?;
+    refused(&["run", "agent", "--config", "/etc/godwit/agent.toml"], &["not ready to run Machines", "/no/such/shim"])?;
+    let looked = control.cli(&["run", "agent", "--check", "--json", "--config", "/etc/godwit/agent.toml"])?;
+    let looks: Vec<Value> = serde_json::from_slice(&looked.stdout)?;
+    let of = |check: &str| looks.iter().find(|look| look["check"] == check).map(|look| look["level"].clone());
+    assert_eq!(
+        (of("driver.shim"), of("nft"), of("control_url")),
+        (Some("error".into()), Some("ok".into()), Some("ok".into()))
+    );
+    Ok(())
+}
+
+/// Something else of the edge's server listens there; then it goes.
+fn a_port_that_is_taken_is_told(control: &Server) -> Result<()> {
+    let other = control.listen("0.0.0.0:5555")?;
+    control.cli_ok(&["machine", "run", "demo", "-a", "hello", "--port", "5555:8080/tcp"])?;
+    let warned = || -> Result<bool> {
+        let output = control.cli(&["status", "-a", "hello"])?;
+        Ok(String::from_utf8_lossy(&output.stderr).contains("warning: port 5555 is not open at edge edge-1-"))
+    };
+    until("status warns", warned)?;
+    drop(other);
+    until("the warning goes with its cause", || Ok(!warned()?))?;
+    // What the edge itself listens on is refused beforehand, and so are the system's ports.
+    let refused = |port: &str, part: &str| -> Result<()> {
+        let output = control.cli(&["machine", "run", "demo", "-a", "hello", "--port", port])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(part), "{port}: {said}");
+        Ok(())
+    };
+    refused("4284:8080/tcp", "itself listens on it")?;
+    refused("4280:8080/tcp", "control itself listens on it")?;
+    refused("22:8080/tcp", "raw_ports in control's configuration")
+}
+
+/// After a restart with `listen_https`; then with a new certificate, which SIGHUP brings.
+fn control_speaks_tls(control: &Server) -> Result<()> {
+    let ca = control.file("/etc/godwit/ca.pem");
+    let renew = |name: &str| -> Result<()> {
+        let key = rcgen::KeyPair::generate()?;
+        let own = rcgen::CertificateParams::new(vec!["192.0.2.10".to_owned()])?.self_signed(&key)?;
+        std::fs::write(control.file("/etc/godwit/control.key"), key.serialize_pem())?;
+        std::fs::write(control.file("/etc/godwit/control.pem"), own.pem())?;
+        std::fs::write(ca.with_file_name(name), own.pem())?;
+        Ok(())
+    };
+    renew("ca.pem")?;
+    control.script(
+        r#"cd /etc/godwit
+           sed -i '1i listen_https = ["192.0.2.10:4443"]' control.toml
+           sed -i '1i tls_certificate = "/etc/godwit/control.pem"' control.toml
+           sed -i '1i tls_private_key = "/etc/godwit/control.key"' control.toml
+           godwit run control --check --config control.toml
+           kill $(cat /run/godwit-control.pid)"#,
+    )?;
+    until("control has ended", || Ok(control.script("! kill -0 $(cat /run/godwit-control.pid) 2>/dev/null").is_ok()))?;
+    control.script("setsid godwit run control --config /etc/godwit/control.toml </dev/null >/var/log/control-2.log 2>&1 & echo $! >/run/godwit-control.pid")?;
+    let ask = ["--api-url", "https://192.0.2.10:4443", "host", "list"];
+    let trusting = |ca: &str| control.cli(&[&ask[..], &["--ca-file", ca]].concat());
+    until("the API over TLS", || Ok(trusting("/etc/godwit/ca.pem")?.status.success()))?;
+    let refused = control.cli(&ask)?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(7) && said.contains("--ca-file"), "{said}");
+    renew("ca-2.pem")?;
+    control.script("kill -HUP $(cat /run/godwit-control.pid)")?;
+    until("the new certificate", || Ok(trusting("/etc/godwit/ca-2.pem")?.status.success()))?;
+    assert!(!trusting("/etc/godwit/ca.pem")?.status.success(), "the old one is served no more");
+    // The plain address serves hosts and edges on.
+    control.cli_ok(&["host", "list"]).map(drop)
+}
+
+/// One host is left as it was found.
+fn a_host_is_cleaned(servers: &Servers) -> Result<()> {
+    let host = servers.server(HOSTS[1]);
+    let clean = ["run", "agent", "--clean", "--yes", "--config", "/etc/godwit/agent.toml"];
+    let output = host.cli(&clean)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("stop it and its door first"), "{said}");
+    host.script("kill $(cat /run/godwit-door.pid) $(cat /run/godwit-agent.pid)")?;
+    until("agent and door have ended", || Ok(host.script("! pgrep -f 'godwit run'").is_ok()))?;
+    host.cli_ok(&clean)?;
+    host.script("! test -e /var/lib/godwit/agent")?;
+    host.script("! pgrep godwit-shim && ! pgrep -f volume-process")?;
+    host.script("! grep -q godwit/agent /proc/self/mountinfo")?;
+    host.script("! nft list tables | grep -q 'godwit_host'")?;
+    host.script("! ip -o link | grep -q ': gw'")?;
+    let loops = host.script("cat /sys/block/loop*/loop/backing_file 2>/dev/null || true")?;
+    let volumes = host.file("/var/lib/godwit/agent/volumes");
+    for shown in loops.lines() {
+        assert!(
+            !shown.starts_with(volumes.to_str().expect("UTF-8")) && !shown.starts_with("/var/lib/godwit/agent"),
+            "{shown}"
+        );
+    }
+    // Once more: there is nothing to remove, and that is no error.
+    host.cli_ok(&clean).map(drop)
+}
