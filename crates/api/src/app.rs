@@ -17,9 +17,11 @@ pub struct CreateApp {
     pub network: Option<String>,
 }
 
+/// A new app: all that `GET` shows of it, and when it was made.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreatedApp {
-    pub id: String,
+    #[serde(flatten)]
+    pub app: App,
     /// Unix milliseconds.
     pub created_at: u64,
 }
@@ -51,7 +53,7 @@ pub struct ListedApp {
     pub name: String,
     pub machine_count: u64,
     pub volume_count: u64,
-    pub network: serde_json::Value,
+    pub network: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Span;
+use crate::signal;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -309,7 +310,9 @@ pub struct File {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StopConfig {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `SIGTERM`, `TERM`, or its number, 1 to 64.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "signal::optional")]
+    #[schemars(schema_with = "signal::schema")]
     pub signal: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,

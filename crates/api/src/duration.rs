@@ -23,10 +23,16 @@ impl Span {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Reads `"300ms"`, `"15s"`, `"1h2m3.5s"`, as Go's `time.ParseDuration` does (without a sign).
+    /// `None` for a span of nothing, by which clients that always send the member mean that it is not set. Less than a
+    /// millisecond is nothing: a bare number is nanoseconds, and who writes `10` did not mean to kill at once.
+    pub fn or_unset(self) -> Option<Self> {
+        (self.as_millis() > 0).then_some(self)
+    }
+
+    /// Reads `"300ms"`, `"15s"`, `"1h2m3.5s"`, as Go's `time.ParseDuration` does (without a sign), and `"10"` as seconds.
     pub fn parse(text: &str) -> Option<Self> {
-        if text == "0" {
-            return Some(Self(Duration::ZERO));
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return text.parse().ok().map(Self::from_secs);
         }
         let mut rest = text;
         let mut nanos = 0u128;
@@ -128,7 +134,15 @@ mod tests {
 
     #[test]
     fn both_spellings_are_read_and_text_is_written() {
-        let cases = [("15s", 15_000), ("1m30s", 90_000), ("300ms", 300), ("1.5s", 1_500), ("1h", 3_600_000), ("0", 0)];
+        let cases = [
+            ("15s", 15_000),
+            ("1m30s", 90_000),
+            ("300ms", 300),
+            ("1.5s", 1_500),
+            ("1h", 3_600_000),
+            ("0", 0),
+            ("10", 10_000),
+        ];
         for (text, millis) in cases {
             let span: Span = serde_json::from_value(serde_json::json!(text)).unwrap();
             assert_eq!(span.as_millis(), millis, "{text}");
@@ -137,7 +151,7 @@ mod tests {
         }
         let nanos: Span = serde_json::from_str("15000000000").unwrap();
         assert_eq!(serde_json::to_string(&nanos).unwrap(), "\"15s\"");
-        for bad in ["", "5", "s", "5x", "-5s", "1..2s"] {
+        for bad in ["", "s", "5x", "-5s", "1..2s"] {
             assert_eq!(Span::parse(bad), None, "{bad:?}");
         }
     }

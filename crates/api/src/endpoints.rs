@@ -7,7 +7,7 @@ use crate::certificate::{CertificateDetail, CertificateList, ImportCertificate, 
 use crate::endpoint::{Empty, Endpoint, Method, Operation};
 use crate::event::MachineEvent;
 use crate::fleet::{EdgePorts, Host, Image, Join, Joined, Stray};
-use crate::lease::{CreateLease, LeaseAnswer};
+use crate::lease::{CreateLease, LeaseAnswer, LeaseReleased};
 use crate::machine::*;
 use crate::migration::{ListMigrations, Migrate, Migration};
 use crate::volume::{CreateVolume, Volume};
@@ -67,7 +67,7 @@ endpoints! {
     MachinesPs = "Machines_list_processes" Get "/apps/{app_name}/machines/{machine_id}/ps" 200
         (SortQuery, Empty) -> Vec<ProcessStat>, "List a Machine's processes.";
     MachinesEvents = "Machines_list_events" Get "/apps/{app_name}/machines/{machine_id}/events" 200
-        (Empty, Empty) -> Vec<MachineEvent>, "List a Machine's events, newest first.";
+        (EventsQuery, Empty) -> Vec<MachineEvent>, "List a Machine's events, newest first.";
     MachinesVersions = "Machines_list_versions" Get "/apps/{app_name}/machines/{machine_id}/versions" 200
         (Empty, Empty) -> Vec<MachineVersion>, "List a Machine's configurations, newest first.";
     MachinesCordon = "Machines_cordon" Post "/apps/{app_name}/machines/{machine_id}/cordon" 200
@@ -79,7 +79,7 @@ endpoints! {
     LeaseCreate = "Machines_create_lease" Post "/apps/{app_name}/machines/{machine_id}/lease" 201
         (LeaseQuery, CreateLease) -> LeaseAnswer, "Take a lease on a Machine, or renew it with its nonce.";
     LeaseRelease = "Machines_release_lease" Delete "/apps/{app_name}/machines/{machine_id}/lease" 200
-        (Empty, Empty) -> Acknowledged, "Release a Machine's lease.";
+        (Empty, Empty) -> LeaseReleased, "Release a Machine's lease.";
     MetadataShow = "Machines_show_metadata" Get "/apps/{app_name}/machines/{machine_id}/metadata" 200
         (Empty, Empty) -> BTreeMap<String, String>, "Show a Machine's metadata.";
     MetadataUpdate = "Machines_update_metadata" Post "/apps/{app_name}/machines/{machine_id}/metadata/{key}" 204
@@ -156,6 +156,13 @@ pub struct OrgQuery {
 pub struct SortQuery {
     pub sort_by: Option<String>,
     pub order: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+pub struct EventsQuery {
+    /// So many of the newest at most.
+    pub limit: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -4,6 +4,7 @@
 //! table printed. Pure; it must not know who serves the requests.
 
 mod table;
+mod unset;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 
 pub use table::TABLES;
+pub use unset::drop_unset;
 
 /// The header that names the fields which nobody knows.
 pub const IGNORED_HEADER: &str = "godwit-ignored-fields";
@@ -27,8 +29,15 @@ pub enum Support {
     Built,
     /// Built for all values but these (JSON texts).
     Except(&'static [&'static str]),
-    /// Accepted only as one of these (JSON texts); `null` and absence always are.
+    /// A time span: built, and nothing (`0`, `"0s"`, less than a millisecond) means that it is not set.
+    Span,
+    /// A text of which the empty one is a value too; elsewhere an empty text means that it is not set.
+    Text,
+    /// Accepted only as one of these (JSON texts); `null`, `""` and absence always are.
     NotBuilt(&'static [&'static str]),
+    /// Clients send it by default, and nothing is lost without it: anything but these (JSON texts) is accepted, named as
+    /// ignored, and answered as what is really so.
+    Ignored(&'static [&'static str]),
 }
 
 /// One field: its path (`a.b`, `list[].x`, `map{}.x`) in a request.
@@ -107,10 +116,16 @@ impl Judge<'_> {
     fn field(&mut self, value: &Value, path: &str, place: &str, depth: usize) -> Result<(), ApiError> {
         match self.fields.get(path) {
             Some(Support::NotBuilt(defaults)) => {
-                if value.is_null() || is_one_of(value, defaults) {
+                if is_nothing(value) || is_one_of(value, defaults) {
                     return Ok(());
                 }
                 Err(ApiError::not_built(place))
+            }
+            Some(Support::Ignored(defaults)) => {
+                if !is_nothing(value) && !is_one_of(value, defaults) {
+                    self.unknown.push(place.to_owned());
+                }
+                Ok(())
             }
             Some(Support::Except(refused)) if is_one_of(value, refused) => {
                 Err(ApiError::not_built(&format!("{place}: {value}")))
@@ -129,6 +144,10 @@ impl Judge<'_> {
 
 fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_str() == Some("")
 }
 
 fn is_one_of(value: &Value, texts: &[&str]) -> bool {
@@ -179,7 +198,7 @@ pub fn expand_size(request: &mut Value) -> Result<(), ApiError> {
     }
     let guest = preset(&size).ok_or_else(|| {
         ApiError::unprocessable(format!(
-            "config.size: {size:?} is no size; there are shared-cpu-1x, -2x, -4x, -8x and performance-1x, -2x, -4x, -8x, -16x"
+            "config.size: {size:?} is no size; there are shared-cpu-1x, -2x, -4x, -6x, -8x and performance-1x, -2x, -4x, -6x, -8x, -10x, -12x, -14x, -16x"
         ))
     })?;
     config.insert("guest".into(), guest);
@@ -193,7 +212,7 @@ fn preset(size: &str) -> Option<Value> {
         None => ("performance", size.strip_prefix("performance-")?, 2_048, 16),
     };
     let cpus: u64 = factor.strip_suffix('x')?.parse().ok()?;
-    let known = [1, 2, 4, 8, 16].contains(&cpus) && cpus <= most;
+    let known = [1, 2, 4, 6, 8, 10, 12, 14, 16].contains(&cpus) && cpus <= most;
     known.then(|| json!({ "cpu_kind": kind, "cpus": cpus, "memory_mb": cpus * memory_mb }))
 }
 
@@ -203,8 +222,8 @@ pub fn page() -> String {
         "# The fields of the API\n\n\
          Every field that a request of the Machines API may carry, and what this version does with it. A *built* field\n\
          works. A field that is *not built* may be left out, `null`, or set to the value named; anything else is answered\n\
-         422 with its name. A field that stands nowhere here is ignored and named in the answer's header\n\
-         `godwit-ignored-fields`. Generated from `crates/api/src/fields/table.rs`.\n",
+         422 with its name. A field that stands nowhere here, or is *without effect*, is ignored and named in the answer's\n\
+         header `godwit-ignored-fields`. `null` and an empty text always mean that a field is not set. Generated from `crates/api/src/fields/table.rs`.\n",
     );
     for table in TABLES {
         page.push_str(&format!(
@@ -214,7 +233,9 @@ pub fn page() -> String {
         ));
         for field in table.fields {
             let words = match field.support {
-                Support::Built => "built".to_owned(),
+                Support::Built | Support::Text => "built".to_owned(),
+                Support::Span => "built; zero means not set".to_owned(),
+                Support::Ignored(values) => format!("accepted, without effect ({} says the same)", values.join(", ")),
                 Support::Except(values) => format!("built, except {}", values.join(", ")),
                 Support::NotBuilt([]) => "not built".to_owned(),
                 Support::NotBuilt(values) => format!("not built ({})", values.join(", ")),
@@ -246,7 +267,7 @@ mod tests {
                 "config.services[0].ports[0].tls_options.default_self_signed",
             ),
             (json!({ "checks": { "alive": { "tls_skip_verify": true } } }), "config.checks.alive.tls_skip_verify"),
-            (json!({ "mounts": [{ "volume": "v", "encrypted": true }] }), "config.mounts[0].encrypted"),
+            (json!({ "mounts": [{ "volume": "v", "add_size_gb": 1 }] }), "config.mounts[0].add_size_gb"),
             (json!({ "guest": { "gpus": 1 } }), "config.guest.gpus"),
             (json!({ "rootfs": { "persist": "always" } }), "config.rootfs.persist"),
             (json!({ "files": [{ "guest_path": "/a", "secret_name": "S" }] }), "config.files[0].secret_name"),
@@ -281,6 +302,29 @@ mod tests {
     }
 
     #[test]
+    fn every_size_of_the_platform_is_known() {
+        let sizes = [("shared-cpu-6x", 6, 1_536), ("performance-6x", 6, 12_288), ("performance-14x", 14, 28_672)];
+        for (size, cpus, memory_mb) in sizes {
+            let mut request = json!({ "config": { "size": size } });
+            expand_size(&mut request).unwrap();
+            assert_eq!(request["config"]["guest"]["cpus"], cpus, "{size}");
+            assert_eq!(request["config"]["guest"]["memory_mb"], memory_mb, "{size}");
+        }
+    }
+
+    #[test]
+    fn what_clients_send_by_default_without_need_is_named_and_passed_over() {
+        let named = judge(
+            "Volumes_create",
+            &json!({ "name": "d", "encrypted": true, "snapshot_retention": 5, "auto_backup_enabled": false }),
+        );
+        assert_eq!(named.unwrap(), ["encrypted", "snapshot_retention"]);
+        assert_eq!(judge("Volumes_create", &json!({ "encrypted": false, "snapshot_retention": 0 })).unwrap(), [""; 0]);
+        let refused = judge("Volumes_create", &json!({ "snapshot_id": "vs_1" })).unwrap_err();
+        assert!(refused.code == 422 && refused.error.contains("snapshot_id"), "{refused}");
+    }
+
+    #[test]
     fn old_sizes_become_guests() {
         let mut request = json!({ "config": { "size": "shared-cpu-2x" } });
         expand_size(&mut request).unwrap();
@@ -307,7 +351,9 @@ mod tests {
     #[test]
     fn every_default_is_json() {
         for field in TABLES.iter().flat_map(|table| table.fields) {
-            let (Support::NotBuilt(values) | Support::Except(values)) = field.support else { continue };
+            let (Support::NotBuilt(values) | Support::Except(values) | Support::Ignored(values)) = field.support else {
+                continue;
+            };
             for text in values {
                 assert!(serde_json::from_str::<Value>(text).is_ok(), "{}: {text}", field.path);
             }

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Acknowledged;
+
 /// The header that carries a lease's nonce on every change of the Machine.
 pub const NONCE_HEADER: &str = "fly-machine-lease-nonce";
 
@@ -31,4 +33,11 @@ pub struct Lease {
 pub struct LeaseAnswer {
     pub status: String,
     pub data: Lease,
+}
+
+/// `{"status": "success", "data": {"ok": true}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseReleased {
+    pub status: String,
+    pub data: Acknowledged,
 }

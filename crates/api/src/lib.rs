@@ -27,7 +27,9 @@ pub mod openapi;
 pub mod route;
 pub mod row;
 pub mod session;
+pub mod signal;
 pub mod ticket;
+pub mod unbuilt;
 pub mod volume;
 
 pub use duration::Span;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::MachineConfig;
 use crate::event::MachineEvent;
 use crate::ids::{InstanceId, MachineId};
+use crate::signal;
 
 /// Where a Machine is in its life, as users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -56,6 +57,12 @@ impl MachineState {
         ];
         ALL.into_iter().find(|state| state.as_str() == text)
     }
+    /// A state of the platform whose clients we serve in which no Machine is here: to be asked for, and never met.
+    pub fn is_never(text: &str) -> bool {
+        const NEVER: [&str; 7] =
+            ["suspended", "suspending", "launch_failed", "updating", "migrated", "migrating", "replaced"];
+        NEVER.contains(&text)
+    }
 }
 
 /// `POST …/machines` and, with `current_version`, `POST …/machines/{id}`.
@@ -70,7 +77,8 @@ pub struct CreateMachine {
     /// Seconds; a lease is taken with the creation and its nonce answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease_ttl: Option<u64>,
-    /// Create (or update) and leave stopped.
+    /// Create and leave stopped. In an update, a stopped Machine stays stopped; one that runs is restarted with its new
+    /// configuration all the same.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skip_launch: bool,
     /// Leave the Machine out of its app's routes.
@@ -150,8 +158,11 @@ pub struct StartAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StopMachine {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `SIGTERM`, `TERM`, `15`; unset, that of the Machine's configuration.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "signal::optional")]
+    #[schemars(schema_with = "signal::schema")]
     pub signal: Option<String>,
+    /// How long the process has until it is killed: `"10s"`, `"10"` (seconds) or nanoseconds as a number. Zero means not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<crate::duration::Span>,
 }
@@ -173,7 +184,9 @@ pub struct DeleteQuery {
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SignalMachine {
-    /// `SIGTERM`, …
+    /// `SIGTERM`, `TERM`, or its number, 1 to 64.
+    #[serde(deserialize_with = "signal::required")]
+    #[schemars(schema_with = "signal::schema")]
     pub signal: String,
 }
 

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Guest;
 use crate::ids::{HostId, MigrationId, VolumeId};
 
 /// A gigabyte of the API is 2^30 bytes.
@@ -44,12 +45,24 @@ pub struct CreateVolume {
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// 1 unless told otherwise.
+    /// 3 unless told otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_gb: Option<u64>,
     /// `ext4` (the default) or `raw`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fstype: Option<VolumeFs>,
+    /// The Machine that it is for: a host with room for it is preferred.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Guest>,
+    /// A host without a volume of this app and name is preferred.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_unique_zone: Option<bool>,
+    /// A host without any volume of this app is preferred.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_zone_app_wide: Option<bool>,
+    /// Whether that is granted is told by the answer (docs/decisions/0021).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
 }
 
 /// A volume as users see it.
@@ -65,10 +78,11 @@ pub struct Volume {
     pub zone: String,
     pub encrypted: bool,
     pub fstype: VolumeFs,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `null` while no Machine holds it.
+    #[serde(default)]
     pub attached_machine_id: Option<String>,
     /// The same, under the name that older clients read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub attached_alloc_id: Option<String>,
     /// RFC 3339.
     pub created_at: String,
@@ -76,7 +90,14 @@ pub struct Volume {
     pub blocks: u64,
     pub blocks_avail: u64,
     pub blocks_free: u64,
+    /// 0: there are no snapshots.
     pub snapshot_retention: u64,
+    /// False: there are no backups.
+    #[serde(default)]
+    pub auto_backup_enabled: bool,
+    /// `null`: hosts are nobody's own.
+    #[serde(default)]
+    pub host_dedication_key: Option<String>,
     pub host_status: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hydration: Option<HydrationFact>,

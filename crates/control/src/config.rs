@@ -64,8 +64,22 @@ pub struct Raw {
     /// Public ports that apps may have opened for raw TCP, each a port or `FIRST-LAST`. HTTP handlers' ports are not meant.
     #[serde(default = "raw_ports")]
     pub raw_ports: Vec<String>,
+    /// What is said to a volume that asks for `encrypted`, which clients do unasked: `none` (it is not, and the answer says
+    /// so), `refuse`, or `hosts` (the disks of all hosts are encrypted by their operator, who vouches for it here).
+    #[serde(default)]
+    pub volume_encryption: VolumeEncryption,
     /// The authority that issues certificates; absent: none.
     pub acme: Option<RawAcme>,
+}
+
+/// Who encrypts what volumes hold: the platform itself never does (docs/decisions/0021).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeEncryption {
+    #[default]
+    None,
+    Refuse,
+    Hosts,
 }
 
 /// `[acme]`. By naming an authority its terms of service are agreed to.
@@ -152,6 +166,7 @@ pub struct Config {
     pub public_addresses: Vec<IpAddr>,
     pub check_http_port: u16,
     pub raw_ports: RawPorts,
+    pub volume_encryption: VolumeEncryption,
     pub acme: Option<Acme>,
 }
 
@@ -245,6 +260,7 @@ impl TryFrom<Raw> for Config {
             public_addresses: raw.public_addresses.iter().map(public).collect::<Result<_, _>>()?,
             check_http_port: raw.check_http_port,
             raw_ports,
+            volume_encryption: raw.volume_encryption,
             acme: raw.acme.map(Acme::try_from).transpose()?,
             listen,
             listen_also,

@@ -237,14 +237,17 @@ impl Control {
         let world = self.world();
         let placement = world.placement(&row.host, &row.id.carrier()).map(|placement| &**placement);
         let fact = world.volume_fact(row).map(|fact| &**fact);
-        view::volume(row, placement, fact, self.liveness.reach(&row.host))
+        let encrypted = self.config.volume_encryption == crate::config::VolumeEncryption::Hosts;
+        view::volume(row, placement, fact, self.liveness.reach(&row.host), encrypted)
     }
 
     pub(crate) fn view(&self, row: &MachineRow) -> godwit_api::machine::Machine {
         let world = self.world();
         let placement = world.placement(&row.host, &row.id).map(|placement| &**placement);
         let fact = world.fact_of(row).map(|fact| &**fact);
-        view::machine(row, placement, fact, self.liveness.reach(&row.host), mounts::told(&world, row))
+        let lease = world.leases.get(&row.id).filter(|lease| lease.expires_at_ms > clock::unix_ms());
+        let nonce = lease.map(|lease| lease.nonce.clone());
+        view::machine(row, placement, fact, self.liveness.reach(&row.host), mounts::told(&world, row), nonce)
     }
 
     /// Manifests that Machines run: never collected.

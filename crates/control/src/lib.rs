@@ -66,7 +66,7 @@ use godwit_base::http::server::{serve_tcp, serve_tls};
 use tokio::net::TcpListener;
 
 pub use check::check;
-pub use config::{Config, Raw};
+pub use config::{Config, Raw, VolumeEncryption};
 pub use control::Control;
 pub use http::router;
 

@@ -41,7 +41,8 @@ pub(crate) struct Draft {
     pub instance_id: InstanceId,
     pub app: AppName,
     pub name: String,
-    pub region: Option<String>,
+    /// Those that are asked for, in order; none: any.
+    pub regions: Vec<String>,
     pub config: MachineConfig,
     pub image_ref: ImageRef,
     pub launch: bool,
@@ -63,12 +64,16 @@ impl Control {
     pub(crate) async fn create(&self, draft: &Draft) -> Result<Known<MachineRow>, ApiError> {
         let need = capacity::need(&draft.config, draft.launch);
         let written = self.write_placed(&draft.app, &draft.id, need, |world| {
-            let (app, region) = (&draft.app, draft.region.as_deref());
-            let claim = mounts::claim(world, app, &draft.config.mounts, &draft.id, region)?;
+            let app = &draft.app;
             let running = capacity::need(&draft.config, true);
-            let only = claim.host.as_ref().map(std::slice::from_ref);
-            let ask = Request { app, region, need, running, cpus: draft.config.guest.cpus, only, refused: &[], tie: 0 };
-            let host = choose(world, ask).map_err(|why| no_room_for_mounts(&why, region, &claim))?;
+            let (host, claim) = in_regions(&draft.regions, |region| {
+                let claim = mounts::claim(world, app, &draft.config.mounts, &draft.id, region)?;
+                let only = claim.host.as_ref().map(std::slice::from_ref);
+                let cpus = draft.config.guest.cpus;
+                let ask = Request { app, region, need, running, cpus, only, refused: &[], tie: 0 };
+                let host = choose(world, ask).map_err(|why| no_room_for_mounts(&why, region, &claim))?;
+                Ok((host, claim))
+            })?;
             let txn = self.new_rows(world, draft, &host, &claim)?;
             Ok((host, txn))
         });
@@ -422,6 +427,25 @@ fn replacing(
         txn = txn.when(Compare::absent(new_key));
     }
     Ok(txn)
+}
+
+/// The first of the regions in which it succeeds; without any, one attempt that names none. Of several failures the one
+/// is told that waiting may mend.
+pub(crate) fn in_regions<T>(
+    regions: &[String],
+    attempt: impl Fn(Option<&str>) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let mut told: Option<ApiError> = None;
+    for region in regions {
+        match attempt(Some(region)) {
+            Ok(found) => return Ok(found),
+            Err(error) if told.as_ref().is_none_or(|told| !told.is_retryable() && error.is_retryable()) => {
+                told = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
+    told.map_or_else(|| attempt(None), Err)
 }
 
 /// Chooses a host; ties are broken by chance.

@@ -4,6 +4,7 @@ use base64::Engine;
 use godwit_api::ApiError;
 use godwit_api::config::{Check, MOUNTS_MAX, MachineConfig, Port, Service, TlsOptions};
 use godwit_api::volume::VOLUME_MAX_GB;
+use godwit_machine::signal;
 
 /// A configuration as JSON: with its older versions it must fit a row of the store.
 pub const CONFIG_LIMIT_BYTES: usize = 256 << 10;
@@ -13,6 +14,8 @@ pub const SERVICES_MAX: usize = 64;
 pub const CHECKS_MAX: usize = 64;
 /// Public ports with raw bytes of one Machine: each is a row of the transaction that claims it.
 pub const RAW_PORTS_MAX: usize = 32;
+/// Regions that one request may list.
+pub const REGIONS_MAX: usize = 16;
 pub const STOP_TIMEOUT_MAX_S: u64 = 300;
 pub const CHECK_INTERVAL_MIN_MS: u64 = 50;
 
@@ -20,10 +23,6 @@ pub const CHECK_INTERVAL_MIN_MS: u64 = 50;
 pub const FILES_MAX: usize = 256;
 pub const GUEST_PATH_MAX_BYTES: usize = 4_000;
 
-const SIGNALS: [&str; 15] = [
-    "SIGABRT", "SIGALRM", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSEGV",
-    "SIGTERM", "SIGTRAP", "SIGUSR1", "SIGUSR2", "SIGWINCH",
-];
 const HANDLERS: [&str; 3] = ["http", "tls", "proxy_proto"];
 const TLS_VERSIONS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
 const HTTPS_ALPN: [&str; 2] = ["h2", "http/1.1"];
@@ -295,14 +294,14 @@ fn dns(config: &MachineConfig) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A signal by name, with or without `SIG`.
-pub fn signal(name: &str, at: &str) -> Result<(), ApiError> {
-    let upper = name.to_ascii_uppercase();
-    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    if SIGNALS.contains(&full.as_str()) {
-        return Ok(());
+/// A signal by name, with or without `SIG`, or by number; answers its name.
+pub fn signal(written: &str, at: &str) -> Result<String, ApiError> {
+    match signal::parse(written) {
+        Some(number) => Ok(signal::name(number)),
+        None => Err(wrong(format!(
+            "{at}: {written:?} is no signal: write SIGTERM, TERM, 15 or SIGRTMIN+1 (signal(7) lists them)"
+        ))),
     }
-    Err(wrong(format!("{at}: {name:?} is none of {}", SIGNALS.join(", "))))
 }
 
 /// Names of Machines become keys and host names.
@@ -313,6 +312,20 @@ pub fn machine_name(name: &str) -> Result<(), ApiError> {
     } else {
         Err(wrong(format!("name: {name:?} is not 1 to 63 of letters, digits, '-', '_' and '.'")))
     }
+}
+
+/// Regions as a request writes them: one, several separated by commas, or `any` for all.
+pub fn regions(written: Option<&str>) -> Result<Vec<String>, ApiError> {
+    let words = written.unwrap_or_default().split(',').map(str::trim).filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(str::to_owned).collect();
+    if words.iter().any(|word| word == "any") {
+        return Ok(Vec::new());
+    }
+    if words.len() > REGIONS_MAX {
+        return Err(wrong(format!("region: at most {REGIONS_MAX}")));
+    }
+    words.iter().try_for_each(|word| region(word))?;
+    Ok(words)
 }
 
 pub fn region(region: &str) -> Result<(), ApiError> {

@@ -5,7 +5,7 @@ use godwit_api::config::{MachineConfig, Mount};
 use godwit_api::event::MachineEvent;
 use godwit_api::fact::{EVENTS_PUBLISHED, HostFact, MachineFact};
 use godwit_api::fleet::Host;
-use godwit_api::machine::{Machine, MachineState};
+use godwit_api::machine::{ImageRef, Machine, MachineState};
 use godwit_api::row::{AppRow, HostRow, MachineRow, Placement, VolumeRow};
 use godwit_api::volume::{GB_BYTES, Volume};
 use godwit_base::clock::rfc3339;
@@ -68,13 +68,14 @@ pub fn is_pending(row: &MachineRow, fact: &MachineFact) -> bool {
     fact.instance_id != row.instance_id && !refused
 }
 
-/// `mounts`: with the names and sizes of their volumes.
+/// `mounts`: with the names and sizes of their volumes. `nonce`: of its present lease.
 pub fn machine(
     row: &MachineRow,
     placement: Option<&Placement>,
     fact: Option<&MachineFact>,
     reach: Reach,
     mounts: Vec<Mount>,
+    nonce: Option<String>,
 ) -> Machine {
     let state = state(row, placement, fact);
     let updated_at_ms = fact.map_or(0, |fact| fact.updated_at_ms).max(row.updated_at_ms);
@@ -83,7 +84,7 @@ pub fn machine(
         name: row.name.clone(),
         state,
         region: row.region.clone(),
-        image_ref: row.image_ref.clone(),
+        image_ref: image_ref(&row.image_ref),
         instance_id: row.instance_id.clone(),
         private_ip: row.private_ip.to_string(),
         created_at: rfc3339(row.created_at_ms),
@@ -92,10 +93,10 @@ pub fn machine(
         events: events(row, fact),
         checks: fact.map(|fact| fact.checks.clone()).unwrap_or_default(),
         unreachable: fact.map(|fact| fact.unreachable.clone()).unwrap_or_default(),
-        nonce: None,
+        nonce,
         host_status: reach.as_str().to_owned(),
         host_id: row.host.to_string(),
-        cordoned: row.cordoned,
+        cordoned: is_out_of_routes(row),
     }
 }
 
@@ -103,6 +104,25 @@ pub fn machine(
 pub fn merged(newer: &[MachineEvent], older: &[MachineEvent]) -> Vec<MachineEvent> {
     let older = older.iter().filter(|event| newer.iter().all(|known| known.id != event.id));
     newer.iter().chain(older).take(EVENTS_PUBLISHED).cloned().collect()
+}
+
+/// The registry that an image of no other registry's name is told to be of: control itself.
+pub const REGISTRY: &str = "registry.godwit";
+
+/// An image's name taken apart as its clients expect: what they put together of it (`registry/repository:tag@digest`)
+/// names the same image again. A row keeps the name whole, by which hosts pull.
+pub fn image_ref(stored: &ImageRef) -> ImageRef {
+    let (registry, repository) = match stored.repository.split_once('/') {
+        // As Docker reads a name: its first part is a registry if it has a dot, a port, or is localhost.
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
+        _ => (REGISTRY, stored.repository.as_str()),
+    };
+    ImageRef { registry: registry.to_owned(), repository: repository.to_owned(), ..stored.clone() }
+}
+
+/// Cordoned, or created without being registered: an `uncordon` puts either into its app's routes.
+pub fn is_out_of_routes(row: &MachineRow) -> bool {
+    row.cordoned || row.skip_service_registration
 }
 
 /// The events of its host, and of those that have told their last; before there are any, that the Machine was created.
@@ -149,7 +169,14 @@ pub fn volume_state(row: &VolumeRow, placement: Option<&Placement>, fact: Option
     }
 }
 
-pub fn volume(row: &VolumeRow, placement: Option<&Placement>, fact: Option<&MachineFact>, reach: Reach) -> Volume {
+/// `encrypted`: its host's disk is.
+pub fn volume(
+    row: &VolumeRow,
+    placement: Option<&Placement>,
+    fact: Option<&MachineFact>,
+    reach: Reach,
+    encrypted: bool,
+) -> Volume {
     let told = fact.and_then(|fact| fact.volume.as_ref());
     let blocks = row.size_gb.saturating_mul(GB_BYTES) / BLOCK_BYTES;
     let taken = told.map_or(0, |told| told.allocated_bytes).div_ceil(BLOCK_BYTES);
@@ -160,7 +187,7 @@ pub fn volume(row: &VolumeRow, placement: Option<&Placement>, fact: Option<&Mach
         size_gb: row.size_gb,
         region: row.region.clone(),
         zone: row.host.to_string(),
-        encrypted: false,
+        encrypted,
         fstype: row.fstype,
         attached_machine_id: row.machine.as_ref().map(ToString::to_string),
         attached_alloc_id: row.machine.as_ref().map(ToString::to_string),
@@ -170,6 +197,8 @@ pub fn volume(row: &VolumeRow, placement: Option<&Placement>, fact: Option<&Mach
         blocks_avail: blocks.saturating_sub(taken),
         blocks_free: blocks.saturating_sub(taken),
         snapshot_retention: 0,
+        auto_backup_enabled: false,
+        host_dedication_key: None,
         host_status: reach.as_str().to_owned(),
         hydration: told.and_then(|told| told.hydration.clone()),
     }
@@ -194,7 +223,7 @@ pub fn listed_app(row: &AppRow, machines: u64, volumes: u64) -> ListedApp {
         name: row.name.to_string(),
         machine_count: machines,
         volume_count: volumes,
-        network: serde_json::json!({ "name": row.network }),
+        network: row.network.clone(),
     }
 }
 

@@ -49,7 +49,7 @@ const RTMAX: i32 = 64;
 /// Reads `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`, `RTMAX-1`.
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
-        return (1..=RTMAX).contains(&number).then_some(number);
+        return ((1..=31).contains(&number) || (RTMIN..=RTMAX).contains(&number)).then_some(number);
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -65,16 +65,25 @@ pub fn parse(text: &str) -> Option<i32> {
     (RTMIN..=RTMAX).contains(&number).then_some(number)
 }
 
+/// The name of a signal that `parse` reads: `SIGTERM`, `SIGRTMIN+3`.
+pub fn name(number: i32) -> String {
+    match NAMES.iter().find(|(_, known)| *known == number) {
+        Some((name, _)) => format!("SIG{name}"),
+        None => format!("SIGRTMIN+{}", number - RTMIN),
+    }
+}
+
 /// The request's own signal, else the configuration's, else the image's, else SIGINT. One that cannot be read counts
 /// as absent: control refuses it in requests, and an image's typo must not make a Machine that cannot be stopped.
 pub fn stop_signal(asked: Option<&str>, config: &StopConfig, image: Option<&str>) -> i32 {
     [asked, config.signal.as_deref(), image].into_iter().flatten().find_map(parse).unwrap_or(DEFAULT_SIGNAL)
 }
 
-/// How long the process has between signal and kill.
+/// How long the process has between signal and kill. No time at all counts as not set: it is what clients send who have
+/// set nothing, and a database must not pay for it. To kill at once is a signal of its own.
 pub fn stop_timeout_ms(asked: Option<u64>, config: &StopConfig) -> u64 {
     let configured = config.timeout.map(|timeout| timeout.as_millis());
-    asked.or(configured).unwrap_or(DEFAULT_TIMEOUT_MS).min(MAX_TIMEOUT_MS)
+    asked.filter(|ms| *ms > 0).or(configured.filter(|ms| *ms > 0)).unwrap_or(DEFAULT_TIMEOUT_MS).min(MAX_TIMEOUT_MS)
 }
 
 #[cfg(test)]
@@ -89,6 +98,9 @@ mod tests {
         {
             assert_eq!(parse(text), Some(number), "{text}");
         }
+        for number in 1..=RTMAX {
+            assert!(matches!(number, 32 | 33) || parse(&name(number)) == Some(number), "{number}");
+        }
         for bad in ["", "0", "65", "-1", "SIG", "SIGNOPE", "RTMIN+99", "RTMIN-1", "RTMAX+1"] {
             assert_eq!(parse(bad), None, "{bad:?}");
         }
@@ -102,6 +114,8 @@ mod tests {
         assert_eq!(stop_signal(None, &StopConfig::default(), Some("QUIT")), 3);
         assert_eq!(stop_signal(None, &StopConfig::default(), Some("nonsense")), DEFAULT_SIGNAL);
         assert_eq!((stop_timeout_ms(Some(1), &config), stop_timeout_ms(None, &config)), (1, 9_000));
+        let zero = StopConfig { timeout: Some(Span::from_secs(0)), ..config.clone() };
+        assert_eq!((stop_timeout_ms(Some(0), &config), stop_timeout_ms(Some(0), &zero)), (9_000, DEFAULT_TIMEOUT_MS));
         assert_eq!(stop_timeout_ms(Some(u64::MAX), &config), MAX_TIMEOUT_MS);
     }
 }

@@ -9,6 +9,12 @@ const fn built(path: &'static str) -> Field {
 const fn except(path: &'static str, values: &'static [&'static str]) -> Field {
     Field { path, support: Support::Except(values) }
 }
+const fn span(path: &'static str) -> Field {
+    Field { path, support: Support::Span }
+}
+const fn ignored(path: &'static str, defaults: &'static [&'static str]) -> Field {
+    Field { path, support: Support::Ignored(defaults) }
+}
 const fn none(path: &'static str, defaults: &'static [&'static str]) -> Field {
     Field { path, support: Support::NotBuilt(defaults) }
 }
@@ -53,7 +59,7 @@ pub const TABLES: &[Table] = &[
             built("config.mounts[].path"),
             built("config.mounts[].name"),
             built("config.mounts[].size_gb"),
-            none("config.mounts[].encrypted", &["false"]),
+            ignored("config.mounts[].encrypted", &["false"]),
             none("config.mounts[].add_size_gb", &["0"]),
             none("config.mounts[].extend_threshold_percent", &["0"]),
             none("config.mounts[].size_gb_limit", &["0"]),
@@ -93,8 +99,8 @@ pub const TABLES: &[Table] = &[
             built("config.services[].checks[].port"),
             built("config.services[].checks[].type"),
             none("config.services[].checks[].kind", &["\"\"", "\"informational\""]),
-            built("config.services[].checks[].interval"),
-            built("config.services[].checks[].timeout"),
+            span("config.services[].checks[].interval"),
+            span("config.services[].checks[].timeout"),
             built("config.services[].checks[].grace_period"),
             built("config.services[].checks[].method"),
             built("config.services[].checks[].path"),
@@ -111,8 +117,8 @@ pub const TABLES: &[Table] = &[
             built("config.checks{}.port"),
             built("config.checks{}.type"),
             none("config.checks{}.kind", &["\"\"", "\"informational\""]),
-            built("config.checks{}.interval"),
-            built("config.checks{}.timeout"),
+            span("config.checks{}.interval"),
+            span("config.checks{}.timeout"),
             built("config.checks{}.grace_period"),
             built("config.checks{}.method"),
             built("config.checks{}.path"),
@@ -144,7 +150,7 @@ pub const TABLES: &[Table] = &[
             none("config.standbys", &["[]"]),
             built("config.stop_config"),
             built("config.stop_config.signal"),
-            built("config.stop_config.timeout"),
+            span("config.stop_config.timeout"),
             none("config.statics", &["[]"]),
             built("config.dns"),
             built("config.dns.nameservers"),
@@ -186,15 +192,24 @@ pub const TABLES: &[Table] = &[
             built("region"),
             built("size_gb"),
             built("fstype"),
-            none("encrypted", &["false"]),
-            none("compute", &["{}"]),
+            ignored("encrypted", &["false"]),
+            built("compute"),
+            built("compute.cpu_kind"),
+            built("compute.cpus"),
+            built("compute.memory_mb"),
+            none("compute.max_memory_mb", &["0"]),
+            none("compute.gpus", &["0"]),
+            none("compute.gpu_kind", &[]),
+            none("compute.host_dedication_id", &[]),
+            none("compute.kernel_args", &["[]"]),
+            none("compute.persist_rootfs", &["\"never\"", "false"]),
             none("machines_only", &["false", "true"]),
-            none("require_unique_zone", &["false"]),
+            built("require_unique_zone"),
+            built("unique_zone_app_wide"),
             none("snapshot_id", &["\"\""]),
-            none("snapshot_retention", &["0"]),
-            none("auto_backup_enabled", &["false"]),
+            ignored("snapshot_retention", &["0"]),
+            ignored("auto_backup_enabled", &["false"]),
             none("source_volume_id", &["\"\""]),
-            none("unique_zone_app_wide", &["false"]),
         ],
     },
     Table {
@@ -216,7 +231,11 @@ pub const TABLES: &[Table] = &[
         endpoints: &["Certificates_create_custom"],
         fields: &[built("hostname"), built("fullchain"), built("private_key")],
     },
-    Table { title: "Machines: stop", endpoints: &["Machines_stop"], fields: &[built("signal"), built("timeout")] },
+    Table {
+        title: "Machines: stop",
+        endpoints: &["Machines_stop"],
+        fields: &[built("id"), built("signal"), span("timeout")],
+    },
     Table { title: "Machines: signal", endpoints: &["Machines_signal"], fields: &[built("signal")] },
     Table {
         title: "Machines: exec",
@@ -238,6 +257,6 @@ pub const TABLES: &[Table] = &[
     Table {
         title: "Machines: metadata",
         endpoints: &["Machines_update_metadata"],
-        fields: &[built("value"), none("updated_machine_version", &["\"\""])],
+        fields: &[Field { path: "value", support: Support::Text }, none("updated_machine_version", &["\"\""])],
     },
 ];

@@ -30,10 +30,15 @@ pub async fn list(call: Call<AppsList>) -> Result<AppList, ApiError> {
 pub async fn create(call: Call<AppsCreate>) -> Result<CreatedApp, ApiError> {
     let wanted = call.body.app_name.as_deref().or(call.body.name.as_deref()).unwrap_or_default();
     let name = AppName::parse(wanted).map_err(|error| ApiError::unprocessable(error.to_string()))?;
+    if let Some(other) = call.body.org_slug.as_deref().filter(|org| !org.is_empty() && *org != ORGANIZATION) {
+        return Err(ApiError::unprocessable(format!(
+            "org_slug: there is no organization {other:?}: this fleet has one, {ORGANIZATION:?}; leave it out or name that"
+        )));
+    }
     let row = AppRow {
         id: format!("{:016x}", secret::random_u64()),
         name: name.clone(),
-        organization: call.body.org_slug.filter(|org| !org.is_empty()).unwrap_or_else(|| ORGANIZATION.into()),
+        organization: ORGANIZATION.into(),
         network: NETWORK.into(),
         created_at_ms: clock::unix_ms(),
     };
@@ -42,7 +47,7 @@ pub async fn create(call: Call<AppsCreate>) -> Result<CreatedApp, ApiError> {
     if !call.control.commit(Txn::of([put]).when(Compare::absent(key))).await?.succeeded {
         return Err(ApiError::new(422, Status::NameTaken, format!("the name {name} is taken")));
     }
-    Ok(CreatedApp { id: row.id, created_at: row.created_at_ms })
+    Ok(CreatedApp { app: view::app(&row, 0, 0), created_at: row.created_at_ms })
 }
 
 pub async fn show(call: Call<AppsShow>) -> Result<App, ApiError> {

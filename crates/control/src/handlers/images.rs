@@ -20,9 +20,8 @@ use tokio_util::io::StreamReader;
 
 use crate::control::Control;
 use crate::http::{Call, query};
+use crate::view::REGISTRY;
 
-/// The registry that image references name: control itself.
-const REGISTRY: &str = "registry.godwit";
 /// An upload that brings no byte for so long is given up.
 const UPLOAD_SILENCE: Duration = Duration::from_secs(60);
 /// A pinned image is kept for so long whatever the rows say: a collection that had read them just before the
@@ -122,10 +121,18 @@ pub(crate) fn image_error(error: godwit_oci::Error) -> ApiError {
 }
 
 impl Control {
+    /// The image of a reference by digest whose name lacks the registry that the image is loaded under.
+    fn by_digest(&self, wanted: &Reference) -> Option<ImageId> {
+        let (digest, end) = (wanted.digest?, format!("/{}", wanted.name));
+        self.images.images().into_iter().map(|info| info.id).find(|id| id.digest == digest && id.name.ends_with(&end))
+    }
+
     /// Pins what a Machine's `image` names to a digest that control holds.
     pub(crate) async fn pin_image(&self, image: &str) -> Result<ImageRef, ApiError> {
+        // As `image_ref` spells it: the registry that it names is this one.
+        let plain = image.strip_prefix(REGISTRY).and_then(|rest| rest.strip_prefix('/')).unwrap_or(image);
         let reference: Reference =
-            image.parse().map_err(|error| ApiError::unprocessable(format!("config.image: {error}")))?;
+            plain.parse().map_err(|error| ApiError::unprocessable(format!("config.image: {error}")))?;
         let missing = || {
             ApiError::new(
                 422,
@@ -134,8 +141,8 @@ impl Control {
             )
         };
         let found: Option<ImageId> =
-            self.images.resolve(image).map_err(|error| ApiError::unprocessable(format!("config.image: {error}")))?;
-        let id = found.ok_or_else(missing)?;
+            self.images.resolve(plain).map_err(|error| ApiError::unprocessable(format!("config.image: {error}")))?;
+        let id = found.or_else(|| self.by_digest(&reference)).ok_or_else(missing)?;
         let lease = self.images.lease([id.digest]);
         tokio::spawn(async move {
             tokio::time::sleep(PIN_LINGER).await;

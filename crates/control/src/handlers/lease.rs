@@ -3,7 +3,7 @@
 use axum::http::HeaderMap;
 use godwit_api::endpoints::{LeaseCreate, LeaseRelease, LeaseShow};
 use godwit_api::error::Status;
-use godwit_api::lease::{Lease, LeaseAnswer, NONCE_HEADER};
+use godwit_api::lease::{Lease, LeaseAnswer, LeaseReleased, NONCE_HEADER};
 use godwit_api::machine::Acknowledged;
 use godwit_api::row::{LeaseRow, MachineRow};
 use godwit_api::{ApiError, MachineId, keys};
@@ -50,7 +50,7 @@ pub async fn create(call: Call<LeaseCreate>) -> Result<LeaseAnswer, ApiError> {
     Ok(answer(&lease))
 }
 
-pub async fn release(call: Call<LeaseRelease>) -> Result<Acknowledged, ApiError> {
+pub async fn release(call: Call<LeaseRelease>) -> Result<LeaseReleased, ApiError> {
     let control = &call.control;
     let row = control.machine_row(&call.app()?, &call.machine()?)?;
     if nonce(&call.headers).is_none() {
@@ -60,7 +60,7 @@ pub async fn release(call: Call<LeaseRelease>) -> Result<Acknowledged, ApiError>
     if !control.commit(Txn::of([Op::delete(keys::lease(&row.id))]).when(guard)).await?.succeeded {
         return Err(contended());
     }
-    Ok(Acknowledged { ok: true })
+    Ok(LeaseReleased { status: "success".into(), data: Acknowledged { ok: true } })
 }
 
 /// May the caller change the Machine? Answers the compare by which its transaction loses when the lease changes.

@@ -34,6 +34,7 @@ pub async fn list(call: Call<MachinesList>) -> Result<Vec<Machine>, ApiError> {
     let metadata: Vec<(&str, &str)> =
         query.rest.iter().filter_map(|(name, value)| Some((name.strip_prefix("metadata.")?, value.as_str()))).collect();
     let states = query.state.as_deref().map(states).transpose()?;
+    let regions = validate::regions(query.region.as_deref())?;
     let rows: Vec<Known<MachineRow>> = {
         let world = control.world();
         if !world.apps.contains_key(&app) {
@@ -44,7 +45,7 @@ pub async fn list(call: Call<MachinesList>) -> Result<Vec<Machine>, ApiError> {
     let include_deleted = query.include_deleted.unwrap_or(false);
     let mut machines = Vec::new();
     for row in rows {
-        let wanted = query.region.as_deref().is_none_or(|region| region == row.region)
+        let wanted = (regions.is_empty() || regions.contains(&row.region))
             && metadata.iter().all(|(key, value)| row.config.metadata.get(*key).is_some_and(|has| has == value));
         if !wanted {
             continue;
@@ -59,12 +60,17 @@ pub async fn list(call: Call<MachinesList>) -> Result<Vec<Machine>, ApiError> {
     Ok(machines)
 }
 
-/// A list of states, separated by commas.
+/// A list of states, separated by commas. States that other fleets know and nothing is in here are left out.
 pub(crate) fn states(text: &str) -> Result<Vec<MachineState>, ApiError> {
-    let parse = |word: &str| {
-        MachineState::parse(word.trim()).ok_or_else(|| ApiError::bad_request(format!("state: {word:?} is no state")))
-    };
-    text.split(',').map(parse).collect()
+    let mut states = Vec::new();
+    for word in text.split(',').map(str::trim) {
+        match MachineState::parse(word) {
+            Some(state) => states.push(state),
+            None if MachineState::is_never(word) => {}
+            None => return Err(ApiError::bad_request(format!("state: {word:?} is no state"))),
+        }
+    }
+    Ok(states)
 }
 
 pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
@@ -76,10 +82,8 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
     let mut body = call.body;
     mounts::strip(&mut body.config);
     validate::config(&body.config)?;
-    let region = body.region.filter(|region| !region.is_empty());
-    if let Some(region) = &region {
-        validate::region(region)?;
-    }
+    canonical(&mut body.config)?;
+    let regions = validate::regions(body.region.as_deref())?;
     let name = body.name.filter(|name| !name.is_empty());
     if let Some(name) = &name {
         validate::machine_name(name)?;
@@ -97,7 +101,7 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
         instance_id,
         name: name.unwrap_or_else(|| names::draw(secret::random_u64())),
         app,
-        region,
+        regions,
         image_ref,
         launch: !body.skip_launch,
         skip_service_registration: body.skip_service_registration,
@@ -116,6 +120,14 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
     let mut machine = control.view(&row);
     machine.nonce = nonce;
     Ok(machine)
+}
+
+/// One spelling of what has several.
+fn canonical(config: &mut godwit_api::config::MachineConfig) -> Result<(), ApiError> {
+    if let Some(signal) = &mut config.stop_config.signal {
+        *signal = validate::signal(signal, "config.stop_config.signal")?;
+    }
+    Ok(())
 }
 
 /// 422 for a size that no host has, however empty.
@@ -143,6 +155,7 @@ pub async fn update(call: Call<MachinesUpdate>) -> Result<Machine, ApiError> {
     mounts::strip(&mut body.config);
     control.living_row(&app, &id)?;
     validate::config(&body.config)?;
+    canonical(&mut body.config)?;
     fits_somewhere(control, &body.config)?;
     let image_ref = control.pin_image(&body.config.image).await?;
     control.await_mounts(&app, &body.config.mounts).await;
@@ -156,7 +169,8 @@ pub async fn update(call: Call<MachinesUpdate>) -> Result<Machine, ApiError> {
                 row.instance_id
             )));
         }
-        if body.region.as_deref().is_some_and(|region| !region.is_empty() && region != row.region) {
+        let regions = validate::regions(body.region.as_deref())?;
+        if !regions.is_empty() && !regions.contains(&row.region) {
             return Err(ApiError::unprocessable(format!("region: Machine {id} stays in region {}", row.region)));
         }
         let (txn, new_lease) = update_rows(control, &row, &body, &image_ref, guard, &call.peer)?;
@@ -199,7 +213,8 @@ fn update_rows(
     next.image_ref = image_ref.clone();
     next.instance_id = InstanceId::from_parts(clock::unix_ms(), secret::random_u128());
     next.updated_at_ms = clock::unix_ms();
-    next.skip_service_registration = body.skip_service_registration;
+    // Left out, it changes nothing: only an `uncordon` registers what was created without.
+    next.skip_service_registration |= body.skip_service_registration;
     while !next.versions.is_empty() && serde_json::to_vec(&next).map_or(0, |text| text.len()) > ROW_LIMIT_BYTES {
         next.versions.pop();
         next.older.pop();
@@ -276,6 +291,8 @@ pub async fn delete(call: Call<MachinesDelete>) -> Result<Acknowledged, ApiError
     let row = control.machine_row(&call.app()?, &call.machine()?)?;
     let guard = lease::check(control, &row.id, &call.headers)?;
     let force = call.query.force.unwrap_or(false) || call.query.kill.unwrap_or(false);
+    may_change(&Subject::Machine(row.clone()))?;
+    may_destroy(control, &row, force)?;
     let placement = control.world().placement(&row.host, &row.id).cloned();
     let Some(placement) = placement else { return Ok(Acknowledged { ok: true }) };
     if let Some(tombstone) = control.write_tombstone(&placement, force, Some(guard)).await? {
@@ -286,10 +303,30 @@ pub async fn delete(call: Call<MachinesDelete>) -> Result<Acknowledged, ApiError
     Ok(Acknowledged { ok: true })
 }
 
+/// What runs, or is about to, is destroyed by force only: by mistake, that costs its owner what it was doing.
+fn may_destroy(control: &Control, row: &Known<MachineRow>, force: bool) -> Result<(), ApiError> {
+    let world = control.world();
+    let placement = world.placement(&row.host, &row.id).map(|placement| &**placement);
+    let state = view::state(row, placement, world.fact_of(row).map(|fact| &**fact));
+    let (id, state) = match state {
+        MachineState::Created
+        | MachineState::Stopped
+        | MachineState::Failed
+        | MachineState::Destroying
+        | MachineState::Destroyed => return Ok(()),
+        _ if force => return Ok(()),
+        state => (&row.id, state.as_str()),
+    };
+    let text = format!("Machine {id} is {state}: stop it first, or destroy it as it is with force=true");
+    Err(ApiError::new(412, godwit_api::Status::Conflict, text))
+}
+
 pub async fn events(call: Call<MachinesEvents>) -> Result<Vec<MachineEvent>, ApiError> {
     let row = call.control.machine_row(&call.app()?, &call.machine()?)?;
     let world = call.control.world();
-    Ok(view::events(&row, world.fact_of(&row).map(|fact| &**fact)))
+    let mut events = view::events(&row, world.fact_of(&row).map(|fact| &**fact));
+    events.truncate(call.query.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX));
+    Ok(events)
 }
 
 pub async fn versions(call: Call<MachinesVersions>) -> Result<Vec<MachineVersion>, ApiError> {
@@ -319,6 +356,8 @@ async fn set_cordoned(
 ) -> Result<Acknowledged, ApiError> {
     change(control, app, machine, headers, |row| {
         row.cordoned = cordoned;
+        // One that was created without being registered is registered by this.
+        row.skip_service_registration &= cordoned;
         Ok(())
     })
     .await?;

@@ -6,7 +6,7 @@ use godwit_api::duration::Span;
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::*;
 use godwit_api::host::{RunRestart, RunStart, RunStop};
-use godwit_api::machine::{Acknowledged, ExecAnswer, ProcessStat, StartAnswer};
+use godwit_api::machine::{Acknowledged, ExecAnswer, ProcessStat, SignalMachine, StartAnswer};
 use godwit_api::row::MachineRow;
 use godwit_api::{ApiError, Endpoint, Method};
 
@@ -37,47 +37,39 @@ pub async fn start(call: Call<MachinesStart>) -> Result<StartAnswer, ApiError> {
 
 pub async fn stop(call: Call<MachinesStop>) -> Result<Acknowledged, ApiError> {
     let row = commanded(&call)?;
-    let signal = call.body.signal.filter(|signal| !signal.is_empty());
-    if let Some(signal) = &signal {
-        validate::signal(signal, "signal")?;
-    }
-    let timeout = call.body.timeout;
-    if timeout.is_some_and(|timeout| timeout.0 > STOP_MAX) {
-        return Err(ApiError::unprocessable(format!("timeout: at most {} s", STOP_MAX.as_secs())));
-    }
-    let wait = timeout.map_or(STOP_MAX, |timeout| timeout.0) + CALL_MARGIN;
+    let signal = call.body.signal.as_deref().map(|signal| validate::signal(signal, "signal")).transpose()?;
+    let timeout = call.body.timeout.and_then(Span::or_unset);
     let request = RunStop { epoch: row.epoch, signal, timeout };
-    call.control.ask_host(&row, Method::Post, "/stop", Some(&request), wait).await
+    call.control.ask_host(&row, Method::Post, "/stop", Some(&request), patience(timeout)?).await
 }
 
 pub async fn restart(call: Call<MachinesRestart>) -> Result<Acknowledged, ApiError> {
     let row = commanded(&call)?;
-    let signal = call.query.signal.clone().filter(|signal| !signal.is_empty());
-    if let Some(signal) = &signal {
-        validate::signal(signal, "signal")?;
-    }
-    let timeout = call.query.timeout.as_deref().map(span).transpose()?;
+    let signal = call.query.signal.as_deref().map(|signal| validate::signal(signal, "signal")).transpose()?;
+    let timeout = call.query.timeout.as_deref().map(span).transpose()?.and_then(Span::or_unset);
+    let force = call.query.force_stop.unwrap_or(false);
+    let request = RunRestart { epoch: row.epoch, signal, timeout, force };
+    call.control.ask_host(&row, Method::Post, "/restart", Some(&request), patience(timeout)?).await
+}
+
+/// How long a host may take for a stop with this timeout.
+fn patience(timeout: Option<Span>) -> Result<Duration, ApiError> {
     if timeout.is_some_and(|timeout| timeout.0 > STOP_MAX) {
         return Err(ApiError::unprocessable(format!("timeout: at most {} s", STOP_MAX.as_secs())));
     }
-    let wait = timeout.map_or(STOP_MAX, |timeout| timeout.0) + CALL_MARGIN;
-    let force = call.query.force_stop.unwrap_or(false);
-    let request = RunRestart { epoch: row.epoch, signal, timeout, force };
-    call.control.ask_host(&row, Method::Post, "/restart", Some(&request), wait).await
+    Ok(timeout.map_or(STOP_MAX, |timeout| timeout.0) + CALL_MARGIN)
 }
 
-/// A duration, or a number of seconds.
 fn span(text: &str) -> Result<Span, ApiError> {
-    let seconds = text.parse().ok().map(Span::from_secs);
-    seconds
-        .or_else(|| Span::parse(text))
-        .ok_or_else(|| ApiError::bad_request(format!("timeout: {text:?} is no duration")))
+    Span::parse(text).ok_or_else(|| {
+        ApiError::bad_request(format!("timeout: {text:?} is no duration: write \"10s\", or a number of seconds"))
+    })
 }
 
 pub async fn signal(call: Call<MachinesSignal>) -> Result<Acknowledged, ApiError> {
     let row = commanded(&call)?;
-    validate::signal(&call.body.signal, "signal")?;
-    call.control.ask_host(&row, Method::Post, "/signal", Some(&call.body), COMMAND_TIMEOUT).await
+    let request = SignalMachine { signal: validate::signal(&call.body.signal, "signal")? };
+    call.control.ask_host(&row, Method::Post, "/signal", Some(&request), COMMAND_TIMEOUT).await
 }
 
 pub async fn exec(call: Call<MachinesExec>) -> Result<ExecAnswer, ApiError> {

@@ -5,13 +5,14 @@ use godwit_api::volume::Volume;
 use godwit_api::{ApiError, InstanceId, VolumeId};
 use godwit_base::{clock, secret};
 
+use crate::config::VolumeEncryption;
 use crate::control::no_app;
 use crate::http::Call;
 use crate::validate;
-use crate::volumes::Draft;
+use crate::volumes::{Apart, Draft};
 
 /// Without `size_gb`.
-const SIZE_DEFAULT_GB: u64 = 1;
+const SIZE_DEFAULT_GB: u64 = 3;
 
 pub async fn list(call: Call<VolumesList>) -> Result<Vec<Volume>, ApiError> {
     let app = call.app()?;
@@ -35,25 +36,40 @@ pub async fn create(call: Call<VolumesCreate>) -> Result<Volume, ApiError> {
     validate::volume_name(&body.name)?;
     let size_gb = body.size_gb.unwrap_or(SIZE_DEFAULT_GB);
     validate::volume_size_gb(size_gb)?;
-    let region = body.region.filter(|region| !region.is_empty());
-    if let Some(region) = &region {
-        validate::region(region)?;
+    let regions = validate::regions(body.region.as_deref())?;
+    let encryption = control.config.volume_encryption;
+    match encryption {
+        VolumeEncryption::Refuse if body.encrypted == Some(true) => {
+            return Err(ApiError::unprocessable(
+                "encrypted: this fleet does not encrypt volumes, and is set to refuse those that ask for it; send false",
+            ));
+        }
+        // As it is told: what the operator vouches for is no field without effect.
+        VolumeEncryption::Hosts => call.ignored.remove("encrypted"),
+        _ => {}
     }
     let draft = Draft {
         id: VolumeId::from_bits(secret::random_u64()),
         instance_id: InstanceId::from_parts(clock::unix_ms(), secret::random_u128()),
         app,
         name: body.name,
-        region,
+        regions,
         size_gb,
         fstype: body.fstype.unwrap_or_default(),
+        beside: body.compute,
+        apart: match (body.unique_zone_app_wide, body.require_unique_zone) {
+            (Some(true), _) => Some(Apart::OfApp),
+            (_, Some(true)) => Some(Apart::OfName),
+            _ => None,
+        },
     };
     // A client that goes away must not leave a volume half handed over.
     let task = tokio::spawn({
         let control = control.clone();
         async move { control.create_volume(&draft).await }
     });
-    let row = task.await.map_err(|_| ApiError::internal("the creation ended unexpectedly"))??;
+    let (row, unmet) = task.await.map_err(|_| ApiError::internal("the creation ended unexpectedly"))??;
+    unmet.iter().for_each(|field| call.ignored.add(field));
     Ok(control.view_volume(&row))
 }
 

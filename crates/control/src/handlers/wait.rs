@@ -34,7 +34,8 @@ enum Sight {
 pub async fn wait(call: Call<MachinesWait>) -> Result<Acknowledged, ApiError> {
     let (app, id) = (call.app()?, call.machine()?);
     let control = &call.control;
-    let wanted = states(call.query.state.as_deref().unwrap_or("started"))?;
+    let asked = call.query.state.as_deref().unwrap_or("started");
+    let wanted = states(asked)?;
     let version = call.query.instance_id.as_deref().or(call.query.version.as_deref());
     let timeout_s = call.query.timeout.unwrap_or(WAIT_MAX_S);
     if timeout_s > WAIT_MAX_S {
@@ -52,7 +53,7 @@ pub async fn wait(call: Call<MachinesWait>) -> Result<Acknowledged, ApiError> {
         changes.borrow_and_update();
         let now = match look(control, &app, &id, version, &wanted)? {
             Sight::Reached => return Ok(Acknowledged { ok: true }),
-            Sight::Never(why) => return Err(cannot_come(&id, &wanted, &why)),
+            Sight::Never(why) => return Err(cannot_come(&id, asked, &why)),
             Sight::NotYet(state) => {
                 failed_since = None;
                 state
@@ -60,7 +61,7 @@ pub async fn wait(call: Call<MachinesWait>) -> Result<Acknowledged, ApiError> {
             Sight::Failed(why) => {
                 let since = *failed_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= FAILED_GRACE {
-                    return Err(cannot_come(&id, &wanted, &why));
+                    return Err(cannot_come(&id, asked, &why));
                 }
                 "failed"
             }
@@ -71,15 +72,15 @@ pub async fn wait(call: Call<MachinesWait>) -> Result<Acknowledged, ApiError> {
             Ok(Err(_)) => return Err(ApiError::unavailable("control is stopping", 1)),
             Err(_) if until < deadline => {}
             Err(_) => {
-                let text = format!("Machine {id} is not {} after {timeout_s} s: it is {now}", words(&wanted));
+                let text = format!("Machine {id} is not {} after {timeout_s} s: it is {now}", words(asked));
                 return Err(ApiError::new(408, Status::Timeout, text));
             }
         }
     }
 }
 
-fn cannot_come(id: &MachineId, wanted: &[MachineState], why: &str) -> ApiError {
-    ApiError::conflict(format!("Machine {id} will not be {}: {why}", words(wanted)))
+fn cannot_come(id: &MachineId, asked: &str, why: &str) -> ApiError {
+    ApiError::conflict(format!("Machine {id} will not be {}: {why}", words(asked)))
 }
 
 fn look(
@@ -128,6 +129,6 @@ fn look(
     })
 }
 
-fn words(states: &[MachineState]) -> String {
-    states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(" or ")
+fn words(asked: &str) -> String {
+    asked.split(',').map(str::trim).collect::<Vec<_>>().join(" or ")
 }

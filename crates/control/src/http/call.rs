@@ -4,7 +4,7 @@
 use std::any::TypeId;
 use std::future::Future;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -30,6 +30,22 @@ pub const BODY_LIMIT_BYTES: usize = 512 << 10;
 /// And is there by then.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Fields without effect, as the answer's header names them; a handler may add what it finds only when it acts.
+#[derive(Clone, Default)]
+pub(crate) struct Ignored(Arc<Mutex<Vec<String>>>);
+
+impl Ignored {
+    pub fn add(&self, field: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(field.to_owned());
+    }
+    pub fn remove(&self, field: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| known != field);
+    }
+    fn named(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// A request of an endpoint, decoded.
 pub(crate) struct Call<E: Endpoint> {
     pub control: Arc<Control>,
@@ -37,6 +53,8 @@ pub(crate) struct Call<E: Endpoint> {
     pub query: E::Query,
     pub body: E::Request,
     pub headers: HeaderMap,
+    /// Fields of the body that have no effect: named in the answer's header.
+    pub ignored: Ignored,
     path: Vec<(String, String)>,
 }
 
@@ -85,7 +103,10 @@ where
         let handler = handler.clone();
         async move {
             match decode::<E>(control, params, request, verb).await {
-                Ok((call, ignored)) => answer::<E>(handler(call).await, &ignored),
+                Ok(call) => {
+                    let ignored = call.ignored.clone();
+                    answer::<E>(handler(call).await, &ignored.named())
+                }
                 Err(error) => Failure(error).into_response(),
             }
         }
@@ -98,7 +119,7 @@ async fn decode<E: Endpoint>(
     params: RawPathParams,
     request: Request<Body>,
     verb: Verb,
-) -> Result<(Call<E>, Vec<String>), ApiError>
+) -> Result<Call<E>, ApiError>
 where
     E::Request: 'static,
 {
@@ -111,7 +132,8 @@ where
         false => judged::<E>(&read(body).await?)?,
     };
     let path = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    Ok((Call { control, peer, query, body, headers: parts.headers, path }, ignored))
+    let ignored = Ignored(Arc::new(Mutex::new(ignored)));
+    Ok(Call { control, peer, query, body, headers: parts.headers, ignored, path })
 }
 
 fn judged<E: Endpoint>(bytes: &[u8]) -> Result<(E::Request, Vec<String>), ApiError> {
@@ -124,6 +146,7 @@ fn judged<E: Endpoint>(bytes: &[u8]) -> Result<(E::Request, Vec<String>), ApiErr
     }
     let ignored = fields::judge(E::ID, &value)?;
     fields::drop_nulls(&mut value);
+    fields::drop_unset(E::ID, &mut value);
     fields::expand_size(&mut value)?;
     // Our own tree of values always serialises.
     let bytes = serde_json::to_vec(&value).unwrap_or_default();

@@ -10,7 +10,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use godwit_api::{ApiError, InstanceId};
+use godwit_api::{ApiError, InstanceId, unbuilt};
 use godwit_base::http::{Failure, REQUEST_ID};
 use godwit_base::{Verb, clock, metrics, secret};
 
@@ -81,10 +81,17 @@ async fn openapi() -> Response {
 }
 
 async fn no_route(request: Request) -> Failure {
-    Failure(ApiError::not_found(format!("there is nothing at {}", request.uri().path())))
+    let (method, path) = (request.method().as_str(), request.uri().path());
+    Failure(match unbuilt::find(method, path) {
+        Some(known) => known.error(),
+        None => ApiError::not_found(format!("there is nothing at {path}")),
+    })
 }
 
 async fn no_method(request: Request) -> Failure {
-    let (method, path) = (request.method(), request.uri().path());
-    Failure(ApiError::new(405, godwit_api::Status::InvalidArgument, format!("{path} does not take {method}")))
+    let (method, path) = (request.method().as_str(), request.uri().path());
+    Failure(match unbuilt::find(method, path) {
+        Some(known) => known.error(),
+        None => ApiError::new(405, godwit_api::Status::InvalidArgument, format!("{path} does not take {method}")),
+    })
 }

@@ -11,9 +11,16 @@ async fn an_app_lives_from_create_to_delete() {
     let api = &bed.api;
     let made = api.post("/apps", json!({ "app_name": "first", "org_slug": "personal" })).await.expect(201);
     assert!(made["id"].is_string() && made["created_at"].is_u64());
+    // Clients read it as the app that it is.
+    let shown = api.get("/apps/first").await.expect(200);
+    for (member, value) in shown.as_object().unwrap() {
+        assert_eq!(&made[member], value, "{member}");
+    }
+    assert_eq!(made["organization"]["slug"], "personal");
     api.post("/apps", json!({ "name": "second", "network": null })).await.expect(201);
     let list = api.get("/apps?org_slug=personal").await.expect(200);
     assert_eq!(list["total_apps"], 2);
+    assert_eq!(list["apps"][0]["network"], "default");
     assert_eq!(api.get("/apps?org_slug=others").await.expect(200)["total_apps"], 0);
     let app = api.get("/apps/first").await.expect(200);
     assert_eq!((&app["status"], &app["organization"]["slug"]), (&json!("pending"), &json!("personal")));

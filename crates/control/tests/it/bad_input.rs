@@ -1,5 +1,6 @@
 //! Bad input: each has a clear error, and changes nothing.
 
+use godwit_api::machine::MachineState;
 use godwit_store::StoreExt;
 use serde_json::{Value, json};
 
@@ -22,6 +23,7 @@ async fn each_wrong_request_is_named_and_changes_nothing() {
     let raw = json!({ "image": IMAGE, "services": [{ "internal_port": 25, "ports": [{ "port": 2525 }] }] });
     let id = api.app_with_machine("web", raw.clone()).await;
     api.post("/apps", json!({ "app_name": "other" })).await.expect(201);
+    api.until("web", &id, MachineState::Started).await;
     let before = desire(&bed).await;
 
     let machines = "/apps/web/machines";
@@ -68,6 +70,7 @@ async fn each_wrong_request_is_named_and_changes_nothing() {
     api.post("/apps/other/machines", json!({ "config": raw })).await.refused(409, "2525");
     api.post("/apps", json!({ "app_name": "A B" })).await.refused(422, "A B");
     api.post("/apps", json!({})).await.refused(422, "app name");
+    api.post("/apps", json!({ "app_name": "x", "org_slug": "theirs" })).await.refused(422, "\"theirs\"");
     api.post("/apps", json!({ "app_name": "x", "network": "mine" })).await.refused(422, "`network`");
     api.post(&format!("{machines}/{id}/signal"), json!({ "signal": "SIGNOPE" })).await.refused(422, "SIGNOPE");
     api.post(&format!("{machines}/{id}/signal"), json!({})).await.refused(400, "signal");
@@ -77,6 +80,8 @@ async fn each_wrong_request_is_named_and_changes_nothing() {
         .refused(422, "`container`");
     api.get(&format!("{machines}/{id}/ps?sort_by=age")).await.refused(400, "age");
     api.get(&format!("{machines}?include_deleted=perhaps")).await.refused(400, "include_deleted");
+    api.delete(&format!("{machines}/{id}")).await.refused(412, "force=true");
+    api.delete(&format!("{machines}/{id}?kill=false")).await.refused(412, "force=true");
     api.call("PUT", machines, None, &[]).await.refused(405, "PUT");
     api.get("/nothing/here").await.refused(404, "/nothing/here");
     assert_eq!(desire(&bed).await, before, "nothing changed");

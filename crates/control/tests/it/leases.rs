@@ -46,7 +46,14 @@ async fn only_the_holder_changes_the_machine() {
     assert_eq!(renewed["data"]["nonce"], nonce.as_str());
     assert!(renewed["data"]["expires_at"].as_u64() > taken["data"]["expires_at"].as_u64());
     api.delete(&lease_path).await.refused(400, NONCE_HEADER);
-    api.call("DELETE", &lease_path, None, &held).await.expect(200);
+    assert_eq!(
+        api.machine("web", &id).await.nonce.as_deref(),
+        Some(nonce.as_str()),
+        "a leased Machine shows its nonce"
+    );
+    let released = api.call("DELETE", &lease_path, None, &held).await.expect(200);
+    assert_eq!(released, json!({ "status": "success", "data": { "ok": true } }));
+    assert_eq!(api.machine("web", &id).await.nonce, None);
     api.post(&format!("{path}/cordon"), json!({})).await.expect(200);
     api.call("POST", &format!("{path}/cordon"), None, &held).await.refused(409, "expired, was released");
 }

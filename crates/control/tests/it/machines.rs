@@ -127,7 +127,7 @@ async fn a_destroyed_machine_gives_back_its_name_and_port() {
     let id = made["id"].as_str().unwrap();
     api.post("/apps/two/machines", json!({ "config": raw })).await.refused(409, "2525");
     api.new_machine("one", raw.clone()).await;
-    api.delete(&format!("/apps/one/machines/{id}")).await.expect(200);
+    api.delete(&format!("/apps/one/machines/{id}?force=true")).await.expect(200);
     api.delete(&format!("/apps/one/machines/{id}")).await.expect(200);
     api.get(&format!("/apps/one/machines/{id}/wait?state=destroyed&timeout=30")).await.expect(200);
     api.post(&format!("/apps/one/machines/{id}/start"), json!({})).await.refused(409, "destroyed");

@@ -8,6 +8,7 @@ mod apps;
 mod bad_input;
 mod bed;
 mod certificates;
+mod clients;
 mod commands;
 mod faults;
 mod image;

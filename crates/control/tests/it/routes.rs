@@ -47,7 +47,7 @@ async fn a_route_follows_its_machine() {
     until_readiness(&bed, Readiness::Running).await;
     api.post(&format!("{path}/cordon"), json!({})).await.expect(200);
     until("the route is cordoned", || async { row(&bed, "fra").await.filter(|row| row.machines[0].cordoned) }).await;
-    api.delete(&path).await.expect(200);
+    api.delete(&format!("{path}?force=true")).await.expect(200);
     until("the row is deleted", || async { row(&bed, "fra").await.is_none().then_some(()) }).await;
     let key = keys::app_regions(&AppName::parse("web").unwrap());
     let store = bed.running.control.as_ref().unwrap().store().clone();
@@ -110,4 +110,40 @@ async fn a_route_is_written_only_when_it_changes() {
     .await;
     assert_eq!(after.version, store.get(&key).await.unwrap().unwrap().version);
     assert!(after.json::<RouteRow>().unwrap().value.machines[0].cordoned, "the first write after is the cordon's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uncordon_registers_what_was_created_without_and_nothing_else_does() {
+    let bed = Bed::with_hosts(1).await;
+    let api = &bed.api;
+    let blue = api.app_with_machine("web", web(8080)).await;
+    until_readiness(&bed, Readiness::Running).await;
+    let hidden = json!({ "config": web(8080), "skip_service_registration": true });
+    let green = api.post("/apps/web/machines", hidden).await.expect(200);
+    assert_eq!(green["cordoned"], true, "it is told as what it is: out of its app's routes");
+    let id = green["id"].as_str().unwrap();
+    let path = format!("/apps/web/machines/{id}");
+    api.until("web", id, MachineState::Started).await;
+    // An update that does not speak of it changes nothing of it.
+    api.post(&path, json!({ "config": web(8080) })).await.expect(200);
+    assert!(api.machine("web", id).await.cordoned);
+    api.post(&format!("{path}/uncordon"), json!({})).await.expect(200);
+    assert!(!api.machine("web", id).await.cordoned);
+    let both =
+        until("both are in the route", || async { row(&bed, "fra").await.filter(|row| row.machines.len() == 2) }).await;
+    assert!(both.machines.iter().all(|machine| !machine.cordoned));
+    api.post(&format!("/apps/web/machines/{blue}/cordon"), json!({})).await.expect(200);
+    until("green alone takes requests", || async {
+        let row = row(&bed, "fra").await?;
+        let open: Vec<_> = row.machines.iter().filter(|machine| !machine.cordoned).collect();
+        (open.len() == 1 && open[0].machine.as_str() == id).then_some(())
+    })
+    .await;
+    api.post(&path, json!({ "config": web(8080) })).await.expect(200);
+    assert!(!api.machine("web", id).await.cordoned, "an update leaves it registered");
+    // Registered once, taken out, put back.
+    api.post(&format!("{path}/cordon"), json!({})).await.expect(200);
+    assert!(api.machine("web", id).await.cordoned);
+    api.post(&format!("{path}/uncordon"), json!({})).await.expect(200);
+    assert!(!api.machine("web", id).await.cordoned);
 }

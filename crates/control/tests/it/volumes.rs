@@ -144,7 +144,7 @@ async fn a_machine_goes_to_its_volume_and_holds_it_alone() {
     api.post(&path, json!({ "config": mounting(&volume, "/srv") })).await.expect(200);
     api.post(&path, json!({ "config": config() })).await.expect(200);
     let shown = api.get(&format!("/apps/web/volumes/{volume}")).await.expect(200);
-    assert_eq!(shown.get("attached_machine_id"), None);
+    assert_eq!(shown.get("attached_machine_id"), Some(&Value::Null));
     api.post(&path, json!({ "config": mounting(&volume, "/data") })).await.expect(200);
     // A destroyed Machine holds it until its host has said so.
     let agent = bed.agent_of(&host);
