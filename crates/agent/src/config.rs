@@ -8,7 +8,6 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use godwit_api::Span;
-use godwit_api::fact::Resources;
 use godwit_net::plan::{Prefix, Prefix4};
 
 use crate::error::Error;
@@ -38,6 +37,8 @@ pub struct Raw {
     pub name: String,
     /// Where this host is; requests go to Machines of the edge's own region first. 1 to 32 of a-z, 0-9 and `-`.
     pub region: String,
+    /// What its Machines may have together. What is left out is measured, less a reserve for the system.
+    #[serde(default)]
     pub capacity: RawCapacity,
     #[serde(default)]
     pub driver: RawDriver,
@@ -60,15 +61,26 @@ pub struct Raw {
     pub lab: bool,
 }
 
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct RawCapacity {
     /// CPUs that Machines may have together.
-    pub cpus: u32,
+    #[schemars(extend("default" = "all of the machine"))]
+    pub cpus: Option<u32>,
     /// Memory that Machines may have together; leave some to the system.
-    pub memory_mb: u64,
+    #[schemars(extend("default" = "the machine's less a tenth, and less 512 at least"))]
+    pub memory_mb: Option<u64>,
     /// Disk that Machines' writable layers and volumes may have together.
-    pub disk_mb: u64,
+    #[schemars(extend("default" = "that of DATA_DIR less a tenth, and less 2048 at least"))]
+    pub disk_mb: Option<u64>,
+}
+
+/// Capacity as stated; the rest is measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stated {
+    pub cpu_millis: Option<u64>,
+    pub memory_mb: Option<u64>,
+    pub disk_mb: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -191,7 +203,7 @@ pub struct Config {
     pub join_token_file: Option<PathBuf>,
     pub name: String,
     pub region: String,
-    pub capacity: Resources,
+    pub capacity: Stated,
     pub driver: DriverChoice,
     pub network: NetworkChoice,
     pub collect_interval: Duration,
@@ -234,15 +246,16 @@ impl TryFrom<Raw> for Config {
                 return wrong(format!("{field} {url:?} does not begin with http://"));
             }
         }
-        if raw.capacity.cpus == 0 || raw.capacity.memory_mb == 0 || raw.capacity.disk_mb == 0 {
-            return wrong("capacity: cpus, memory_mb and disk_mb must all be above 0".into());
+        let said = &raw.capacity;
+        if said.cpus == Some(0) || said.memory_mb == Some(0) || said.disk_mb == Some(0) {
+            return wrong("capacity: cpus, memory_mb and disk_mb are above 0, or left out".into());
         }
         let driver = driver(&raw)?;
         let network = network(&raw)?;
-        let capacity = Resources {
-            cpu_millis: u64::from(raw.capacity.cpus) * 1000,
-            memory_mb: raw.capacity.memory_mb,
-            disk_mb: raw.capacity.disk_mb,
+        let capacity = Stated {
+            cpu_millis: said.cpus.map(|cpus| u64::from(cpus) * 1000),
+            memory_mb: said.memory_mb,
+            disk_mb: said.disk_mb,
         };
         let or = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
         Ok(Self {
@@ -350,7 +363,7 @@ mod tests {
         let text = format!(
             "data_dir = '/var/lib/godwit'\nlisten = '[::1]:0'\nadvertise_url = 'http://[::1]:1'\n\
              door_addr = '[::1]:2'\ncontrol_url = 'http://[::1]:3'\nname = 'w1'\nregion = 'fra'\n{more}\n\
-             [capacity]\ncpus = 2\nmemory_mb = 1024\ndisk_mb = 9000\n"
+             [capacity]\ncpus = 2\nmemory_mb = 1024\n"
         );
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.toml");
@@ -363,7 +376,7 @@ mod tests {
     fn defaults_stand_and_mistakes_are_named() {
         let config = raw("").unwrap();
         assert_eq!(config.door_socket, PathBuf::from("/var/lib/godwit/door.sock"));
-        assert_eq!(config.capacity, Resources { cpu_millis: 2000, memory_mb: 1024, disk_mb: 9000 });
+        assert_eq!(config.capacity, Stated { cpu_millis: Some(2000), memory_mb: Some(1024), disk_mb: None });
         assert!(raw("colour = 'red'").unwrap_err().contains("colour"));
         assert!(raw("driver = { kind = 'fake' }").unwrap_err().contains("lab"));
         assert_eq!(raw("lab = true\ndriver = { kind = 'fake' }").unwrap().driver, DriverChoice::Fake);

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use godwit_api::config::Check;
 use godwit_api::door::{DoorEdge, DoorMachine};
 use godwit_api::event::MachineEvent;
-use godwit_api::fact::{MachineFact, Resources};
+use godwit_api::fact::{MachineFact, Measured, Resources};
 use godwit_api::ids::{InstanceId, MachineId};
 use godwit_api::machine::CheckStatus;
 use godwit_api::migration::PrecopyFact;
@@ -91,6 +91,8 @@ pub enum Input {
         run: String,
         told: Told,
     },
+    /// What is in use of this machine.
+    Measured(Measured),
     /// Time has passed.
     Tick,
 }
@@ -227,6 +229,8 @@ pub struct Engine {
     rebooted: bool,
     adopting: usize,
     host_fact_due_ms: u64,
+    /// As last told.
+    measured: Option<Measured>,
     told_used: Resources,
     collect_due_ms: u64,
     draw: Box<dyn FnMut() -> u128 + Send>,
@@ -251,6 +255,7 @@ impl Engine {
             Input::Hydration { volume, fact, allocated_bytes } => {
                 self.hydration_told(&volume, fact, allocated_bytes, &mut out)
             }
+            Input::Measured(measured) => self.measured = Some(measured),
             Input::Published(facts) => {
                 for (key, seq) in facts {
                     out.batch.push(Write::Published { key, seq });

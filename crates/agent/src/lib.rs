@@ -28,6 +28,7 @@ mod error;
 mod exports;
 mod facts;
 mod join;
+mod measure;
 mod metrics;
 mod needs;
 mod organs;
@@ -103,7 +104,7 @@ impl Parts {
         let settings = engine::Settings {
             host: identity.host.clone(),
             incarnation: identity.incarnation.clone(),
-            capacity: config.capacity,
+            capacity: measure::capacity(&config.capacity, &measure::whole(&config.data_dir)),
             boot_id: boot_id(&config.boot_id_file)?,
             drivers: vec![config.driver.name().to_owned()],
             host_fact_interval_ms: millis(config.host_fact_interval),
@@ -165,6 +166,7 @@ impl Parts {
             let (effects, view) = (effects.clone(), leaving);
             group.spawn_cancellable(async move { effects.end_leases(view).await });
         }
+        group.spawn_cancellable(measured(config.clone(), inputs.clone()));
         let puller = pull::Puller {
             store: store.clone(),
             host: host.clone(),
@@ -186,6 +188,15 @@ impl Parts {
         let result = owner.ended().await;
         group.drain(DRAIN_TIMEOUT).await;
         result
+    }
+}
+
+/// Tells what is in use of this machine, as often as that is published.
+async fn measured(config: Arc<Config>, inputs: owner::Inputs) {
+    let mut meter = measure::Meter::new(&config.data_dir);
+    loop {
+        inputs.send(engine::Input::Measured(meter.look())).await;
+        tokio::time::sleep(config.host_fact_interval).await;
     }
 }
 

@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use godwit_api::fact::Resources;
 use godwit_base::check::{self, Check, Level};
 use godwit_base::http::client::Client;
 
 use crate::config::{Config, DriverChoice, NetworkChoice};
 use crate::error::Error;
+use crate::measure;
 
 /// Controllers of cgroups by which Machines are limited.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -34,7 +34,9 @@ pub async fn check(config: &Config) -> Vec<Check> {
 /// What the agent refuses to start without: every error at once, so that nobody mends them one by one.
 pub(crate) fn demand(config: &Config) -> Result<(), Error> {
     let mut missing = Vec::new();
-    for check in machine(config) {
+    // A lab's hosts share one machine, and state what they pretend to have.
+    let capacity = (!config.lab).then(|| capacity(config));
+    for check in machine(config).into_iter().chain(capacity) {
         let hint = check.hint.unwrap_or_default();
         match check.level {
             Level::Ok => {}
@@ -164,42 +166,18 @@ fn device(path: &str, module: &str, what_for: &str) -> Check {
 
 /// What the configuration promises beside what the machine has.
 fn capacity(config: &Config) -> Check {
-    let cpus = std::thread::available_parallelism().map_or(0, |count| count.get() as u64);
-    let memory_mb = memory_mb(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
-    let has = Resources { cpu_millis: cpus * 1000, memory_mb, disk_mb: disk_mb(&config.data_dir) };
-    let over = over(&config.capacity, &has);
+    let has = measure::whole(&config.data_dir);
+    let over = measure::over(&config.capacity, &has);
     if over.is_empty() {
-        let said = &config.capacity;
-        let found =
-            format!("{} CPUs, {} MB of memory, {} MB of disk", said.cpu_millis / 1000, said.memory_mb, said.disk_mb);
-        return Check::ok("capacity", found);
+        let may = measure::capacity(&config.capacity, &has);
+        let (cpus, memory_mb, disk_mb) = (may.cpu_millis / 1000, may.memory_mb, may.disk_mb);
+        return Check::ok("capacity", format!("{cpus} CPUs, {memory_mb} MB of memory, {disk_mb} MB of disk"));
     }
-    Check::warning("capacity", over.join("; "), "write what Machines may have, and leave some memory to the system")
-}
-
-/// What was promised and is not there. What could not be read (0) says nothing.
-fn over(said: &Resources, has: &Resources) -> Vec<String> {
-    let parts = [
-        ("cpus", said.cpu_millis / 1000, has.cpu_millis / 1000),
-        ("memory_mb", said.memory_mb, has.memory_mb),
-        ("disk_mb", said.disk_mb, has.disk_mb),
-    ];
-    let over = parts.into_iter().filter(|(_, said, has)| *has > 0 && said > has);
-    over.map(|(name, said, has)| format!("{name} = {said}, but this machine has {has}")).collect()
-}
-
-/// MemTotal of /proc/meminfo, which counts in KiB.
-fn memory_mb(meminfo: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) / 1024
-}
-
-/// Of the file system that the data folder lies in, or will lie in.
-fn disk_mb(data_dir: &Path) -> u64 {
-    let stands = data_dir.ancestors().find(|path| path.exists());
-    let found = stands.and_then(|path| nix::sys::statvfs::statvfs(path).ok());
-    found.map_or(0, |found| found.blocks().saturating_mul(found.fragment_size()) >> 20)
+    Check::warning(
+        "capacity",
+        over.join("; "),
+        "leave it out to have it measured, or state less: Machines that use what they were promised will fail",
+    )
 }
 
 #[cfg(test)]
@@ -215,16 +193,6 @@ mod tests {
         assert_eq!(missing_controllers(v2, "cpuset cpu io memory pids\n"), Some(vec![]));
         assert_eq!(missing_controllers(v2, "cpu pids\n"), Some(vec!["memory"]));
         assert_eq!(missing_controllers("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n", ""), None);
-    }
-
-    #[test]
-    fn promises_beyond_the_machine_are_named() {
-        let has =
-            Resources { cpu_millis: 4000, memory_mb: memory_mb("MemFree: 1 kB\nMemTotal:  8388608 kB\n"), disk_mb: 0 };
-        assert_eq!(has.memory_mb, 8192);
-        let said = Resources { cpu_millis: 16_000, memory_mb: 8192, disk_mb: 400_000 };
-        assert_eq!(over(&said, &has), ["cpus = 16, but this machine has 4"]);
-        assert!(disk_mb(Path::new("/no/such/folder")) > 0, "that of the root");
     }
 
     #[test]

@@ -23,8 +23,11 @@ pub struct HostFact {
     pub boot_id: String,
     pub agent_version: String,
     pub capacity: Resources,
-    /// Held by running Machines (processor, memory) and by all Machines (disk).
+    /// Reserved for running Machines (processor, memory) and for all Machines and volumes (disk).
     pub used: Resources,
+    /// What the machine has and what of it is in use, by whomever.
+    #[serde(default)]
+    pub measured: Option<Measured>,
     /// The store revision of the last placements that were applied: placement subtracts newer rows.
     pub applied_revision: u64,
     pub machines: u64,
@@ -39,6 +42,13 @@ pub struct Resources {
     pub cpu_millis: u64,
     pub memory_mb: u64,
     pub disk_mb: u64,
+}
+
+/// A host's machine as it was last measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    pub whole: Resources,
+    pub used: Resources,
 }
 
 /// A Machine as its host knows it.

@@ -44,8 +44,16 @@ pub struct Host {
     pub region: String,
     /// `active`, `cordoned` or `unreachable`.
     pub state: String,
+    /// What its Machines may have together.
     pub capacity: Resources,
+    /// Promised of that: processor and memory to Machines that run, disk to all Machines and volumes.
+    #[serde(default)]
+    pub reserved: Resources,
+    /// In use of the machine, by Machines and by everything else: as last measured, and at most what `machine` has.
     pub used: Resources,
+    /// The machine itself, as measured; less than `capacity` where more was stated than there is.
+    #[serde(default)]
+    pub machine: Resources,
     pub machines: u64,
     pub agent_version: String,
     pub drivers: Vec<String>,

@@ -233,12 +233,15 @@ pub fn host(row: &HostRow, fact: Option<&HostFact>, reach: Reach, last_seen_ms: 
         (_, true) => "cordoned",
         _ => "active",
     };
+    let measured = fact.and_then(|fact| fact.measured).unwrap_or_default();
     Host {
         id: row.id.to_string(),
         region: row.region.clone(),
         state: state.to_owned(),
         capacity: fact.map(|fact| fact.capacity).unwrap_or_default(),
-        used: fact.map(|fact| fact.used).unwrap_or_default(),
+        reserved: fact.map(|fact| fact.used).unwrap_or_default(),
+        used: measured.used,
+        machine: measured.whole,
         machines: fact.map_or(0, |fact| fact.machines),
         agent_version: fact.map(|fact| fact.agent_version.clone()).unwrap_or_default(),
         drivers: fact.map(|fact| fact.drivers.clone()).unwrap_or_default(),

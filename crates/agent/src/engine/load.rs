@@ -78,6 +78,7 @@ impl Engine {
             rebooted: meta(BOOT_ID).as_ref() != Some(&settings.boot_id),
             adopting: 0,
             host_fact_due_ms: now_ms,
+            measured: None,
             told_used: Resources::default(),
             collect_due_ms: now_ms.saturating_add(settings.collect_interval_ms),
             draw,

@@ -145,6 +145,7 @@ impl Engine {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capacity: self.settings.capacity,
             used: self.used(),
+            measured: self.measured,
             applied_revision: self.applied_revision,
             machines: self.slots.values().map(|slot| &slot.life.record).filter(|r| r.held && !r.is_volume()).count()
                 as u64,

@@ -11,7 +11,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use godwit_api::endpoints::FleetJoin;
 use godwit_api::event::{EventDetail, ExitEvent, MachineEvent};
-use godwit_api::fact::{FactStamp, HostFact, MachineFact, RefusedUpdate, Resources};
+use godwit_api::fact::{FactStamp, HostFact, MachineFact, Measured, RefusedUpdate, Resources};
 use godwit_api::fleet::{Join, JoinRole};
 use godwit_api::host::{LogLine, PlaceReply, RunRestart, RunStart, RunStop};
 use godwit_api::machine::{
@@ -46,6 +46,12 @@ pub struct Knobs {
     /// What a source answers to a cancel; nothing: it breaks the connection.
     pub cancel: Option<CancelAnswer>,
 }
+
+/// What its machine has, and what of that is in use.
+pub const MEASURED: Measured = Measured {
+    whole: Resources { cpu_millis: 4_000, memory_mb: 16_000, disk_mb: 200_000 },
+    used: Resources { cpu_millis: 500, memory_mb: 1_500, disk_mb: 70_000 },
+};
 
 #[derive(Debug, Clone)]
 pub struct Held {
@@ -413,6 +419,7 @@ async fn publish(shared: Arc<Shared>) {
                 agent_version: "test".into(),
                 capacity: shared.capacity,
                 used: Resources { memory_mb, disk_mb, ..Resources::default() },
+                measured: Some(MEASURED),
                 applied_revision: journal.applied_revision,
                 machines: journal.held.len() as u64,
                 drivers: vec!["none".into()],

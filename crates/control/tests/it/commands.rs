@@ -3,6 +3,7 @@
 use godwit_api::machine::MachineState;
 use serde_json::json;
 
+use crate::agent::MEASURED;
 use crate::bed::{Bed, config, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,4 +67,20 @@ async fn cordons_keep_machines_out_of_routes_and_placements_off_hosts() {
     api.post(&format!("/hosts/{host}/uncordon"), json!({})).await.expect(200);
     api.new_machine("web", config()).await;
     api.get("/hosts/nobody").await.refused(404, "nobody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_tells_apart_what_it_may_give_what_is_reserved_and_what_is_used() {
+    let bed = Bed::with_hosts(1).await;
+    let api = &bed.api;
+    let id = api.app_with_machine("web", config()).await;
+    api.until("web", &id, MachineState::Started).await;
+    let host = until("the reservation is told", || async {
+        let host = api.get(&format!("/hosts/{}", bed.agents[0].id)).await.expect(200);
+        (host["reserved"]["memory_mb"] == 256).then_some(host)
+    })
+    .await;
+    assert_eq!(host["capacity"]["memory_mb"], 4096);
+    assert_eq!(host["used"], json!(MEASURED.used));
+    assert_eq!(host["machine"], json!(MEASURED.whole));
 }

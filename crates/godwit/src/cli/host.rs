@@ -96,9 +96,9 @@ fn row(host: &Host) -> [String; 8] {
         host.region.clone(),
         host.state.clone(),
         host.machines.to_string(),
-        format!("{} of {}", cpus(host.used.cpu_millis), cpus(host.capacity.cpu_millis)),
-        format!("{} of {} MB", host.used.memory_mb, host.capacity.memory_mb),
-        format!("{} of {} MB", host.used.disk_mb, host.capacity.disk_mb),
+        format!("{} of {}", cpus(host.reserved.cpu_millis), cpus(host.capacity.cpu_millis)),
+        format!("{} of {} MB", host.reserved.memory_mb, host.capacity.memory_mb),
+        format!("{} of {} MB", host.reserved.disk_mb, host.capacity.disk_mb),
         host.last_seen_ms.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
     ]
 }
