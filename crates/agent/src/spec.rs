@@ -53,7 +53,7 @@ pub fn build(placement: &Placement, around: Surroundings<'_>) -> Result<Spec, St
         process: Process {
             argv: argv(&config.init, around.image)?,
             env: environment(placement, around.image, around.host),
-            cwd: around.image.working_dir.clone(),
+            cwd: plain_path(&around.image.working_dir),
             user: around.image.user.clone(),
         },
         netns: around.netns,
@@ -182,6 +182,23 @@ fn resolv_conf(dns: &DnsConfig, hosts_own: &str) -> String {
     text
 }
 
+/// An absolute path without `.`, `..` and doubled slashes, as Docker reads an image's working folder; `..` at the root stays
+/// there. A relative path stays as it is: the driver refuses it by name, as runc does.
+fn plain_path(path: &str) -> String {
+    if !path.starts_with('/') {
+        return path.to_owned();
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,6 +266,20 @@ mod tests {
         assert_eq!(argv_of(serde_json::json!({"cmd": ["x"]})), ["/entry", "x"]);
         assert_eq!(argv_of(serde_json::json!({"entrypoint": ["/e"]})), ["/e"]);
         assert_eq!(argv_of(serde_json::json!({"exec": ["/only", "me"], "cmd": ["x"]})), ["/only", "me"]);
+    }
+
+    #[test]
+    fn a_working_folder_is_read_as_docker_reads_it() {
+        for (written, meant) in [
+            ("/home/../home/app", "/home/app"),
+            ("/srv//app/./", "/srv/app"),
+            ("/../../x", "/x"),
+            ("/", "/"),
+            ("", ""),
+            ("relative", "relative"),
+        ] {
+            assert_eq!(plain_path(written), meant, "{written}");
+        }
     }
 
     #[test]

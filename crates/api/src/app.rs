@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// `POST /apps`. Newer clients send `name`, older ones `app_name`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("anyOf" = [{ "required": ["app_name"] }, { "required": ["name"] }]))]
 pub struct CreateApp {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_name: Option<String>,

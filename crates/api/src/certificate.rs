@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// `POST …/certificates/acme`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["hostname"]))]
 pub struct RequestCertificate {
     pub hostname: String,
 }
@@ -14,6 +15,7 @@ pub struct RequestCertificate {
 /// `POST …/certificates/custom`.
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["hostname", "fullchain", "private_key"]))]
 pub struct ImportCertificate {
     pub hostname: String,
     /// PEM, leaf first.

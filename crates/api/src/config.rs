@@ -16,6 +16,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// What a Machine runs and how it is served. `image` is the only member that must be set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["image"]))]
 pub struct MachineConfig {
     /// `name[:tag][@digest]` of an image that control holds.
     pub image: String,
@@ -79,6 +80,7 @@ pub struct InitConfig {
 #[serde(default)]
 pub struct Guest {
     /// `shared` or `performance`.
+    #[schemars(extend("enum" = ["shared", "performance"]))]
     pub cpu_kind: String,
     pub cpus: u32,
     pub memory_mb: u32,
@@ -95,6 +97,7 @@ impl Default for Guest {
 #[serde(default)]
 pub struct Service {
     /// `tcp`.
+    #[schemars(extend("enum" = ["tcp"]))]
     pub protocol: String,
     pub internal_port: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,6 +167,10 @@ impl<'de> Deserialize<'de> for Autostop {
     }
 }
 
+fn handlers(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "array", "items": { "enum": ["http", "tls", "proxy_proto"] } })
+}
+
 /// A public port of a service. Without handlers its bytes pass as raw TCP.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -176,6 +183,7 @@ pub struct Port {
     pub end_port: Option<u16>,
     /// `http`, `tls`, `proxy_proto`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "handlers")]
     pub handlers: Vec<String>,
     /// With `http`: what comes in plain is sent to HTTPS.
     #[serde(skip_serializing_if = "is_default")]
@@ -230,6 +238,7 @@ pub enum ProxyVersion {
 pub struct Concurrency {
     /// `connections` or `requests`.
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = ["connections", "requests"]))]
     pub kind: String,
     pub soft_limit: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -247,6 +256,7 @@ impl Default for Concurrency {
 #[serde(default)]
 pub struct Check {
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["tcp", "http", null]))]
     pub kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,

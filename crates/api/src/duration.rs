@@ -1,16 +1,31 @@
 //! Time spans on the wire. Clients of the Machines API send nanoseconds as a number or a text such as `"1m30s"`;
 //! answers always carry the text.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A span of time with the wire's two spellings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
-#[schemars(with = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(pub Duration);
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A span of time: `\"1m30s\"`, `\"10\"` (seconds), or nanoseconds as a number.",
+            "anyOf": [
+                { "type": "string", "pattern": "^(([0-9]+(\\.[0-9]*)?|\\.[0-9]+)(ns|us|µs|ms|s|m|h))+$|^[0-9]+$" },
+                { "type": "integer", "minimum": 0 },
+            ],
+        })
+    }
+}
 
 impl Span {
     pub const fn from_secs(seconds: u64) -> Self {

@@ -68,6 +68,7 @@ impl MachineState {
 /// `POST …/machines` and, with `current_version`, `POST …/machines/{id}`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["config"]))]
 pub struct CreateMachine {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -178,7 +179,9 @@ pub struct RestartQuery {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DeleteQuery {
+    /// Needed for what is not stopped. Its processes are killed at once, unless `kill=false` lets them stop first.
     pub force: Option<bool>,
+    /// `true`: the same as `force`.
     pub kill: Option<bool>,
 }
 
@@ -193,6 +196,8 @@ pub struct SignalMachine {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WaitQuery {
+    /// One or several separated by commas; `started` if absent.
+    #[schemars(regex(pattern = "^[a-z_]+(,[a-z_]+)*$"))]
     pub state: Option<String>,
     /// Seconds, at most 60; 60 if absent.
     pub timeout: Option<u64>,

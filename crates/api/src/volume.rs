@@ -41,6 +41,7 @@ pub struct PlacedVolume {
 /// `POST /v1/apps/{app}/volumes`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct CreateVolume {
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none")]

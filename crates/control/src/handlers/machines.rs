@@ -290,12 +290,12 @@ pub async fn delete(call: Call<MachinesDelete>) -> Result<Acknowledged, ApiError
     let control = &call.control;
     let row = control.machine_row(&call.app()?, &call.machine()?)?;
     let guard = lease::check(control, &row.id, &call.headers)?;
-    let force = call.query.force.unwrap_or(false) || call.query.kill.unwrap_or(false);
+    let (force, kill) = (call.query.force.unwrap_or(false), call.query.kill);
     may_change(&Subject::Machine(row.clone()))?;
-    may_destroy(control, &row, force)?;
+    may_destroy(control, &row, force || kill == Some(true))?;
     let placement = control.world().placement(&row.host, &row.id).cloned();
     let Some(placement) = placement else { return Ok(Acknowledged { ok: true }) };
-    if let Some(tombstone) = control.write_tombstone(&placement, force, Some(guard)).await? {
+    if let Some(tombstone) = control.write_tombstone(&placement, kill.unwrap_or(force), Some(guard)).await? {
         let control = control.clone();
         // The answer does not wait for the host, which may be away.
         tokio::spawn(async move { control.hint(&tombstone).await });

@@ -154,7 +154,7 @@ async fn a_machine_goes_to_its_volume_and_holds_it_alone() {
     agent.turn(|knobs| knobs.away = false);
     until("it is free", || async {
         let shown = api.get(&format!("/apps/web/volumes/{volume}")).await.expect(200);
-        shown.get("attached_machine_id").is_none().then_some(())
+        shown["attached_machine_id"].is_null().then_some(())
     })
     .await;
     api.delete(&format!("/apps/web/volumes/{volume}")).await.expect(200);

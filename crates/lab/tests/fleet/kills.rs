@@ -193,7 +193,7 @@ async fn ask(api: &godwit_base::http::client::Client, id: &str, way: Way) {
             api.call::<MachinesUpdate>(at, &Empty {}, &request).await.map(|_| ())
         }
         (JobKind::Destroy, mode) => {
-            let query = DeleteQuery { force: None, kill: Some(mode == StopMode::Kill) };
+            let query = DeleteQuery { force: Some(true), kill: Some(mode == StopMode::Kill) };
             api.call::<MachinesDelete>(at, &query, &Empty {}).await.map(|_| ())
         }
         (kind, _) => unreachable!("{} is not asked of a Machine here", kind.as_str()),

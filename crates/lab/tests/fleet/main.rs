@@ -2,6 +2,7 @@
 //! an issue names. Needs root, the built binaries and the demo image (`make test` sees to them).
 
 mod away;
+mod bluegreen;
 mod certificates;
 mod documents;
 mod flood;
