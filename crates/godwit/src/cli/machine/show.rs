@@ -150,7 +150,12 @@ pub fn checks_of(machine: &Machine) -> String {
 
 fn image_of(machine: &Machine) -> String {
     let image = &machine.image_ref;
-    if image.tag.is_empty() { image.repository.clone() } else { format!("{}:{}", image.repository, image.tag) }
+    // Control's own registry goes without saying.
+    let name = match image.registry.as_str() {
+        "" | "registry.godwit" => image.repository.clone(),
+        registry => format!("{registry}/{}", image.repository),
+    };
+    if image.tag.is_empty() { name } else { format!("{name}:{}", image.tag) }
 }
 
 fn size_of(machine: &Machine) -> String {

@@ -68,7 +68,8 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
     match command {
         Command::Create { app, name, size, region, fstype, wait } => {
             let app = context.app(&app)?;
-            let request = CreateVolume { name, region, size_gb: Some(size), fstype: Some(fstype) };
+            let request =
+                CreateVolume { name, region, size_gb: Some(size), fstype: Some(fstype), ..CreateVolume::default() };
             create(context, &app, &request, &wait).await
         }
         Command::List { app } => list(context, &context.app(&app)?).await,
