@@ -16,8 +16,8 @@ use crate::limits::Limits;
 use crate::spec::media_type;
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// Enough to tell every packing that we know.
-const MAGIC_BYTES: u64 = 4;
+/// Enough to tell every packing that we know, or know of.
+const MAGIC_BYTES: u64 = 10;
 /// Largest window that a zstd stream may ask for: 128 MiB, the bound of the reference tool.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
@@ -30,13 +30,19 @@ pub(crate) enum Packing {
 }
 
 impl Packing {
-    fn sniff(head: &[u8]) -> Self {
-        match head {
+    fn sniff(head: &[u8]) -> Result<Self, LayerFault> {
+        Ok(match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
             // A zstd frame, or a skippable frame before one (seekable zstd writes those).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => return Err(LayerFault::Packing("xz")),
+            // With the mark of a first block: a tar's first name may begin with `BZh`.
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
+                return Err(LayerFault::Packing("bzip2"));
+            }
+            [0x04, 0x22, 0x4d, 0x18, ..] => return Err(LayerFault::Packing("lz4")),
             _ => Self::Plain,
-        }
+        })
     }
 
     pub(crate) fn layer_media_type(self) -> &'static str {
@@ -95,7 +101,7 @@ impl<R: Read> Decoded<R> {
     pub(crate) fn new(mut raw: R, bounds: Bounds) -> Result<Self, LayerFault> {
         let mut head = Vec::new();
         raw.by_ref().take(MAGIC_BYTES).read_to_end(&mut head).map_err(LayerFault::from_read)?;
-        let packing = Packing::sniff(&head);
+        let packing = Packing::sniff(&head)?;
         let in_bytes = Rc::new(Cell::new(0));
         let counted = Counted { inner: io::Cursor::new(head).chain(raw), count: in_bytes.clone() };
         let source = BufReader::with_capacity(BUFFER_BYTES, counted);
@@ -192,6 +198,18 @@ mod tests {
             let decoded = Decoded::new(&bytes[..], BOUNDS).unwrap();
             assert_eq!(decoded.finish().unwrap(), Digest::of(&text));
         }
+    }
+
+    #[test]
+    fn a_compression_that_is_not_read_is_named() {
+        let heads: [(&[u8], &str); 3] =
+            [(b"\xfd7zXZ\0\0\x04", "xz"), (b"BZh91AY&SY\0", "bzip2"), (b"\x04\x22\x4d\x18\x64", "lz4")];
+        for (head, name) in heads {
+            let fault = Decoded::new(head, BOUNDS).err().expect(name);
+            assert!(fault.to_string().starts_with(&format!("it is compressed with {name}, ")), "{fault}");
+        }
+        // The name of a tar's first member, not a compression.
+        assert_eq!(Decoded::new(&b"BZh9-notes.txt"[..], BOUNDS).unwrap().packing(), Packing::Plain);
     }
 
     #[test]

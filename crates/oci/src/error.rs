@@ -176,6 +176,9 @@ pub enum LayerFault {
     /// The compressed stream is broken.
     #[error("the compressed stream is damaged")]
     Compression(#[source] io::Error),
+    /// Compressed in a way that is not read here.
+    #[error("it is compressed with {0}, which is not supported: use gzip, zstd or no compression")]
+    Packing(&'static str),
     /// The tar stream is broken.
     #[error("malformed tar: {0}")]
     Tar(&'static str),
@@ -193,13 +196,10 @@ pub enum LayerFault {
     /// The member's name cannot be a file name.
     #[error("the name is unusable: {0}")]
     BadName(&'static str),
-    /// A parent of the member is a symbolic link made by the same layer.
-    #[error("would be written through the symbolic link `{0}`")]
-    ThroughSymlink(String),
     /// A parent of the member is a file.
     #[error("its parent `{0}` is not a folder")]
     ParentNotFolder(String),
-    /// Symbolic links of lower layers go in circles.
+    /// Symbolic links go in circles.
     #[error("too many symbolic links on the way to it")]
     TooManySymlinks,
     /// A hard link to outside of the root.
@@ -252,10 +252,7 @@ impl Error {
     pub fn blame(&self) -> Blame {
         match self {
             Error::Io { .. } | Error::StoreInUse(_) | Error::ShortIdTaken(_) | Error::TaskEnded => Blame::Host,
-            Error::Layer { source, .. } | Error::Archive { source, .. } => match **source {
-                LayerFault::Io { .. } => Blame::Host,
-                _ => Blame::Image,
-            },
+            Error::Layer { source, .. } | Error::Archive { source, .. } => source.blame(),
             Error::Transport { .. } | Error::Registry { .. } => Blame::Registry,
             _ => Blame::Image,
         }
@@ -282,6 +279,15 @@ impl Error {
 }
 
 impl LayerFault {
+    fn blame(&self) -> Blame {
+        match self {
+            // The only refusal of a file system that the layer's own names bring about: no other host would take them.
+            LayerFault::Io { source, .. } if source.raw_os_error() == Some(libc::ENAMETOOLONG) => Blame::Image,
+            LayerFault::Io { .. } => Blame::Host,
+            _ => Blame::Image,
+        }
+    }
+
     pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> LayerFault {
         move |source| LayerFault::Io { action, source }
     }

@@ -2,6 +2,7 @@
 //! what the documents say. Nothing is put into the store's places here.
 
 use std::fs::File;
+use std::io::BufReader;
 use std::path::PathBuf;
 
 use super::naming::Naming;
@@ -15,10 +16,14 @@ use crate::spec::{
     ConfigDocument, Descriptor, DockerImage, Index, LayoutMarker, Manifest, Platform, media_type, no_platform,
 };
 use crate::store::{ContentStore, Lease};
+use crate::tarball::TarReader;
+use crate::unpack::Rehearsal;
 
 /// Annotations that name an image in an index (annotations.md; the first is containerd's
 /// and Docker's, with the whole reference).
 const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+/// The tar reader asks for blocks of 512 bytes; hashing likes more.
+const READ_BUFFER_BYTES: usize = 128 << 10;
 /// The only version of the image layout (image-layout.md).
 const LAYOUT_VERSION: &str = "1.0.0";
 
@@ -207,7 +212,8 @@ impl Work<'_> {
 
     // ---- both --------------------------------------------------------------------------
 
-    /// Platform and DiffIDs.
+    /// Platform and DiffIDs, and that every member of the layers can be unpacked: the bytes are read anyway, and
+    /// told here it is told to who made the image, not to every host that is asked to start it.
     fn verify(&self, image: &Prepared) -> Result<(), Error> {
         let config = &image.manifest.config;
         let mut bytes = Vec::new();
@@ -224,15 +230,15 @@ impl Work<'_> {
         document.check(layers.len(), self.what)?;
         let diff_ids = &document.rootfs.diff_ids;
         let of = layers.len();
+        let mut rehearsal = Rehearsal::new(self.store.limits());
         for (index, (layer, diff_id)) in layers.iter().zip(diff_ids).enumerate() {
             let number = index + 1;
             let file = self.open(image, &layer.digest, &format!("layer {number} of {of}"))?;
             let fault =
-                |source| Error::Layer { number, of, digest: layer.digest, path: None, source: Box::new(source) };
-            let decoded = Decoded::new(file, Bounds::layer(self.store.limits())).map_err(fault)?;
-            let found = decoded.finish().map_err(fault)?;
+                |(path, source)| Error::Layer { number, of, digest: layer.digest, path, source: Box::new(source) };
+            let found = rehearse(file, &mut rehearsal, self.store.limits()).map_err(fault)?;
             if found != *diff_id {
-                return Err(fault(LayerFault::WrongDiffId { expected: *diff_id, found }));
+                return Err(fault((None, LayerFault::WrongDiffId { expected: *diff_id, found })));
             }
             (self.progress)(Progress::Layer { number, of });
         }
@@ -248,6 +254,22 @@ impl Work<'_> {
         let stored = stored.ok_or_else(|| Error::MissingBlob { role: role.to_owned(), digest: *digest })?;
         Ok(stored.file)
     }
+}
+
+/// Plays a layer through the unpacker's rules; answers the digest of its bytes.
+fn rehearse(
+    file: File,
+    rehearsal: &mut Rehearsal<'_>,
+    limits: &Limits,
+) -> Result<Digest, (Option<String>, LayerFault)> {
+    let whole = |fault| (None, fault);
+    let decoded = Decoded::new(file, Bounds::layer(limits)).map_err(whole)?;
+    let mut tar = TarReader::new(BufReader::with_capacity(READ_BUFFER_BYTES, decoded));
+    rehearsal.begin_layer();
+    while let Some(member) = tar.next().map_err(|fault| (tar.last_label(), fault))? {
+        rehearsal.apply(&member).map_err(|fault| (Some(member.label()), fault))?;
+    }
+    tar.into_inner().into_inner().finish().map_err(whole)
 }
 
 fn packing(layer: &Staged, limits: &Limits) -> Result<Packing, LayerFault> {

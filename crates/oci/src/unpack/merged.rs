@@ -18,7 +18,7 @@ use super::sys;
 use crate::error::LayerFault;
 
 /// Symbolic links followed on one path, as in the kernel (path_resolution(7)).
-const MAX_LINKS: usize = 40;
+pub(crate) const MAX_LINKS: usize = 40;
 
 type Result<T> = std::result::Result<T, LayerFault>;
 

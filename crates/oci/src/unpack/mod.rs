@@ -10,6 +10,7 @@
 mod attributes;
 mod member;
 mod merged;
+mod rehearsal;
 mod sys;
 mod user;
 mod writer;
@@ -33,6 +34,7 @@ use crate::store::{ContentStore, Lease};
 use crate::tarball::TarReader;
 
 pub(crate) use self::member::clean as clean_member_name;
+pub(crate) use self::rehearsal::Rehearsal;
 
 /// Hex digits of a layer folder's name: 127 of them must fit into the one page that
 /// mount(2) takes. The whole ChainID stands in the folder and is compared.

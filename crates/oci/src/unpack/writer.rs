@@ -1,13 +1,13 @@
 //! One layer's members become a folder in overlayfs terms. All writing stays in that
 //! folder: every path is resolved below its root without following a link of its own.
 //!
-//! **Parents in lower layers.** A layer is a change set against the layers below it, so a
-//! parent that this layer does not bring is looked up there: a folder is copied up with
-//! its owner and mode (overlayfs shows the top-most one's), a symbolic link is followed
-//! inside of the image and the member lands in its target. That is what applying the
-//! layers one upon the other gives (umoci, Docker's vfs); making a plain folder in the
-//! link's place would cut `/var/run` off from `/run`. A link that *this* layer made is
-//! never followed: that is how an archive writes through a link, and it is refused.
+//! **Parents.** A layer is a change set against the layers below it, so a parent that this
+//! layer does not bring is looked up there: a folder is copied up with its owner and mode
+//! (overlayfs shows the top-most one's). A symbolic link, of a lower layer or of this one,
+//! is followed inside of the image and the member lands in its target, as Docker and umoci
+//! do it (decision 0007): making a plain folder in the link's place would cut `/var/run`
+//! off from `/run`. The link is read and resolved here, name by name from the root of the
+//! image; the kernel is only ever given the outcome, and refuses links in that.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -169,7 +169,8 @@ impl<'a> LayerWriter<'a> {
         };
         let target = self.file_here(&target)?.ok_or_else(|| LayerFault::LinkTarget(shown()))?;
         let name = self.enter_parent_of(path)?;
-        if self.here()?.path.join(&name) == target {
+        // Itself, or in the folder that the link is to replace: gone before it could be linked.
+        if target.starts_with(self.here()?.path.join(&name)) {
             return Err(LayerFault::LinkTarget(shown()));
         }
         let name = self.vacate(path)?;
@@ -322,9 +323,6 @@ impl<'a> LayerWriter<'a> {
                     trail.enter(folder);
                 }
                 Found::Leaf { layer, path, stat } if sys::kind(&stat) == SFlag::S_IFLNK => {
-                    if layer == 0 {
-                        return Err(LayerFault::ThroughSymlink(label(path.as_os_str().as_bytes())));
-                    }
                     trail.follow(&self.view.read_link(layer, &path)?)?;
                 }
                 Found::Leaf { path, .. } => {
@@ -369,9 +367,6 @@ impl<'a> LayerWriter<'a> {
             match self.view.child(trail.here(), &name)? {
                 Found::Folder(folder) => trail.enter(folder),
                 Found::Leaf { layer, path, stat } if sys::kind(&stat) == SFlag::S_IFLNK => {
-                    if layer == 0 {
-                        return Err(LayerFault::ThroughSymlink(label(path.as_os_str().as_bytes())));
-                    }
                     trail.follow(&self.view.read_link(layer, &path)?)?;
                 }
                 Found::Leaf { .. } | Found::Absent | Found::Hidden { .. } => return Ok(None),

@@ -6,6 +6,7 @@ mod hostile;
 mod load;
 mod overlay;
 mod pull;
+mod reports;
 mod routes;
 mod support;
 mod unpack;

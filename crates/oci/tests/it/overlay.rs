@@ -13,7 +13,7 @@ use crate::support::*;
 
 /// Mounts the image in a mount namespace of one thread's own, and reads the tree there.
 /// The namespace, and the mount with it, goes with the thread.
-fn mounted(unpacked: &Unpacked) -> BTreeMap<String, Seen> {
+pub fn mounted(unpacked: &Unpacked) -> BTreeMap<String, Seen> {
     let lowers: Vec<&str> = unpacked.lowers.iter().map(|lower| text(lower)).collect();
     let scratch = tempfile::tempdir().unwrap();
     let [upper, work, target] = ["upper", "work", "target"].map(|name| scratch.path().join(name));
@@ -99,7 +99,7 @@ fn layers() -> Vec<Vec<u8>> {
 
 /// Compares all but what differs by nature: link counts of files of several layers, and
 /// the times of folders that a layer did not describe.
-fn check_same(ours: &BTreeMap<String, Seen>, theirs: &BTreeMap<String, Seen>) {
+pub fn check_same(ours: &BTreeMap<String, Seen>, theirs: &BTreeMap<String, Seen>) {
     let names = |tree: &BTreeMap<String, Seen>| tree.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(ours), names(theirs));
     let mut different = Vec::new();
@@ -118,7 +118,7 @@ fn check_same(ours: &BTreeMap<String, Seen>, theirs: &BTreeMap<String, Seen>) {
     assert!(different.is_empty(), "{}", different.join("\n"));
 }
 
-fn by_umoci(layout: &Path, tag: &str, into: &Path) -> BTreeMap<String, Seen> {
+pub fn by_umoci(layout: &Path, tag: &str, into: &Path) -> BTreeMap<String, Seen> {
     run("umoci", &["unpack", "--image", &format!("{}:{tag}", text(layout)), text(into)]);
     tree(&into.join("rootfs"))
 }

@@ -280,6 +280,17 @@ pub fn unpack(store: &ContentStore, image: &Image) -> Result<godwit_oci::Unpacke
     store.unpack_blocking(&digest, &godwit_oci::no_progress())
 }
 
+/// Unpacks what a load has not seen: the blobs are put where a store keeps them, as a pull of a day before might have.
+pub fn unpack_unseen(test: &TestStore, image: &Image) -> Result<godwit_oci::Unpacked, Error> {
+    let files = image.files();
+    for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("blobs/")) {
+        std::fs::write(test.dir.path().join("store").join(name), bytes).unwrap();
+    }
+    let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+    let digest: Digest = serde_json::from_value(index["manifests"][0]["digest"].clone()).unwrap();
+    test.store.unpack_blocking(&digest, &godwit_oci::no_progress())
+}
+
 /// An error with its causes, as a person reads it.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
