@@ -133,6 +133,8 @@ endpoints! {
     EdgesTellPorts = "Edges_tell_ports" Post "/edges/ports" 200 (Empty, EdgePorts) -> Acknowledged,
         "For edges: tell which public ports could not be opened.";
     ImagesList = "Images_list" Get "/images" 200 (Empty, Empty) -> Vec<Image>, "List the images that control holds.";
+    ImagesDelete = "Images_delete" Delete "/images/{image_name}" 200 (Empty, Empty) -> Image,
+        "Take a name from an image; its data go once no Machine runs it.";
     FleetJoin = "Fleet_join" Post "/join" 200 (Empty, Join) -> Joined, "Admit a host or an edge.";
 }
 

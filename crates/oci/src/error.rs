@@ -118,8 +118,11 @@ pub enum Error {
         source: Box<LayerFault>,
     },
     /// The archive holds no name, and none was given.
-    #[error("the image has no name: give one")]
+    #[error("the image has no name of its own: give it one with `--name NAME` (in the API, `?name=NAME`)")]
     NoName,
+    /// What the archive calls its image cannot be its name here.
+    #[error("the image's own name cannot be used: give it another with `--name NAME` (in the API, `?name=NAME`)")]
+    OwnName(#[source] ReferenceError),
     /// The store has no such image.
     #[error("no image {0}")]
     NoImage(String),

@@ -1,8 +1,10 @@
 //! Image references: `name[:tag][@digest]` (distribution-spec, "Pulling manifests").
 //!
-//! Pure. A name here is a repository name, never a host with a port: where an image is
-//! pulled from is the caller's affair.
+//! Pure. A name here is a repository name; of a registry's host the port is dropped
+//! (`localhost:5000/team/app` is `localhost/team/app`): where an image is pulled from is
+//! the caller's affair, and a name with a port cannot stand in the path of a pull.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -71,17 +73,11 @@ impl FromStr for Reference {
                 (rest, Some(digest))
             }
         };
+        let rest = without_port(rest);
         let (name, tag) = match rest.rsplit_once(':') {
-            // A colon before a slash belongs to a host's port.
-            Some((_, after)) if after.contains('/') => {
-                return Err(wrong("a name does not hold a host with a port"));
-            }
             Some((name, tag)) => (name, Some(tag)),
-            None => (rest, None),
+            None => (&*rest, None),
         };
-        if name.contains(':') {
-            return Err(wrong("a name does not hold a host with a port"));
-        }
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(wrong("the tag is not [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}"));
         }
@@ -92,6 +88,17 @@ impl FromStr for Reference {
             ));
         }
         Ok(Self { name: name.to_owned(), tag: tag.map(str::to_owned), digest })
+    }
+}
+
+/// Drops the port of a registry's host: digits between a colon in the first part and the slash after them.
+fn without_port(text: &str) -> Cow<'_, str> {
+    let port = text.split_once('/').and_then(|(first, path)| Some((first.split_once(':')?, path)));
+    match port {
+        Some(((host, port), path)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+            Cow::Owned(format!("{host}/{path}"))
+        }
+        _ => Cow::Borrowed(text),
     }
 }
 
@@ -147,6 +154,9 @@ mod tests {
         check("apps/hello:v1", "apps/hello", Some("v1"), false);
         check("docker.io/library/nginx:1.25", "nginx", Some("1.25"), false);
         check("registry.example.com/a/b_c--d", "registry.example.com/a/b_c--d", None, false);
+        check("localhost:5000/team/app:v1", "localhost/team/app", Some("v1"), false);
+        check("localhost:5000/a", "localhost/a", None, false);
+        check("docker.io:443/library/nginx", "nginx", None, false);
         check(&format!("a:b@{d}"), "a", Some("b"), true);
         check(&format!("a@{d}"), "a", None, true);
     }
@@ -169,8 +179,9 @@ mod tests {
             "a___b",
             "-a",
             "a-",
-            "localhost:5000/a",
-            "localhost:5000/a:v1",
+            "localhost:port/a",
+            "localhost:/a",
+            "a/localhost:5000/b",
             "a:b:c",
             "a@sha256:00",
             "a:ä",

@@ -86,12 +86,35 @@ pub struct Platform {
     /// Operating system in Go's words (`linux`).
     #[serde(default)]
     pub os: String,
+    /// Variant of the CPU (`v8`); empty means the plain one.
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "null")]
+    pub variant: String,
 }
 
 impl Platform {
-    /// Whether this machine can run it.
+    /// Whether this machine can run it. The many words for one architecture are taken as containerd takes them
+    /// (`platforms/database.go`).
     pub fn is_ours(&self) -> bool {
-        self.os == OS && self.architecture == architecture()
+        self.os.eq_ignore_ascii_case(OS) && normalized(&self.architecture) == architecture()
+    }
+
+    /// Whether it is for every processor of its architecture.
+    fn is_plain(&self) -> bool {
+        matches!(
+            (normalized(&self.architecture), self.variant.as_str()),
+            (_, "") | ("amd64", "v1") | ("arm64", "8" | "v8")
+        )
+    }
+}
+
+/// An architecture in Go's words.
+fn normalized(architecture: &str) -> &str {
+    let plain = architecture.strip_suffix("/v8").unwrap_or(architecture);
+    match plain {
+        "x86_64" | "x86-64" | "X86_64" | "AMD64" => "amd64",
+        "aarch64" | "ARM64" => "arm64",
+        "i386" | "i686" => "386",
+        other => other,
     }
 }
 
@@ -104,10 +127,13 @@ pub struct Index {
 }
 
 impl Index {
-    /// The entry for this machine: an exact match, else one that does not say its platform
-    /// (its configuration will).
+    /// The entry for this machine: the plain one rather than one for certain processors, else one that does not say
+    /// its platform (its configuration will).
     pub(crate) fn for_this_machine(&self) -> Result<&Descriptor, Error> {
-        let ours = self.manifests.iter().find(|e| e.platform.as_ref().is_some_and(Platform::is_ours));
+        let fits = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(Platform::is_ours);
+        let plain = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(Platform::is_plain);
+        let ours = self.manifests.iter().find(|entry| fits(entry) && plain(entry));
+        let ours = ours.or_else(|| self.manifests.iter().find(fits));
         let silent = || self.manifests.iter().find(|e| e.platform.is_none());
         ours.or_else(silent).ok_or_else(|| no_platform(&self.manifests))
     }
@@ -233,7 +259,7 @@ impl ConfigDocument {
     /// Whether it is for this machine and for a manifest of so many layers.
     pub(crate) fn check(&self, layers: usize, what: &str) -> Result<(), Error> {
         if !self.platform.is_ours() {
-            let Platform { os, architecture } = &self.platform;
+            let Platform { os, architecture, .. } = &self.platform;
             return Err(wrong_platform(format!("{os}/{architecture}")));
         }
         match self.rootfs.diff_ids.len() {
@@ -287,6 +313,28 @@ mod tests {
         assert!(config.cmd.is_empty() && config.labels.is_empty());
         let again: ImageConfig = serde_json::from_value(serde_json::to_value(&config).unwrap()).unwrap();
         assert_eq!(again, config);
+    }
+
+    #[test]
+    fn an_architecture_has_many_names() {
+        let normal =
+            [("x86_64", "amd64"), ("x86-64", "amd64"), ("aarch64", "arm64"), ("arm64/v8", "arm64"), ("i386", "386")];
+        for (written, meant) in normal {
+            assert_eq!(normalized(written), meant);
+        }
+        assert_eq!((normalized("s390x"), normalized("")), ("s390x", ""));
+        let entry = |architecture: &str, variant: &str, n: u64| Descriptor {
+            media_type: media_type::MANIFEST.into(),
+            digest: Digest::of(&n.to_le_bytes()),
+            size: n,
+            annotations: BTreeMap::new(),
+            platform: Some(Platform { architecture: architecture.into(), os: "Linux".into(), variant: variant.into() }),
+        };
+        let ours = std::env::consts::ARCH; // `x86_64`, which Go calls `amd64`.
+        let index = Index { manifests: vec![entry("s390x", "", 1), entry(ours, "v3", 2), entry(ours, "", 3)] };
+        assert_eq!(index.for_this_machine().unwrap().size, 3, "the one for every processor");
+        let index = Index { manifests: vec![entry("s390x", "", 1), entry(ours, "v3", 2)] };
+        assert_eq!(index.for_this_machine().unwrap().size, 2);
     }
 
     #[test]

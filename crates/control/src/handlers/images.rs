@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::TryStreamExt;
-use godwit_api::endpoints::ImagesList;
+use godwit_api::endpoints::{ImagesDelete, ImagesList};
 use godwit_api::error::Status;
 use godwit_api::fleet::Image;
 use godwit_api::machine::ImageRef;
@@ -37,27 +37,61 @@ pub async fn list(call: Call<ImagesList>) -> Result<Vec<Image>, ApiError> {
     .await
 }
 
-/// One entry a tag; an image that lost its last tag shows its digest.
+/// Takes a tag away, or with `name@digest` an image that has none and that no Machine runs. A Machine is pinned to a
+/// digest, so it keeps its image whatever becomes of the tag; what nobody needs goes with the next collection.
+pub async fn delete(call: Call<ImagesDelete>) -> Result<Image, ApiError> {
+    let text = call.param("image_name").to_owned();
+    let named: Reference =
+        text.parse().map_err(|error: godwit_oci::ReferenceError| ApiError::unprocessable(error.to_string()))?;
+    let control = call.control;
+    blocking(move || remove(&control, &named, &text)).await?
+}
+
+fn remove(control: &Control, named: &Reference, text: &str) -> Result<Image, ApiError> {
+    let missing =
+        || ApiError::not_found(format!("there is no image {text}; `godwit image list` shows those that are here"));
+    let known = control.images.images();
+    let wanted = |info: &&ImageInfo| match (&named.digest, named.tag_or_default()) {
+        (Some(digest), _) => info.id.name == named.name && info.id.digest == *digest,
+        (None, tag) => info.id.name == named.name && info.tags.iter().any(|own| own == tag),
+    };
+    let info = known.iter().find(wanted).ok_or_else(missing)?;
+    let in_use = control.images_in_use();
+    let mut gone = entry(control, info, &in_use, text.to_owned());
+    if named.digest.is_none() {
+        gone.name = format!("{}:{}", named.name, named.tag_or_default());
+        control.images.untag(&named.name, named.tag_or_default()).map_err(image_error)?.ok_or_else(missing)?;
+    } else if !info.tags.is_empty() {
+        let tags = info.tags.join(", ");
+        return Err(ApiError::new(409, Status::Conflict, format!("{text} has names: remove these first: {tags}")));
+    } else if gone.in_use {
+        return Err(ApiError::new(409, Status::Conflict, format!("Machines run {text}; destroy them first")));
+    } else {
+        control.images.remove(&info.id).map_err(image_error)?;
+    }
+    Ok(gone)
+}
+
+/// One entry a tag; an image that Machines run and that lost its last tag shows its digest.
 fn shown(control: &Control, info: &ImageInfo, in_use: &BTreeSet<String>) -> Vec<Image> {
+    let digest = info.id.digest.to_string();
+    let names = match info.tags.is_empty() {
+        // Nothing is left to name it by, and nobody runs it: the next collection deletes it.
+        true if !in_use.contains(&digest) => Vec::new(),
+        true => vec![format!("{}@{digest}", info.id.name)],
+        false => info.tags.iter().map(|tag| format!("{}:{tag}", info.id.name)).collect(),
+    };
+    names.into_iter().map(|name| entry(control, info, in_use, name)).collect()
+}
+
+fn entry(control: &Control, info: &ImageInfo, in_use: &BTreeSet<String>, name: String) -> Image {
     let digest = info.id.digest.to_string();
     let layers = control.images.manifest(&info.id.digest).map_or(0, |manifest| manifest.layers.len() as u64);
     let file = control.images.open_blob(&info.id.digest).ok().flatten();
     let modified = file.and_then(|blob| blob.file.metadata().ok()?.modified().ok());
     let since = modified.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
     let created_at = clock::rfc3339(u64::try_from(since.as_millis()).unwrap_or(0));
-    let names = match info.tags.is_empty() {
-        true => vec![format!("{}@{digest}", info.id.name)],
-        false => info.tags.iter().map(|tag| format!("{}:{tag}", info.id.name)).collect(),
-    };
-    let image = |name| Image {
-        name,
-        digest: digest.clone(),
-        size_bytes: info.size_bytes,
-        layers,
-        created_at: created_at.clone(),
-        in_use: in_use.contains(&digest),
-    };
-    names.into_iter().map(image).collect()
+    Image { name, in_use: in_use.contains(&digest), digest, size_bytes: info.size_bytes, layers, created_at }
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -85,6 +85,7 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         HostsStrays => strays::list;
         HostsEndStray => strays::end;
         ImagesList => images::list;
+        ImagesDelete => images::delete;
     }
     router = route::<FleetJoin, _, _>(router, Verb::Join, join::join);
     router = route::<EdgesTellPorts, _, _>(router, Verb::Tell, edges::ports);

@@ -45,3 +45,32 @@ async fn a_tag_that_moves_on_leaves_running_machines_their_image() {
     until("the image that nobody needs is gone", || async { (!blob(&second).exists()).then_some(()) }).await;
     assert!(blob(&before.image_ref.digest).exists() && blob(&third).exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_removed_leaves_running_machines_their_image() {
+    let bed = Bed::with_hosts(1).await;
+    let api = &bed.api;
+    let id = api.app_with_machine("web", config()).await;
+    let digest = api.until("web", &id, MachineState::Started).await.image_ref.digest;
+    let blob = || bed.dir.path().join("images/blobs/sha256").join(&digest[7..]).exists();
+    let path = format!("/images/{}", IMAGE.replace('/', "%2F"));
+    let (name, _) = IMAGE.split_once(':').unwrap();
+
+    api.delete("/images/demo%3Anever").await.refused(404, "there is no image demo:never");
+    api.delete("/images/NO%20NAME").await.refused(422, "is not an image reference");
+    let pinned = format!("/images/{name}@{digest}");
+    api.delete(&pinned).await.refused(409, "has names");
+    let gone = api.delete(&path).await.expect(200);
+    assert_eq!((&gone["name"], &gone["in_use"]), (&json!(IMAGE), &json!(true)));
+    // No more Machines are made of it by that name; the one that runs it keeps it, and may start again.
+    api.delete(&path).await.refused(404, "there is no image");
+    let refused = api.post("/apps/web/machines", json!({ "config": config() })).await;
+    refused.refused(422, "there is no image");
+    let list = api.get("/images").await.expect(200);
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["name"]), (1, &json!(format!("{name}@{digest}"))));
+    api.delete(&pinned).await.refused(409, "Machines run");
+    assert!(blob());
+    api.delete(&format!("/apps/web/machines/{id}?force=true")).await.expect(200);
+    until("the image goes with its last Machine", || async { (!blob()).then_some(()) }).await;
+    assert_eq!(api.get("/images").await.expect(200), json!([]));
+}

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::StreamExt;
 use godwit_api::endpoint::{Empty, percent_encode};
-use godwit_api::endpoints::{IMAGE_UPLOAD, ImagesList};
+use godwit_api::endpoints::{IMAGE_UPLOAD, ImagesDelete, ImagesList};
 use godwit_api::fleet::Image;
 use godwit_base::http::client::Body;
 use http_body::Frame;
@@ -37,6 +37,15 @@ pub enum Command {
         #[arg(long, visible_alias = "tag", value_name = "NAME")]
         name: Option<String>,
     },
+    /// Remove names of images; an image's data go once no Machine runs it
+    ///
+    /// Machines that run the image keep it: they are pinned to its digest.
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// `name[:tag]`; without a tag, `latest` is meant
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// List images
     #[command(visible_alias = "ls")]
     List,
@@ -46,6 +55,7 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
     let output = context.output;
     let images = match command {
         Command::Load { path, name } => load(context, &path, name.as_deref()).await?,
+        Command::Remove { names } => return remove(context, &names).await,
         Command::List => context.client.call::<ImagesList>(&[], &Empty {}, &Empty {}).await?,
     };
     if output.json {
@@ -62,6 +72,22 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
     });
     output.table(&["NAME", "DIGEST", "SIZE", "LAYERS", "IN USE", "CREATED"], rows.collect());
     Ok(())
+}
+
+async fn remove(context: &Context, names: &[String]) -> Result<()> {
+    let output = context.output;
+    let mut removed = Vec::new();
+    for name in names {
+        let image = context.client.call::<ImagesDelete>(&[name], &Empty {}, &Empty {}).await?;
+        if output.quiet {
+            println!("{}", image.name);
+        } else if !output.json {
+            let rest = if image.in_use { "Machines that run it keep it" } else { "its data go with the next clean-up" };
+            println!("{} is removed; {rest}", image.name);
+        }
+        removed.push(image);
+    }
+    if output.json { output.json(&removed) } else { Ok(()) }
 }
 
 async fn load(context: &Context, path: &Path, name: Option<&str>) -> Result<Vec<Image>> {

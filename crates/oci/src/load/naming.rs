@@ -38,7 +38,7 @@ impl Naming {
             let is_whole = text.contains(['/', ':']);
             match (&self.file, is_whole) {
                 (_, true) => {
-                    let reference = Reference::from_str(text)?;
+                    let reference = Reference::from_str(text).map_err(Error::OwnName)?;
                     let tag = reference.tag_or_default().to_owned();
                     names.push((reference.name, tag));
                 }
@@ -57,7 +57,7 @@ fn own_tags<'a>(own: &'a [String], what: &str) -> Result<impl Iterator<Item = St
     if own.is_empty() {
         return Err(Error::NotAnImage {
             what: what.to_owned(),
-            reason: "it holds several images, of which one has no tag".into(),
+            reason: "it holds several images, of which one has no tag; load them one by one".into(),
         });
     }
     Ok(own.iter().map(|text| match text.rsplit_once(':') {
@@ -103,6 +103,15 @@ mod tests {
         check(None, Some("My App.tar.gz"), &["v3"], 1, &[("my-app", "v3")]);
         check(None, Some("oci-b"), &[], 1, &[("oci-b", "latest")]);
         check(None, None, &["a/b"], 1, &[("a/b", "latest")]);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_used_says_what_to_do() {
+        let naming = Naming::new(None, None).unwrap();
+        let error = naming.names("x", &["Team/App:v1".into()], 1).unwrap_err();
+        assert!(matches!(error, Error::OwnName(_)) && error.to_string().contains("--name NAME"), "{error}");
+        check(Some("own"), None, &["Team/App:v1"], 1, &[("own", "latest")]);
+        check(None, None, &["localhost:5000/team/app:v1"], 1, &[("localhost/team/app", "v1")]);
     }
 
     #[test]

@@ -99,14 +99,22 @@ impl Work<'_> {
             return Err(no_platform(&index.manifests));
         }
         self.check_count(entries.len())?;
-        let image = |entry: &&Descriptor| {
-            let own: Vec<String> =
-                NAME_ANNOTATIONS.iter().filter_map(|key| entry.annotations.get(*key)).take(1).cloned().collect();
-            let names = naming.names(self.what, &own, entries.len())?;
+        // One image may stand there under several names: then it is one, with all of them.
+        let mut images: Vec<(Descriptor, Vec<String>)> = Vec::new();
+        for entry in entries {
+            let own = NAME_ANNOTATIONS.iter().filter_map(|key| entry.annotations.get(*key)).take(1).cloned();
             let descriptor = self.choose(entry, MAX_INDEX_DEPTH)?;
+            match images.iter_mut().find(|(known, _)| known.digest == descriptor.digest) {
+                Some((_, names)) => names.extend(own),
+                None => images.push((descriptor, own.collect())),
+            }
+        }
+        let among = images.len();
+        let image = |(descriptor, own): (Descriptor, Vec<String>)| {
+            let names = naming.names(self.what, &own, among)?;
             self.oci_image(descriptor, names)
         };
-        entries.iter().map(image).collect()
+        images.into_iter().map(image).collect()
     }
 
     /// The image for this machine that a descriptor leads to.

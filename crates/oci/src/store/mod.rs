@@ -168,6 +168,16 @@ impl ContentStore {
         })
     }
 
+    /// Takes a tag away, of `name[:tag]`; the image itself stays until a [`ContentStore::collect`] finds it unused.
+    /// Returns the image that it pointed at.
+    pub fn untag(&self, name: &str, tag: &str) -> Result<Option<ImageId>, Error> {
+        let digest = match self.names.tag(name, tag) {
+            None => return Ok(None),
+            Some(_) => self.names.change(name, |record| Ok(record.tags.remove(tag)))?,
+        };
+        Ok(digest.map(|digest| ImageId { name: name.to_owned(), digest }))
+    }
+
     /// How the image wants to be run.
     pub fn config(&self, manifest: &Digest) -> Result<ImageConfig, Error> {
         Ok(self.image(manifest)?.config)

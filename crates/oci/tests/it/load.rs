@@ -371,3 +371,115 @@ fn what_newer_docker_saves_is_loaded_as_the_layout_that_it_holds() {
     assert_eq!(test.store.resolve("web:1.2").unwrap(), Some(loaded[0].clone()));
     assert_eq!(loaded[0].digest, load(&test.store, &image).unwrap());
 }
+
+/// A layout of these images, each with the name that its index gives it.
+fn named(images: &[(&Image, &str)]) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut entries = Vec::new();
+    for (image, name) in images {
+        let mut one = image.files();
+        let index: serde_json::Value = serde_json::from_slice(&one.remove("index.json").unwrap()).unwrap();
+        let mut entry = index["manifests"][0].clone();
+        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+        entries.push(entry);
+        files.extend(one);
+    }
+    files
+        .insert("index.json".into(), serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap());
+    files
+}
+
+#[test]
+fn one_image_under_two_names_is_one_image() {
+    let image = sample();
+    let files = named(&[(&image, "localhost/two:latest"), (&image, "localhost/two:stable")]);
+    let test = TestStore::new();
+    let loaded = test.store.load_stream(&tar_of(&files)[..], None, &no_progress()).unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert_eq!(test.store.tags("localhost/two").unwrap(), ["latest", "stable"]);
+    let own = test.store.load_stream(&tar_of(&files)[..], Some("own:v3"), &no_progress()).unwrap();
+    assert_eq!((own.len(), own[0].digest), (1, loaded[0].digest));
+    assert_eq!(test.store.tags("own").unwrap(), ["v3"]);
+    // A tag that is taken away leaves the other one, and the image.
+    assert_eq!(test.store.untag("localhost/two", "latest").unwrap(), Some(loaded[0].clone()));
+    assert_eq!(test.store.untag("localhost/two", "latest").unwrap(), None);
+    assert_eq!(test.store.resolve("localhost/two:stable").unwrap(), Some(loaded[0].clone()));
+}
+
+#[test]
+fn an_image_that_was_built_for_a_local_registry_keeps_its_name() {
+    let test = TestStore::new();
+    let image = sample();
+    let archive = image.docker_archive(&["localhost:5000/team/app:v1"]);
+    let loaded = test.store.load_stream(&archive[..], None, &no_progress()).unwrap();
+    assert_eq!(loaded[0].name, "localhost/team/app");
+    // It is found by the name that its builder knows, and by the one that is shown.
+    for name in ["localhost:5000/team/app:v1", "localhost/team/app:v1"] {
+        assert_eq!(test.store.resolve(name).unwrap(), Some(loaded[0].clone()), "{name}");
+    }
+    let layout = named(&[(&image, "localhost:5000/team/app:v1")]);
+    assert_eq!(
+        test.store.load_stream(&tar_of(&layout)[..], None, &no_progress()).unwrap()[0].name,
+        "localhost/team/app"
+    );
+    let unnamed = image.docker_archive(&[]);
+    let error = test.store.load_stream(&unnamed[..], None, &no_progress()).unwrap_err();
+    assert!(error.to_string().contains("--name"), "{error}");
+}
+
+#[test]
+fn other_words_for_this_architecture_are_understood() {
+    let test = TestStore::new();
+    let image = Image { architecture: std::env::consts::ARCH.into(), ..sample() };
+    load(&test.store, &image).unwrap();
+    let unknown = Image { architecture: String::new(), ..sample() };
+    let error = load(&test.store, &unknown).unwrap_err();
+    assert!(matches!(error, Error::Platform { .. }), "{error}");
+}
+
+#[test]
+fn blobs_of_other_platforms_may_be_missing() {
+    // `docker save` of an image of several platforms of which one was pulled (kind 3795, moby 49473).
+    let image = sample();
+    let mut files = with_index(&[(&image, godwit_oci::spec::architecture())]);
+    let index: serde_json::Value = serde_json::from_slice(&files["index.json"]).unwrap();
+    let digest: godwit_oci::Digest = serde_json::from_value(index["manifests"][0]["digest"].clone()).unwrap();
+    let name = format!("blobs/sha256/{}", digest.hex());
+    let mut inner: serde_json::Value = serde_json::from_slice(&files.remove(&name).unwrap()).unwrap();
+    let gone = |of: &str, architecture: &str| {
+        json!({ "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": godwit_oci::Digest::of(of.as_bytes()),
+            "size": 500, "platform": { "os": if architecture == "unknown" { "unknown" } else { "linux" },
+            "architecture": architecture } })
+    };
+    let entries = inner["manifests"].as_array_mut().unwrap();
+    entries.insert(0, gone("other", "s390x"));
+    entries.push(gone("attestation", "unknown"));
+    for nested in [true, false] {
+        let mut files = files.clone();
+        let entries = inner["manifests"].clone();
+        let bytes = serde_json::to_vec(&inner).unwrap();
+        let digest = godwit_oci::Digest::of(&bytes);
+        let top = match nested {
+            true => {
+                json!([{ "mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": bytes.len() }])
+            }
+            false => entries,
+        };
+        files
+            .insert("index.json".into(), serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": top })).unwrap());
+        files.insert(format!("blobs/sha256/{}", digest.hex()), bytes);
+        let test = TestStore::new();
+        let loaded = test.store.load_stream(&tar_of(&files)[..], Some("multi"), &no_progress()).unwrap();
+        assert_eq!(loaded[0].digest, load(&test.store, &image).unwrap());
+    }
+}
+
+#[test]
+fn a_compression_that_is_not_read_is_named() {
+    let test = TestStore::new();
+    let error = test.store.load_stream(&b"\xfd7zXZ\0 and so on"[..], Some("t"), &no_progress()).unwrap_err();
+    assert_eq!(
+        chain(&error),
+        "archive: it is compressed with xz, which is not supported: use gzip, zstd or no compression"
+    );
+}
