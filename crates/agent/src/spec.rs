@@ -96,7 +96,8 @@ fn argv(init: &InitConfig, image: &ImageConfig) -> Result<Vec<String>, String> {
 /// The image's, then ours, then the configuration's: the last word on a name counts.
 fn environment(placement: &Placement, image: &ImageConfig, host: &HostId) -> Vec<(String, String)> {
     let config = &placement.config;
-    let image_env = image.env.iter().filter_map(|line| line.split_once('='));
+    // A line without a name or without `=` sets nothing.
+    let image_env = image.env.iter().filter_map(|line| line.split_once('=')).filter(|(name, _)| !name.is_empty());
     let image_env = image_env.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let machine = placement.machine.as_str();
     let mut ours = vec![
@@ -266,6 +267,22 @@ mod tests {
         assert_eq!(argv_of(serde_json::json!({"cmd": ["x"]})), ["/entry", "x"]);
         assert_eq!(argv_of(serde_json::json!({"entrypoint": ["/e"]})), ["/e"]);
         assert_eq!(argv_of(serde_json::json!({"exec": ["/only", "me"], "cmd": ["x"]})), ["/only", "me"]);
+    }
+
+    #[test]
+    fn variables_of_an_image_arrive_as_they_were_written() {
+        let odd =
+            ["A=1=2", "MULTI=line1\nline2\n", "UNI=naïve ✓", "dup=1", "dup=2", "EMPTY=", "SP=  x  ", "D=$A", "a.b-c=d"];
+        let env = odd.iter().chain(&["NOEQ", "=x"]).map(|line| (*line).to_owned()).collect();
+        let image = ImageConfig { env, ..image() };
+        let mut placement = placement();
+        placement.config.env.clear();
+        let made = environment(&placement, &image, &HostId::parse("w1").unwrap());
+        let made: Vec<String> = made.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        for line in odd.iter().filter(|line| **line != "dup=1") {
+            assert!(made.iter().any(|own| own == line), "{line:?} in {made:?}");
+        }
+        assert!(!made.iter().any(|own| own == "dup=1" || own.starts_with('=') || own.starts_with("NOEQ")), "{made:?}");
     }
 
     #[test]

@@ -55,6 +55,13 @@ pub struct Mount {
     pub volume: String,
     /// An absolute path inside the Machine: the folder of an ext4 volume, the device node of a raw one.
     pub path: String,
+    /// Who owns the root folder of an ext4 volume that holds nothing yet. Left out, it takes owner and mode of the
+    /// image's folder at that path, or belongs to the image's user where the image has no such folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Its group, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
     /// Told in answers: the volume's name and size.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,

@@ -19,6 +19,9 @@ const POLL_MS: u64 = 2;
 /// Suffix of the shim's own cgroup; ids of Machines hold no dot, so no Machine can bear this name.
 const SHIM_SUFFIX: &str = ".shim";
 
+/// Controllers of which a Machine sees its own cgroup.
+const SHOWN: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
+
 #[derive(Debug, Clone)]
 struct Hierarchy {
     root: PathBuf,
@@ -51,6 +54,13 @@ impl Cgroups {
     /// The path to hand to the OCI runtime.
     pub fn container_path(&self, machine: &str) -> String {
         format!("/{}/{machine}", self.parent)
+    }
+
+    /// Where the limits that programs ask for are, in v1: controller and the Machine's folder in its hierarchy.
+    pub fn shown(&self, machine: &str) -> Vec<(String, PathBuf)> {
+        let each =
+            self.hierarchies.iter().flat_map(|h| h.controllers.iter().map(move |c| (c.clone(), self.dir(h, machine))));
+        each.filter(|(controller, _)| SHOWN.contains(&controller.as_str())).collect()
     }
 
     fn dir(&self, hierarchy: &Hierarchy, name: &str) -> PathBuf {

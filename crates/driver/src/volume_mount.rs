@@ -28,6 +28,13 @@ pub struct VolumeMount {
     pub fstype: VolumeFs,
     #[serde(default)]
     pub read_only: bool,
+    /// Who owns the root folder of an ext4 volume that holds nothing yet; absent means the owner of the image's folder
+    /// of that path, or the Machine's user where the image has none.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Its group, likewise.
+    #[serde(default)]
+    pub gid: Option<u32>,
 }
 
 /// How a volume is shown.
@@ -100,7 +107,7 @@ mod tests {
 
     fn volume(n: usize, guest_path: &str, fstype: VolumeFs) -> VolumeMount {
         let device = format!("/dev/loop{n}").into();
-        VolumeMount { device, guest_path: guest_path.into(), fstype, read_only: false }
+        VolumeMount { device, guest_path: guest_path.into(), fstype, read_only: false, uid: None, gid: None }
     }
 
     fn refusal(volumes: &[VolumeMount]) -> String {

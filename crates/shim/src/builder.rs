@@ -89,16 +89,10 @@ pub fn build(
     let root_path =
         mount_overlay(spec, &layout, cgroups.unified()).map_err(BuildError::host("cannot make the root"))?;
     let root = Root::open(&root_path).map_err(BuildError::host("cannot open the root"))?;
-    let devices = attach(&root, &spec.volumes)?;
-    write_files(&root, spec).map_err(|e| match e.kind() {
-        // Only a volume can be: its owner asked for a file in it, and for no writing to it.
-        io::ErrorKind::ReadOnlyFilesystem
-        // What the image has at that path, and no host can change: a folder in place of the file, or a file on the way.
-        | io::ErrorKind::IsADirectory
-        | io::ErrorKind::NotADirectory
-        | io::ErrorKind::InvalidFilename => BuildError::User(e.to_string()),
-        _ => BuildError::host("cannot fill the root")(e),
-    })?;
+    // As the image has it: a volume may hide who is who.
+    let owner = identify(&root, &spec.process.user).map_or((0, 0), |identity| (identity.uid, identity.gid));
+    let devices = attach(&root, &spec.volumes, owner)?;
+    write_files(&root, spec)?;
     let identity = identify(&root, &spec.process.user)?;
     let cwd = if spec.process.cwd.is_empty() { "/" } else { &spec.process.cwd };
     root.make_folder(Path::new(cwd)).map_err(|e| BuildError::User(format!("working folder {cwd}: {e}")))?;
@@ -127,6 +121,7 @@ pub fn build(
         binds: &spec.binds,
         devices: &devices,
         cgroup_path: &cgroups.container_path(&spec.machine),
+        cgroups: &cgroups.shown(&spec.machine),
         unified: cgroups.unified(),
         open_files: open_files(),
         limits_swap: cgroups.limits_swap(),

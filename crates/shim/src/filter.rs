@@ -56,12 +56,13 @@ impl Filter {
         Some(Self { program: chunks.iter().map(instruction).collect() })
     }
 
-    /// Puts it on this process, for good. Needs "no new privileges". The small ones go on last: of two filters that
-    /// refuse a call, the newer one's answer counts.
+    /// Puts it on this process, for good, and gives up the privilege that this takes. The small ones go on last: of
+    /// two filters that refuse a call, the newer one's answer counts. After an error, the process must end.
     pub fn put_on(&self) -> io::Result<()> {
         sys::filter_calls(&self.program)?;
         sys::filter_calls(&loop_commands())?;
-        sys::filter_calls(&newer_calls())
+        sys::filter_calls(&newer_calls())?;
+        sys::give_up_admin()
     }
 }
 

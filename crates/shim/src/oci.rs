@@ -3,7 +3,7 @@
 
 use godwit_driver::{Bind, Limits};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::user::Identity;
 use crate::volumes::RawDevice;
@@ -39,9 +39,11 @@ const MASKED: [&str; 12] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const CGROUPS: &str = "/sys/fs/cgroup";
+const READ_ONLY: [&str; 6] = [CGROUPS, "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Docker's limit of open files, where the host allows it.
 pub const OPEN_FILES: u64 = 1_048_576;
+const SHARED_MEMORY_MIN_BYTES: u64 = 64 << 20;
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// All that the configuration is made from.
@@ -57,6 +59,8 @@ pub struct Inside<'a> {
     pub binds: &'a [Bind],
     pub devices: &'a [RawDevice],
     pub cgroup_path: &'a str,
+    /// In v1: the Machine's folder in the hierarchy of each controller whose limits it is to see.
+    pub cgroups: &'a [(String, PathBuf)],
     /// Limits live in cgroup v2: it is shown inside, read-only, in a cgroup namespace. And libcontainer, built without
     /// BPF, sets no rules for devices: see [`capabilities`].
     pub unified: bool,
@@ -85,7 +89,8 @@ pub fn configuration(inside: &Inside) -> Value {
                 "bounding": caps, "effective": caps, "permitted": caps, "inheritable": [], "ambient": [],
             },
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": inside.open_files, "soft": inside.open_files}],
-            "noNewPrivileges": true,
+            // Docker's default: programs of an image may be set-uid or have file capabilities (decision 0022).
+            "noNewPrivileges": false,
             "oomScoreAdj": 0,
         },
         "mounts": mounts(inside),
@@ -102,10 +107,14 @@ pub fn configuration(inside: &Inside) -> Value {
     })
 }
 
+/// Until our entry has put the filter on, which takes it; then it is given up, and no program of the image has it.
+const FOR_THE_FILTER: &str = "CAP_SYS_ADMIN";
+
 /// Where no cgroup says which devices may be opened, no device node may be made: those of `/dev` are all there are
 /// then, since every other file system is mounted without devices.
 fn capabilities(inside: &Inside) -> Vec<&'static str> {
-    CAPABILITIES.into_iter().filter(|cap| !inside.unified || *cap != "CAP_MKNOD").collect()
+    let kept = CAPABILITIES.into_iter().filter(|cap| !inside.unified || *cap != "CAP_MKNOD");
+    kept.chain([FOR_THE_FILTER]).collect()
 }
 
 fn namespaces(inside: &Inside) -> Value {
@@ -124,6 +133,12 @@ fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Value {
     json!({"destination": target, "type": kind, "source": source, "options": options})
 }
 
+/// Half of the Machine's memory, and never less than what Docker gives: databases and browsers keep there what their
+/// processes share. What lies in it counts as the Machine's memory, so its size promises nothing that is not paid for.
+fn shared_memory_bytes(limits: &Limits) -> u64 {
+    (limits.memory_bytes / 2).max(SHARED_MEMORY_MIN_BYTES)
+}
+
 fn mounts(inside: &Inside) -> Vec<Value> {
     let mut list = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -134,18 +149,37 @@ fn mounts(inside: &Inside) -> Vec<Value> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={}k", shared_memory_bytes(inside.limits) >> 10)],
+        ),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
     ];
-    if inside.unified {
-        list.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
-    }
+    list.extend(cgroup_mounts(inside));
     for bind in inside.binds {
         let mode = if bind.read_only { "ro" } else { "rw" };
         let options = ["rbind", "rprivate", "nosuid", "nodev", mode];
         list.push(mount(&bind.guest_path, "bind", &bind.source.to_string_lossy(), &options));
     }
+    list
+}
+
+/// The Machine's own cgroup, read-only, where programs look for their limits. In v1 without a namespace: what is bound
+/// is the Machine's own folder of each hierarchy.
+fn cgroup_mounts(inside: &Inside) -> Vec<Value> {
+    let read_only = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+    if inside.unified {
+        return vec![mount(CGROUPS, "cgroup", "cgroup", &read_only)];
+    }
+    // Writable until all is in it; then it is one of the read-only paths.
+    let mut list = vec![mount(CGROUPS, "tmpfs", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755", "size=64k"])];
+    list.extend(inside.cgroups.iter().map(|(controller, folder)| {
+        let options = [&["bind", "rprivate"], &read_only[..]].concat();
+        mount(&format!("{CGROUPS}/{controller}"), "bind", &folder.to_string_lossy(), &options)
+    }));
     list
 }
 
@@ -204,6 +238,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn shared_memory_follows_the_machine_s_memory() {
+        let of = |memory_bytes| shared_memory_bytes(&Limits { memory_bytes, ..Limits::default() });
+        assert_eq!([of(0), of(100 << 20), of(256 << 20), of(4 << 30)], [64 << 20, 64 << 20, 128 << 20, 2 << 30]);
+    }
+
+    #[test]
     fn the_runtime_can_read_the_configuration() {
         let identity = Identity { uid: 7, gid: 8, additional_gids: vec![9], home: "/".into() };
         let limits = Limits { cpu_quota_millis: 250, cpu_shares: 2, memory_bytes: 1 << 20, pids_max: 5 };
@@ -222,6 +262,7 @@ mod tests {
             binds: &binds,
             devices: &devices,
             cgroup_path: "/godwit/m",
+            cgroups: &[],
             unified: true,
             open_files: OPEN_FILES,
             limits_swap: true,
@@ -237,9 +278,9 @@ mod tests {
         let node = &spec.linux().as_ref().unwrap().devices().as_ref().unwrap()[0];
         assert_eq!((node.major(), node.minor(), node.file_mode()), (7, 3, Some(0o400)));
         let process = spec.process().as_ref().unwrap();
-        assert_eq!(process.no_new_privileges(), Some(true));
+        assert_eq!(process.no_new_privileges(), Some(false));
         let held = process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap();
-        assert_eq!(held.len(), CAPABILITIES.len() - 1, "without rules for devices, none can be made");
+        assert_eq!(held.len(), CAPABILITIES.len() - 1 + 1, "without rules for devices, none can be made");
         assert_eq!(process.capabilities().as_ref().unwrap().ambient().as_ref().map(|c| c.len()), Some(0));
     }
 }

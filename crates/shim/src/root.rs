@@ -15,8 +15,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use crate::builder::BuildError;
+
 /// All options of a mount must fit in one page.
 const MAX_MOUNT_OPTION_BYTES: usize = 4095;
+/// Dangling links followed on one path, as many as the kernel follows links.
+const MAX_LINKS: usize = 40;
 /// Larger passwd and group files are cut.
 const MAX_LOOKUP_BYTES: u64 = 4 << 20;
 
@@ -93,19 +97,42 @@ impl Root {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Opens a folder, making it and its parents when they are absent.
+    /// The folder at a path, if it is one.
+    pub fn folder(&self, path: &Path) -> nix::Result<OwnedFd> {
+        self.inside(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+    }
+
+    /// Opens a folder, making it and its parents when they are absent. A link to what is absent is followed: what it
+    /// leads to is made, inside the root as ever.
     pub fn make_folder(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.make_folder_through(path, MAX_LINKS)
+    }
+
+    fn make_folder_through(&self, path: &Path, links: usize) -> io::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let mut so_far = PathBuf::from("/");
         let mut here = self.inside(&so_far, flags)?;
         for part in path.components() {
-            let Component::Normal(name) = part else { continue };
+            let name = match part {
+                // In a link's target only; above the root is the root.
+                Component::ParentDir => "..".as_ref(),
+                Component::Normal(name) => name,
+                Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
+            };
+            let parent = so_far.clone();
             so_far.push(name);
             here = match self.inside(&so_far, flags) {
-                Err(nix::Error::ENOENT) => {
-                    mkdirat(&here, name, Mode::from_bits_truncate(0o755))?;
-                    self.inside(&so_far, flags)?
-                }
+                Err(nix::Error::ENOENT) => match mkdirat(&here, name, Mode::from_bits_truncate(0o755)) {
+                    // A link that leads nowhere yet.
+                    Err(nix::Error::EEXIST) if links > 0 => {
+                        let target = nix::fcntl::readlinkat(&here, name)?;
+                        self.make_folder_through(&parent.join(target), links - 1)?
+                    }
+                    made => {
+                        made?;
+                        self.inside(&so_far, flags)?
+                    }
+                },
                 other => other?,
             };
         }
@@ -132,10 +159,10 @@ impl Root {
 }
 
 /// Puts in place what the platform adds to an image.
-pub fn write_files(root: &Root, spec: &Spec) -> io::Result<()> {
+pub fn write_files(root: &Root, spec: &Spec) -> Result<(), BuildError> {
     let named = |path: &str| {
         let path = path.to_owned();
-        move |e: io::Error| io::Error::new(e.kind(), format!("cannot write {path} into the Machine: {e}"))
+        move |e: io::Error| unwritten(&path, &e)
     };
     let write = |path: &str, text: &str| match text.is_empty() {
         true => Ok(()),
@@ -148,6 +175,19 @@ pub fn write_files(root: &Root, spec: &Spec) -> io::Result<()> {
         root.write_file(&file.guest_path, &file.content, file.mode).map_err(named(&file.guest_path))?;
     }
     Ok(())
+}
+
+/// That a file could not be written, and whose fault it is: what stands in its way is the image's or the owner's own.
+fn unwritten(path: &str, error: &io::Error) -> BuildError {
+    let own = match error.raw_os_error() {
+        Some(libc::EISDIR) => "the image has a folder there".to_owned(),
+        Some(libc::ENOTDIR) => "the image has a file where its folder would be".to_owned(),
+        // A volume that is mounted so: its owner asked for a file in it, and for no writing to it.
+        Some(libc::EROFS) => "it lies in a volume that is read-only".to_owned(),
+        Some(libc::ELOOP | libc::ENAMETOOLONG | libc::EEXIST) => error.to_string(),
+        _ => return BuildError::Host { what: "cannot fill the root", reason: format!("cannot write {path}: {error}") },
+    };
+    BuildError::User(format!("cannot write {path} into the Machine: {own}"))
 }
 
 #[cfg(test)]
@@ -167,7 +207,15 @@ mod tests {
         std::os::unix::fs::symlink(outside.path().join("victim"), folder.path().join("real/victim")).unwrap();
 
         let root = Root::open(folder.path()).unwrap();
-        assert!(root.write_file("/absolute/x", b"new", 0o644).is_err());
+        // The folder is not there inside, so it is made: inside.
+        root.write_file("/absolute/x", b"new", 0o644).unwrap();
+        assert!(!outside.path().join("x").exists());
+        assert!(folder.path().join(outside.path().strip_prefix("/").unwrap()).join("x").exists());
+        link(Path::new("circle"), "circle");
+        assert!(root.write_file("/circle/x", b"new", 0o644).is_err());
+        link(Path::new("../none/../made"), "dangling");
+        root.write_file("/dangling/x", b"new", 0o644).unwrap();
+        assert!(folder.path().join("made/x").exists());
         root.write_file("/up/tmp-of-root/x", b"new", 0o644).unwrap();
         assert!(folder.path().join("tmp-of-root/x").exists());
         root.write_file("/inner/deep/y", b"new", 0o640).unwrap();

@@ -147,7 +147,41 @@ pub fn resize_terminal(terminal: &OwnedFd, rows: u16, columns: u16) -> io::Resul
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Puts one more system call filter on this thread. Needs "no new privileges".
+/// CAP_SYS_ADMIN, capability.h.
+const ADMIN: u32 = 21;
+
+/// Gives up CAP_SYS_ADMIN in every set, the bounding one included: neither this process nor anything that it executes
+/// can have it again. Errors leave the caller with it: it must not go on.
+pub fn give_up_admin() -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 bits each.
+    const VERSION: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Head {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Word {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let answer = |done: libc::c_long| if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    let head = Head { version: VERSION, pid: 0 };
+    let mut words = [Word::default(); 2];
+    // SAFETY: plain numbers.
+    answer(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(ADMIN), 0, 0, 0) }.into())?;
+    // SAFETY: `head` and both words outlive the call and have the layout of capget(2), version 3.
+    answer(unsafe { libc::syscall(libc::SYS_capget, &head, words.as_mut_ptr()) })?;
+    for set in [&mut words[0].effective, &mut words[0].permitted, &mut words[0].inheritable] {
+        *set &= !(1 << ADMIN);
+    }
+    // SAFETY: as above; the kernel only reads.
+    answer(unsafe { libc::syscall(libc::SYS_capset, &head, words.as_ptr()) })
+}
+
+/// Puts one more system call filter on this thread. Needs CAP_SYS_ADMIN.
 pub fn filter_calls(program: &[libc::sock_filter]) -> io::Result<()> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     // SAFETY: the program outlives the call, which copies it and does not write to it.

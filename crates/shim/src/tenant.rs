@@ -69,7 +69,7 @@ pub fn enter(
         .with_user(Some(identity.uid))
         .with_group(Some(identity.gid))
         .with_additional_gids(identity.additional_gids)
-        .with_no_new_privs(true)
+        .with_no_new_privs(false)
         .with_detach(false)
         .as_sibling(false);
     let pid = builder.build().map_err(|e| refused("cannot enter the container")(chain(&e)))?;

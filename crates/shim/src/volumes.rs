@@ -7,9 +7,10 @@
 //! device.
 
 use godwit_driver::{VolumeFs, VolumeMount, volume};
-use nix::fcntl::{Flock, FlockArg};
+use nix::dir::Dir;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{SFlag, fstat, major, minor};
+use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -36,14 +37,28 @@ pub struct RawDevice {
     pub read_only: bool,
 }
 
-/// Mounts the file systems, and answers the raw devices.
-pub fn attach(root: &Root, volumes: &[VolumeMount]) -> Result<Vec<RawDevice>, BuildError> {
+/// What the root folder of a volume that holds nothing yet becomes.
+struct Wish {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+}
+
+/// Mode of a folder that the image does not have.
+const NEW_FOLDER_MODE: u32 = 0o755;
+/// What mke2fs makes.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Mounts the file systems, and answers the raw devices. `user` owns what the image has no folder for.
+pub fn attach(root: &Root, volumes: &[VolumeMount], user: (u32, u32)) -> Result<Vec<RawDevice>, BuildError> {
     let deadline = Instant::now() + Duration::from_millis(FREE_TIMEOUT_MS);
     let mut ordered: Vec<&VolumeMount> = volumes.iter().collect();
     // One that lies in another comes after it, or it would be hidden.
     ordered.sort_by_key(|volume| Path::new(&volume.guest_path).components().count());
+    // Before anything is mounted: what the image itself has there.
+    let ordered: Vec<_> = ordered.into_iter().map(|volume| (volume, wish(root, volume, user))).collect();
     let (mut mounted, mut raw) = (Vec::new(), Vec::new());
-    for volume in ordered {
+    for (volume, wish) in ordered {
         let device = claim(volume, deadline).map_err(|e| refused(volume, &e))?;
         let id = fstat(&*device).map_err(|e| refused(volume, &e.into()))?.st_rdev;
         match volume.fstype {
@@ -57,10 +72,49 @@ pub fn attach(root: &Root, volumes: &[VolumeMount]) -> Result<Vec<RawDevice>, Bu
                 let place = mount_point(root, volume, &mounted)?;
                 mount_ext4(volume, &place).map_err(|e| refused(volume, &e))?;
                 mounted.push(id);
+                if !volume.read_only {
+                    settle(root, volume, &wish).map_err(|e| refused(volume, &e))?;
+                }
             }
         }
     }
     Ok(raw)
+}
+
+fn wish(root: &Root, volume: &VolumeMount, user: (u32, u32)) -> Wish {
+    let found = root.folder(Path::new(&volume.guest_path)).and_then(fstat);
+    let wish = match found {
+        Ok(found) => Wish { uid: found.st_uid, gid: found.st_gid, mode: found.st_mode & 0o7777 },
+        Err(_) => Wish { uid: user.0, gid: user.1, mode: NEW_FOLDER_MODE },
+    };
+    Wish { uid: volume.uid.unwrap_or(wish.uid), gid: volume.gid.unwrap_or(wish.gid), ..wish }
+}
+
+/// Gives a volume that is as it was made the owner and mode that its Machine's programs expect, as Docker does for an
+/// empty one. One that holds anything, or whose root was changed, is its owner's affair. What the image has in that
+/// folder is not copied: a volume begins empty.
+fn settle(root: &Root, volume: &VolumeMount, wish: &Wish) -> io::Result<()> {
+    let folder = root.folder(Path::new(&volume.guest_path))?;
+    let found = fstat(&folder)?;
+    let untouched = (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (0, 0, NEW_FOLDER_MODE);
+    if !untouched || found.st_ino != EXT4_ROOT_INODE || !holds_nothing(&folder)? {
+        return Ok(());
+    }
+    nix::unistd::fchown(&folder, Some(wish.uid.into()), Some(wish.gid.into()))?;
+    nix::sys::stat::fchmod(&folder, Mode::from_bits_truncate(wish.mode))?;
+    Ok(())
+}
+
+fn holds_nothing(folder: &OwnedFd) -> io::Result<bool> {
+    let mut dir = Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    for entry in dir.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if ![b".".as_slice(), b"..", LOST_AND_FOUND.as_bytes()].contains(&name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn refused(volume: &VolumeMount, error: &io::Error) -> BuildError {
@@ -106,7 +160,7 @@ fn mount_point(root: &Root, volume: &VolumeMount, mounted: &[u64]) -> Result<Own
 }
 
 fn mount_ext4(volume: &VolumeMount, place: &OwnedFd) -> io::Result<()> {
-    // No MS_NOSUID: what is set-uid inside harms nobody, since no process gains privileges there.
+    // No MS_NOSUID, as Docker: what is set-uid there makes a process root of its own Machine, and no more.
     let mut flags = MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_RDONLY, volume.read_only);
     // By its descriptor: the path could lead elsewhere than it did when it was resolved inside the root.

@@ -160,6 +160,8 @@ impl Effects {
                 guest_path: mount.path.clone(),
                 fstype,
                 read_only: false,
+                uid: mount.uid,
+                gid: mount.gid,
             });
         }
         Ok(mounts)

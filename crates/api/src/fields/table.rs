@@ -57,6 +57,8 @@ pub const TABLES: &[Table] = &[
             built("config.mounts"),
             built("config.mounts[].volume"),
             built("config.mounts[].path"),
+            built("config.mounts[].uid"),
+            built("config.mounts[].gid"),
             built("config.mounts[].name"),
             built("config.mounts[].size_gb"),
             ignored("config.mounts[].encrypted", &["false"]),

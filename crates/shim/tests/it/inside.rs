@@ -7,7 +7,7 @@ use godwit_driver::{Bind, Driver, GuestFile, RootPolicy};
 async fn the_process_is_held_as_docker_holds_one() {
     let fleet = Fleet::new();
     let (_, status) = fleet.run(&fleet.spec("m1", "i1", &["guest", "cat", "/proc/self/status"])).await;
-    let wanted = ["Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t00000000a80425fb", "CapPrm:\t00000000a80425fb"];
+    let wanted = ["Seccomp:\t2", "NoNewPrivs:\t0", "CapEff:\t00000000a80425fb", "CapPrm:\t00000000a80425fb"];
     let empty = ["CapInh:\t0000000000000000", "CapAmb:\t0000000000000000", "CapBnd:\t00000000a80425fb"];
     for line in wanted.iter().chain(&empty).chain(&["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"]) {
         assert!(status.contains(line), "{line} in {status}");
@@ -52,8 +52,112 @@ async fn the_platform_s_files_are_in_place_and_links_do_not_lead_them_out() {
     assert_eq!(fleet.run(&spec).await.1, "secret\n");
     spec.instance = "i2".into();
     spec.files = vec![file("/etc/app/file")];
-    assert!(fleet.driver.start(&spec).await.is_err(), "a link to a host folder leads nowhere inside");
-    assert!(!fleet.folder.join("file").exists());
+    let there = fleet.folder.join("file");
+    spec.process.argv = ["guest", "cat", there.to_str().unwrap()].map(str::to_owned).to_vec();
+    assert_eq!(fleet.run(&spec).await.1, "secret\n", "a link to a host folder is one to a folder of that name inside");
+    assert!(!there.exists());
+}
+
+#[tokio::test]
+async fn odd_roots_start_or_are_told_to_be_the_image_s_fault() {
+    let fleet = Fleet::new();
+    let layers = fleet.folder.join("layers");
+    // A root that holds a program and a link for /etc that leads nowhere yet.
+    for (name, target) in [("below", "usr/etc"), ("above", "../../../usr/./etc"), ("absolute", "/usr/etc")] {
+        std::fs::create_dir_all(layers.join(name).join("bin")).unwrap();
+        std::fs::copy(layers.join("program/bin/guest"), layers.join(name).join("bin/guest")).unwrap();
+        std::os::unix::fs::symlink(target, layers.join(name).join("etc")).unwrap();
+        let mut spec = fleet.spec(name, "i1", &["guest", "cat", "/usr/etc/hostname"]);
+        spec.lowers = vec![name.into()];
+        assert_eq!(fleet.run(&spec).await.1, format!("{name}\n"));
+    }
+    let check = async |machine: &str, make: &dyn Fn(&std::path::Path), wanted: &str| {
+        let layer = layers.join(machine);
+        std::fs::create_dir_all(&layer).unwrap();
+        make(&layer);
+        let mut spec = fleet.spec(machine, "i1", &["guest", "sleep"]);
+        spec.lowers.insert(0, machine.into());
+        match fleet.driver.start(&spec).await {
+            Err(godwit_driver::Error::StartFailed { reason, .. }) => assert!(reason.contains(wanted), "{reason}"),
+            other => panic!("{machine}: {other:?}"),
+        }
+    };
+    let folder = |layer: &std::path::Path| std::fs::create_dir_all(layer.join("etc/resolv.conf/x")).unwrap();
+    check("folder", &folder, "cannot write /etc/resolv.conf into the Machine: the image has a folder there").await;
+    let file = |layer: &std::path::Path| std::fs::write(layer.join("etc"), "").unwrap();
+    check("file", &file, "cannot write /etc/hostname into the Machine: the image has a file").await;
+    let circle = |layer: &std::path::Path| std::os::unix::fs::symlink("etc", layer.join("etc")).unwrap();
+    check("circle", &circle, "cannot write /etc/hostname into the Machine").await;
+}
+
+fn set_xattr(path: &std::path::Path, name: &std::ffi::CStr, value: &[u8]) {
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: both strings end with a NUL, and the kernel reads `value.len()` bytes of `value`.
+    let done = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[tokio::test]
+async fn set_uid_programs_and_file_capabilities_do_what_an_image_means_by_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let fleet = Fleet::new();
+    let bin = fleet.folder.join("layers/program/bin");
+    for name in ["sudo", "ping"] {
+        std::fs::copy(bin.join("guest"), bin.join(name)).unwrap();
+    }
+    std::fs::set_permissions(bin.join("sudo"), std::fs::Permissions::from_mode(0o4755)).unwrap();
+    // struct vfs_cap_data, revision 2: cap_net_raw+ep, which Machines hold; then cap_sys_admin too, which they do not.
+    let capability = |low: u32| [0x0200_0001u32, low, 0, 0, 0].map(u32::to_le_bytes).concat();
+    set_xattr(&bin.join("ping"), c"security.capability", &capability(1 << 13));
+    let mut spec = fleet.spec("m1", "i1", &["sudo", "cat", "/proc/self/status"]);
+    spec.process.user = "app".into();
+    let (_, status) = fleet.run(&spec).await;
+    for line in ["Uid:\t100\t0\t0\t0", "CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    spec.instance = "i2".into();
+    spec.process.argv[0] = "ping".into();
+    let (_, status) = fleet.run(&spec).await;
+    for line in ["Uid:\t100\t100\t100\t100", "CapEff:\t0000000000002000"] {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    // Commands are held no tighter and no looser.
+    let mut spec = fleet.spec("m2", "i1", &["guest", "sleep"]);
+    spec.process.user = "app".into();
+    let handle = fleet.driver.start(&spec).await.unwrap();
+    let told = fleet.exec(&handle, &["sudo", "cat", "/proc/self/status"]).await;
+    let status = String::from_utf8(told.stdout).unwrap();
+    assert!(status.contains("Uid:\t100\t0\t0\t0") && status.contains("CapEff:\t00000000a80425fb"), "{status}");
+    fleet.driver.kill(&handle).await.unwrap();
+    // A capability that no Machine has makes a program that cannot be run: the kernel refuses to execute it.
+    set_xattr(&bin.join("ping"), c"security.capability", &capability(1 << 21));
+    let mut spec = fleet.spec("m3", "i1", &["ping", "exit", "0"]);
+    spec.process.user = "app".into();
+    assert!(fleet.driver.start(&spec).await.unwrap_err().to_string().contains("cannot be executed"));
+}
+
+#[tokio::test]
+async fn a_machine_sees_its_own_limits_and_has_shared_memory_to_match() {
+    let fleet = Fleet::new();
+    let run = async |n: &str, argv: &[&str]| {
+        let mut spec = fleet.spec("m1", n, argv);
+        spec.limits.memory_bytes = 256 << 20;
+        spec.limits.pids_max = 77;
+        fleet.run(&spec).await.1
+    };
+    let v1 = !godwit_driver::cgroup::Cgroups::detect(&fleet.parent).unwrap().unified();
+    let [memory, pids] = match v1 {
+        true => ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/pids/pids.max"],
+        false => ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"],
+    };
+    assert_eq!(run("i1", &["guest", "cat", memory]).await, "268435456\n");
+    assert_eq!(run("i2", &["guest", "cat", pids]).await, "77\n");
+    let mounts = run("i3", &["guest", "cat", "/proc/self/mounts"]).await;
+    let shared = mounts.lines().find(|line| line.contains(" /dev/shm ")).expect(&mounts);
+    assert!(shared.contains("size=131072k"), "half of the Machine's memory: {shared}");
+    for line in mounts.lines().filter(|line| line.contains(" /sys")) {
+        assert!(line.contains(" ro,"), "{line}");
+    }
 }
 
 #[tokio::test]

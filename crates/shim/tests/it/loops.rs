@@ -44,7 +44,8 @@ impl Loop {
     }
 
     pub fn volume(&self, guest_path: &str, fstype: VolumeFs) -> VolumeMount {
-        VolumeMount { device: self.device.clone(), guest_path: guest_path.into(), fstype, read_only: false }
+        let (device, guest_path) = (self.device.clone(), guest_path.into());
+        VolumeMount { device, guest_path, fstype, read_only: false, uid: None, gid: None }
     }
 
     /// Major and minor, as arguments.

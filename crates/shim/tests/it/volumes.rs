@@ -213,15 +213,73 @@ async fn links_of_an_image_do_not_lead_a_volume_out_of_the_root() {
     let spec = |n: &str, path: &str| {
         fleet.with("m1", n, &[volume.volume(path, VolumeFs::Ext4)], &["guest", "write", "/real/deep/file", "here"])
     };
-    for (n, path) in ["/out", "/out/deeper", "/up", "/plain", "/plain/x"].iter().enumerate() {
+    for (n, path) in ["/up", "/plain", "/plain/x"].iter().enumerate() {
         let told = fleet.refusal(&spec(&format!("a{n}"), path)).await;
         assert!(matches!(told, Error::StartFailed { .. }) && told.to_string().contains(path), "{path}: {told}");
+        assert!(free(&volume).await);
+    }
+    // Not the host's folder of that name, but one inside, made for it.
+    for (n, path) in ["/out", "/out/deeper"].iter().enumerate() {
+        let write = outside.join(if n == 0 { "file" } else { "deeper/file" });
+        let argv = ["guest", "write", write.to_str().unwrap(), "here"];
+        let spec = fleet.with("m1", &format!("b{n}"), &[volume.volume(path, VolumeFs::Ext4)], &argv);
+        assert_eq!(fleet.run(&spec).await.0.exit_code, Some(0), "{path}");
         assert!(free(&volume).await);
     }
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
     assert_eq!(fleet.run(&spec("i1", "/inner/deep")).await.0.exit_code, Some(0));
     assert!(free(&volume).await);
     volume.check();
+}
+
+/// Owner and mode of a volume's root, as they are on the device.
+fn root_of(volume: &Loop) -> String {
+    let told = std::process::Command::new("debugfs").args(["-R", "stat <2>"]).arg(&volume.device).output();
+    let text = String::from_utf8(told.expect("these tests need debugfs").stdout).unwrap();
+    let after =
+        |word: &str| text.split(word).nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+    format!("{}:{} {}", after("User:"), after("Group:"), after("Mode:"))
+}
+
+#[tokio::test]
+async fn a_new_volume_belongs_to_whom_the_image_gives_its_folder() {
+    let fleet = Fleet::new();
+    let layer = fleet.folder.join("layers/files");
+    let folder = |name: &str, owner: u32, group: u32, mode: u32| {
+        let path = layer.join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner), Some(group)).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    folder("owned", 100, 101, 0o2750);
+    folder("sticky", 0, 0, 0o1777);
+    folder("root-s", 0, 0, 0o755);
+    let run = async |n: &str, volume: &Loop, change: &dyn Fn(&mut VolumeMount), path: &str, user: &str| {
+        let mut at = volume.volume(path, VolumeFs::Ext4);
+        change(&mut at);
+        let file = format!("{path}/{n}");
+        let mut spec = fleet.with("m1", n, &[at], &["guest", "write", &file, "mine"]);
+        spec.process.user = user.into();
+        let exit = fleet.run(&spec).await.0;
+        assert!(free(volume).await);
+        (exit.exit_code, root_of(volume))
+    };
+    let plain = |_: &mut VolumeMount| {};
+    let told = |code: i32, root: &str| (Some(code), root.to_owned());
+    let first = Loop::ext4();
+    assert_eq!(run("i1", &first, &plain, "/owned", "app").await, told(0, "100:101 02750"));
+    // Another image's wishes, or other ones of the owner's, come too late: it holds something.
+    let late = |at: &mut VolumeMount| at.uid = Some(7);
+    assert_eq!(run("i2", &first, &late, "/sticky", "").await, told(0, "100:101 02750"));
+    assert_eq!(run("i3", &Loop::ext4(), &plain, "/sticky", "app").await, told(0, "0:0 01777"));
+    assert_eq!(run("i4", &Loop::ext4(), &plain, "/root-s", "app").await, told(1, "0:0 0755"));
+    // What the owner says counts more than the image, and the image's user where it has no folder.
+    let own = |at: &mut VolumeMount| (at.uid, at.gid) = (Some(100), Some(5));
+    assert_eq!(run("i5", &Loop::ext4(), &own, "/root-s", "app").await, told(0, "100:5 0755"));
+    assert_eq!(run("i6", &Loop::ext4(), &plain, "/made/for/it", "app").await, told(0, "100:101 0755"));
+    assert_eq!(run("i7", &Loop::ext4(), &plain, "/made/for/it", "").await, told(0, "0:0 0755"));
+    let read_only = |at: &mut VolumeMount| (at.read_only, at.uid) = (true, Some(100));
+    assert_eq!(run("i8", &Loop::ext4(), &read_only, "/owned", "app").await, told(1, "0:0 0755"));
 }
 
 #[tokio::test]
