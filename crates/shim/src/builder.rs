@@ -92,7 +92,10 @@ pub fn build(
     // As the image has it: a volume may hide who is who.
     let owner = identify(&root, &spec.process.user).map_or((0, 0), |identity| (identity.uid, identity.gid));
     let devices = attach(&root, &spec.volumes, owner)?;
-    write_files(&root, spec)?;
+    write_files(&root, spec).map_err(|unwritten| match unwritten.owners_fault {
+        true => BuildError::User(unwritten.reason),
+        false => BuildError::Host { what: "cannot fill the root", reason: unwritten.reason },
+    })?;
     let identity = identify(&root, &spec.process.user)?;
     let cwd = if spec.process.cwd.is_empty() { "/" } else { &spec.process.cwd };
     root.make_folder(Path::new(cwd)).map_err(|e| BuildError::User(format!("working folder {cwd}: {e}")))?;

@@ -15,8 +15,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use crate::builder::BuildError;
-
 /// All options of a mount must fit in one page.
 const MAX_MOUNT_OPTION_BYTES: usize = 4095;
 /// Dangling links followed on one path, as many as the kernel follows links.
@@ -159,10 +157,10 @@ impl Root {
 }
 
 /// Puts in place what the platform adds to an image.
-pub fn write_files(root: &Root, spec: &Spec) -> Result<(), BuildError> {
+pub fn write_files(root: &Root, spec: &Spec) -> Result<(), Unwritten> {
     let named = |path: &str| {
         let path = path.to_owned();
-        move |e: io::Error| unwritten(&path, &e)
+        move |e: io::Error| Unwritten::new(&path, &e)
     };
     let write = |path: &str, text: &str| match text.is_empty() {
         true => Ok(()),
@@ -177,17 +175,24 @@ pub fn write_files(root: &Root, spec: &Spec) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// That a file could not be written, and whose fault it is: what stands in its way is the image's or the owner's own.
-fn unwritten(path: &str, error: &io::Error) -> BuildError {
-    let own = match error.raw_os_error() {
-        Some(libc::EISDIR) => "the image has a folder there".to_owned(),
-        Some(libc::ENOTDIR) => "the image has a file where its folder would be".to_owned(),
-        // A volume that is mounted so: its owner asked for a file in it, and for no writing to it.
-        Some(libc::EROFS) => "it lies in a volume that is read-only".to_owned(),
-        Some(libc::ELOOP | libc::ENAMETOOLONG | libc::EEXIST) => error.to_string(),
-        _ => return BuildError::Host { what: "cannot fill the root", reason: format!("cannot write {path}: {error}") },
-    };
-    BuildError::User(format!("cannot write {path} into the Machine: {own}"))
+/// A file that could not be written, and whose fault it is: what stands in its way may be the image's, or its owner's.
+pub struct Unwritten {
+    pub owners_fault: bool,
+    pub reason: String,
+}
+
+impl Unwritten {
+    fn new(path: &str, error: &io::Error) -> Self {
+        let (owners_fault, why) = match error.raw_os_error() {
+            Some(libc::EISDIR) => (true, "the image has a folder there".to_owned()),
+            Some(libc::ENOTDIR) => (true, "the image has a file where its folder would be".to_owned()),
+            // A volume that is mounted so: its owner asked for a file in it, and for no writing to it.
+            Some(libc::EROFS) => (true, "it lies in a volume that is read-only".to_owned()),
+            Some(libc::ELOOP | libc::ENAMETOOLONG | libc::EEXIST) => (true, error.to_string()),
+            _ => (false, error.to_string()),
+        };
+        Self { owners_fault, reason: format!("cannot write {path} into the Machine: {why}") }
+    }
 }
 
 #[cfg(test)]
