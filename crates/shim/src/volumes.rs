@@ -7,8 +7,7 @@
 //! device.
 
 use godwit_driver::{VolumeFs, VolumeMount, volume};
-use nix::dir::Dir;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use std::fs::File;
@@ -106,11 +105,9 @@ fn settle(root: &Root, volume: &VolumeMount, wish: &Wish) -> io::Result<()> {
 }
 
 fn holds_nothing(folder: &OwnedFd) -> io::Result<bool> {
-    let mut dir = Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    for entry in dir.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if ![b".".as_slice(), b"..", LOST_AND_FOUND.as_bytes()].contains(&name) {
+    // By its descriptor, as in `mount_ext4`.
+    for entry in std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))? {
+        if entry?.file_name() != LOST_AND_FOUND {
             return Ok(false);
         }
     }

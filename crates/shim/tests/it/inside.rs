@@ -54,7 +54,10 @@ async fn the_platform_s_files_are_in_place_and_links_do_not_lead_them_out() {
     spec.files = vec![file("/etc/app/file")];
     let there = fleet.folder.join("file");
     spec.process.argv = ["guest", "cat", there.to_str().unwrap()].map(str::to_owned).to_vec();
-    assert_eq!(fleet.run(&spec).await.1, "secret\n", "a link to a host folder is one to a folder of that name inside");
+    assert!(
+        fleet.run(&spec).await.1.ends_with("secret\nsecret\n"),
+        "a link to a host folder is one to a folder of that name inside"
+    );
     assert!(!there.exists());
 }
 
@@ -140,7 +143,7 @@ async fn set_uid_programs_and_file_capabilities_do_what_an_image_means_by_them()
 async fn a_machine_sees_its_own_limits_and_has_shared_memory_to_match() {
     let fleet = Fleet::new();
     let run = async |n: &str, argv: &[&str]| {
-        let mut spec = fleet.spec("m1", n, argv);
+        let mut spec = fleet.spec(n, "i1", argv);
         spec.limits.memory_bytes = 256 << 20;
         spec.limits.pids_max = 77;
         fleet.run(&spec).await.1
@@ -150,9 +153,9 @@ async fn a_machine_sees_its_own_limits_and_has_shared_memory_to_match() {
         true => ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/pids/pids.max"],
         false => ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"],
     };
-    assert_eq!(run("i1", &["guest", "cat", memory]).await, "268435456\n");
-    assert_eq!(run("i2", &["guest", "cat", pids]).await, "77\n");
-    let mounts = run("i3", &["guest", "cat", "/proc/self/mounts"]).await;
+    assert_eq!(run("m1", &["guest", "cat", memory]).await, "268435456\n");
+    assert_eq!(run("m2", &["guest", "cat", pids]).await, "77\n");
+    let mounts = run("m3", &["guest", "cat", "/proc/self/mounts"]).await;
     let shared = mounts.lines().find(|line| line.contains(" /dev/shm ")).expect(&mounts);
     assert!(shared.contains("size=131072k"), "half of the Machine's memory: {shared}");
     for line in mounts.lines().filter(|line| line.contains(" /sys")) {
