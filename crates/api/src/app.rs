@@ -46,6 +46,9 @@ pub struct App {
     /// What its owner should know: a raw port that an edge could not open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Where its HTTP services are reached: the edges' names for it, then its own host names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -58,6 +58,10 @@ pub struct Raw {
     /// Addresses at which the edges are reached from outside: told to whoever adds a host name.
     #[serde(default)]
     pub public_addresses: Vec<String>,
+    /// Where people reach an app, `{app}` standing for its name: `https://{app}.example.com`. What edges serve under
+    /// their `suffixes`; told to whoever runs a Machine.
+    #[serde(default)]
+    pub app_urls: Vec<String>,
     /// The port at which a host name is asked for when it is checked.
     #[serde(default = "check_http_port")]
     pub check_http_port: u16,
@@ -164,6 +168,7 @@ pub struct Config {
     pub image_grace: Duration,
     pub destroyed_kept: Duration,
     pub public_addresses: Vec<IpAddr>,
+    pub app_urls: Vec<String>,
     pub check_http_port: u16,
     pub raw_ports: RawPorts,
     pub volume_encryption: VolumeEncryption,
@@ -256,7 +261,16 @@ impl TryFrom<Raw> for Config {
         })?;
         let public =
             |text: &String| text.parse().map_err(|_| wrong("public_addresses", format!("{text:?} is no IP address")));
+        let is_url = |url: &&String| {
+            !(url.contains("{app}")
+                && (url.starts_with("http://") || url.starts_with("https://"))
+                && !url.ends_with('/'))
+        };
+        if let Some(url) = raw.app_urls.iter().find(is_url) {
+            return Err(wrong("app_urls", format!("{url:?}: say https://{{app}}.example.com, without a path")));
+        }
         Ok(Self {
+            app_urls: raw.app_urls,
             public_addresses: raw.public_addresses.iter().map(public).collect::<Result<_, _>>()?,
             check_http_port: raw.check_http_port,
             raw_ports,

@@ -204,7 +204,7 @@ pub fn volume(
     }
 }
 
-pub fn app(row: &AppRow, machines: u64, volumes: u64) -> App {
+pub fn app(row: &AppRow, machines: u64, volumes: u64, urls: Vec<String>) -> App {
     App {
         id: row.id.clone(),
         name: row.name.to_string(),
@@ -214,6 +214,7 @@ pub fn app(row: &AppRow, machines: u64, volumes: u64) -> App {
         volume_count: volumes,
         network: row.network.clone(),
         warnings: Vec::new(),
+        urls,
     }
 }
 

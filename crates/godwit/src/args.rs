@@ -32,6 +32,9 @@ pub struct Global {
     /// Say only what was asked for: ids in lists, no progress
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
+    /// Show every column of a table, with full times
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub wide: bool,
     /// Do not ask
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub yes: bool,

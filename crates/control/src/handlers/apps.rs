@@ -17,6 +17,8 @@ use crate::world::{Known, World};
 /// The one organization that there is.
 const ORGANIZATION: &str = "personal";
 const NETWORK: &str = "default";
+/// Of an app's own host names so many are told with it; `Certificates_list` has all.
+const URLS_TOLD: usize = 16;
 
 pub async fn list(call: Call<AppsList>) -> Result<AppList, ApiError> {
     let world = call.control.world();
@@ -56,7 +58,11 @@ pub async fn show(call: Call<AppsShow>) -> Result<App, ApiError> {
     let row = world.apps.get(&app).ok_or_else(|| no_app(&app))?;
     let ports: Vec<u16> = world.ports.iter().filter(|(_, row)| row.app == app).map(|(port, _)| *port).collect();
     let warnings = call.control.edge_ports.warnings(&ports, std::time::Instant::now());
-    Ok(App { warnings, ..view::app(row, living(&world, &app), volumes(&world, &app)) })
+    let templates = call.control.config.app_urls.iter().map(|url| url.replace("{app}", app.as_str()));
+    let own = world.hostnames_of(&app).filter(|row| row.hostname.wildcard_of().is_none());
+    let own = own.take(URLS_TOLD).map(|row| format!("https://{}", row.hostname));
+    let urls = templates.chain(own).collect();
+    Ok(App { warnings, ..view::app(row, living(&world, &app), volumes(&world, &app), urls) })
 }
 
 /// Without Machines, or by force with them: each becomes a tombstone, which outlives the app until its host has

@@ -4,11 +4,14 @@ use clap::Subcommand;
 use godwit_api::AppName;
 use godwit_api::app::CreateApp;
 use godwit_api::endpoint::Empty;
-use godwit_api::endpoints::{AppsCreate, AppsDelete, AppsList, AppsShow, OrgQuery};
-use godwit_api::machine::DeleteQuery;
+use godwit_api::endpoints::{AppsCreate, AppsDelete, AppsList, AppsShow, MachinesList, OrgQuery};
+use godwit_api::machine::{DeleteQuery, ListMachines};
+use godwit_api::volume::Volume;
 
-use super::context::Context;
+use super::context::{Asked, Context};
+use super::volumes::find;
 use crate::error::{CliError, Result};
+use crate::exit::Exit;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -25,9 +28,14 @@ pub enum Command {
     List,
     /// Show an app
     Show { name: String },
-    /// Delete an app and its Machines
+    /// Destroy an app with its Machines and, if it has any, its volumes
     #[command(visible_aliases = ["delete", "rm"])]
-    Destroy { name: String },
+    Destroy {
+        name: String,
+        /// Destroy its volumes and all data in them too
+        #[arg(long)]
+        with_volumes: bool,
+    },
 }
 
 pub async fn run(command: Command, context: &Context) -> Result<()> {
@@ -60,7 +68,9 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
             output.table(&["NAME", "MACHINES"], rows.collect());
         }
         Command::Show { name } => {
-            let app = client.call::<AppsShow>(&[parse(&name)?.as_str()], &Empty {}, &Empty {}).await?;
+            let name = parse(&name)?;
+            context.about(Asked::App(name.to_string()));
+            let app = client.call::<AppsShow>(&[name.as_str()], &Empty {}, &Empty {}).await?;
             if output.json {
                 return output.json(&app);
             }
@@ -72,19 +82,57 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
                 ("Network", app.network),
             ]);
         }
-        Command::Destroy { name } => {
-            let name = parse(&name)?;
-            let app = client.call::<AppsShow>(&[name.as_str()], &Empty {}, &Empty {}).await?;
-            context.confirm(&format!("Destroy app {name} with {} Machines and all they hold?", app.machine_count))?;
-            let query = DeleteQuery { force: Some(true), kill: None };
-            client.call::<AppsDelete>(&[name.as_str()], &query, &Empty {}).await?;
-            if output.json {
-                return output.json(&serde_json::json!({ "ok": true }));
-            }
-            output.say(format!("App {name} is destroyed."));
-        }
+        Command::Destroy { name, with_volumes } => destroy(&parse(&name)?, with_volumes, context).await?,
     }
     Ok(())
+}
+
+/// Names all that goes before it asks. Data go only if that was said in so many words.
+async fn destroy(name: &AppName, with_volumes: bool, context: &Context) -> Result<()> {
+    let (client, output) = (&context.client, context.output);
+    context.about(Asked::App(name.to_string()));
+    let machines = client.call::<MachinesList>(&[name.as_str()], &ListMachines::default(), &Empty {}).await?;
+    let volumes: Vec<Volume> = find::list(context, name).await?;
+    let volumes: Vec<Volume> = volumes
+        .into_iter()
+        .filter(|volume| !matches!(volume.state.as_str(), "destroyed" | "pending_destroy"))
+        .collect();
+    let total_gb: u64 = volumes.iter().map(|volume| volume.size_gb).sum();
+    let told: Vec<String> =
+        volumes.iter().map(|volume| format!("{} ({}, {} GB)", volume.id, volume.name, volume.size_gb)).collect();
+    if !volumes.is_empty() && !with_volumes {
+        let what = format!(
+            "app {name} has {} with data: {}; nothing was destroyed",
+            count(volumes.len(), "volume"),
+            told.join(", ")
+        );
+        return Err(CliError::new(Exit::Conflict, what)
+            .hint("--with-volumes destroys them too; `godwit volumes list` shows them"));
+    }
+    for machine in &machines {
+        output.say(format!("Machine {} ({}), {}", machine.id, machine.name, machine.state.as_str()));
+    }
+    told.iter().for_each(|volume| output.say(format!("Volume {volume}")));
+    let data = if volumes.is_empty() {
+        String::new()
+    } else {
+        format!(" and {} ({total_gb} GB)", count(volumes.len(), "volume"))
+    };
+    context.confirm(&format!("Destroy app {name} with {}{data}?", count(machines.len(), "Machine")))?;
+    let query = DeleteQuery { force: Some(true), kill: None };
+    client.call::<AppsDelete>(&[name.as_str()], &query, &Empty {}).await?;
+    if output.json {
+        let machines: Vec<&str> = machines.iter().map(|machine| machine.id.as_str()).collect();
+        let volumes: Vec<&str> = volumes.iter().map(|volume| volume.id.as_str()).collect();
+        return output.json(&serde_json::json!({ "ok": true, "machines": machines, "volumes": volumes }));
+    }
+    output.say(format!("App {name} is destroyed."));
+    Ok(())
+}
+
+/// `1 volume`, `2 volumes`.
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 fn parse(name: &str) -> Result<AppName> {

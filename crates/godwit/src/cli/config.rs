@@ -40,7 +40,8 @@ pub enum Name {
 }
 
 pub fn run(command: Command, global: &Global) -> Result<()> {
-    let output = Output { json: global.json, quiet: global.quiet, style: Style::for_stdout(global.color) };
+    let output =
+        Output { json: global.json, quiet: global.quiet, wide: global.wide, style: Style::for_stdout(global.color) };
     match command {
         Command::Show { reveal } => show(global, output, reveal),
         Command::Set { name, value } => {

@@ -1,15 +1,17 @@
 //! What every command of the API has at hand: the client, the way to speak, the way to ask, and the way to find which
 //! app and Machine are meant.
 
+use std::cell::RefCell;
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use godwit_api::endpoint::Empty;
-use godwit_api::endpoints::{AppsList, MachinesList, MachinesShow, OrgQuery};
+use godwit_api::endpoints::{AppsList, HostsList, ImagesList, MachinesList, MachinesShow, OrgQuery};
 use godwit_api::machine::{ListMachines, Machine, MachineState};
 use godwit_api::{ApiError, AppName, MachineId};
 use godwit_base::http::client::{CallError, Client};
 
+use super::guess::did_you_mean;
 use super::output::{Output, Style};
 use super::settings::Settings;
 use crate::args::Global;
@@ -32,6 +34,15 @@ pub struct Context {
     pub output: Output,
     pub yes: bool,
     default_app: Option<String>,
+    asked: RefCell<Option<Asked>>,
+}
+
+/// What a call was about.
+#[derive(Clone)]
+pub enum Asked {
+    App(String),
+    Host(String),
+    Image(String),
 }
 
 /// Which app a command means.
@@ -53,9 +64,15 @@ impl Context {
         };
         Ok(Self {
             client,
-            output: Output { json: global.json, quiet: global.quiet, style: Style::for_stdout(global.color) },
+            output: Output {
+                json: global.json,
+                quiet: global.quiet,
+                wide: global.wide,
+                style: Style::for_stdout(global.color),
+            },
             yes: global.yes,
             default_app: settings.app.map(|(app, _)| app),
+            asked: RefCell::new(None),
         })
     }
 
@@ -64,7 +81,9 @@ impl Context {
         let name = self.named_app(option).ok_or_else(|| {
             CliError::usage("which app?").hint("name it with --app, GODWIT_APP or `godwit config set app NAME`")
         })?;
-        AppName::parse(&name).map_err(|error| CliError::usage(error.to_string()))
+        let name = AppName::parse(&name).map_err(|error| CliError::usage(error.to_string()))?;
+        self.about(Asked::App(name.to_string()));
+        Ok(name)
     }
 
     /// The app that was named, in whatever way.
@@ -76,11 +95,10 @@ impl Context {
     pub async fn machine(&self, option: &AppOption, which: &str) -> Result<(AppName, Machine)> {
         if self.named_app(option).is_some() {
             let app = self.app(option)?;
-            let machine = self.machine_of(&app, which).await?;
-            return machine.map(|machine| (app.clone(), machine)).ok_or_else(|| {
-                CliError::not_found(format!("app {app} has no Machine {which}"))
-                    .hint(format!("`godwit machine list --app {app}` shows those it has"))
-            });
+            return match self.machine_of(&app, which).await? {
+                Some(machine) => Ok((app, machine)),
+                None => Err(self.no_machine(&app, which).await),
+            };
         }
         let apps = self.client.call::<AppsList>(&[], &OrgQuery::default(), &Empty {}).await?;
         for app in apps.apps {
@@ -94,6 +112,71 @@ impl Context {
         }
         Err(CliError::not_found(format!("no app has a Machine {which}"))
             .hint("a Machine is found by its name only within --app"))
+    }
+
+    async fn no_machine(&self, app: &AppName, which: &str) -> CliError {
+        let error = CliError::not_found(format!("app {app} has no Machine {which}"));
+        let query = ListMachines::default();
+        let machines =
+            match self.client.call::<MachinesList>(&[app.as_str()], &query, &Empty {}).await.map_err(CliError::from) {
+                Ok(machines) => machines,
+                // It is the app that is not there.
+                Err(other) if other.exit == Exit::NotFound => return other,
+                Err(_) => return error,
+            };
+        let names: Vec<String> =
+            machines.into_iter().flat_map(|machine| [machine.name, machine.id.to_string()]).collect();
+        match did_you_mean(which, &names) {
+            Some(guess) => error.hint(guess),
+            None => error.hint(format!("`godwit machine list -a {app}` shows those it has")),
+        }
+    }
+
+    /// What an app, a host or an image that is not there may have been meant to be.
+    pub async fn guess(&self, error: CliError) -> CliError {
+        if error.exit != Exit::NotFound || error.hint.is_some() {
+            return error;
+        }
+        let asked = self.asked.borrow().clone();
+        let (names, list) = match &asked {
+            Some(Asked::App(_)) => (self.app_names().await, "godwit apps list"),
+            Some(Asked::Host(_)) => (self.host_names().await, "godwit host list"),
+            Some(Asked::Image(_)) => (self.image_names().await, "godwit image list"),
+            None => return error,
+        };
+        let (Ok(names), Some(Asked::App(wrong) | Asked::Host(wrong) | Asked::Image(wrong))) = (names, asked) else {
+            return error;
+        };
+        // The thing itself is there: something else of it is not.
+        if names.contains(&wrong) {
+            return error;
+        }
+        match did_you_mean(&wrong, &names) {
+            Some(guess) => error.hint(guess),
+            None => error.hint(format!("`{list}` shows those there are")),
+        }
+    }
+
+    /// Notes what a call is about, so that a 404 can be answered with a guess.
+    pub fn about(&self, asked: Asked) {
+        *self.asked.borrow_mut() = Some(asked);
+    }
+
+    pub async fn app_names(&self) -> Result<Vec<String>> {
+        let apps = self.client.call::<AppsList>(&[], &OrgQuery::default(), &Empty {}).await?;
+        Ok(apps.apps.into_iter().map(|app| app.name).collect())
+    }
+
+    pub async fn host_names(&self) -> Result<Vec<String>> {
+        let hosts = self.client.call::<HostsList>(&[], &Empty {}, &Empty {}).await?;
+        Ok(hosts.into_iter().map(|host| host.id).collect())
+    }
+
+    /// With their tags and, where that is `latest`, without.
+    pub async fn image_names(&self) -> Result<Vec<String>> {
+        let images = self.client.call::<ImagesList>(&[], &Empty {}, &Empty {}).await?;
+        let short = |name: &str| name.strip_suffix(":latest").map(str::to_owned);
+        Ok(images.into_iter().flat_map(|image| [short(&image.name), Some(image.name)]).flatten().collect())
     }
 
     async fn machine_of(&self, app: &AppName, which: &str) -> Result<Option<Machine>> {

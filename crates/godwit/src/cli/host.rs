@@ -8,7 +8,7 @@ use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{HostsCordon, HostsList, HostsShow, HostsUncordon};
 use godwit_api::fleet::Host;
 
-use super::context::Context;
+use super::context::{Asked, Context};
 use crate::error::{CliError, Result};
 
 #[derive(Subcommand)]
@@ -48,7 +48,7 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
             output.table(&headings, hosts.iter().map(|host| row(host).to_vec()).collect());
         }
         Command::Show { id } => {
-            let id = parse(&id)?;
+            let id = parse(context, &id)?;
             let host = client.call::<HostsShow>(&[id.as_str()], &Empty {}, &Empty {}).await?;
             if output.json {
                 return output.json(&host);
@@ -70,7 +70,7 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
         }
         Command::Strays { command } => return strays::run(command, context).await,
         Command::Cordon { id } => {
-            let id = parse(&id)?;
+            let id = parse(context, &id)?;
             let answer = client.call::<HostsCordon>(&[id.as_str()], &Empty {}, &Empty {}).await?;
             if output.json {
                 return output.json(&answer);
@@ -78,7 +78,7 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
             output.say(format!("Host {id} is cordoned: nothing new is placed on it; what runs there runs on."));
         }
         Command::Uncordon { id } => {
-            let id = parse(&id)?;
+            let id = parse(context, &id)?;
             let answer = client.call::<HostsUncordon>(&[id.as_str()], &Empty {}, &Empty {}).await?;
             if output.json {
                 return output.json(&answer);
@@ -103,6 +103,7 @@ fn row(host: &Host) -> [String; 8] {
     ]
 }
 
-pub(super) fn parse(id: &str) -> Result<HostId> {
+pub(super) fn parse(context: &Context, id: &str) -> Result<HostId> {
+    context.about(Asked::Host(id.to_owned()));
     HostId::parse(id).map_err(|error| CliError::usage(error.to_string()))
 }

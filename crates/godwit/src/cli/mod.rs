@@ -15,6 +15,7 @@ pub mod logs;
 pub mod machine;
 pub mod migration;
 pub mod output;
+pub mod places;
 pub mod proxy;
 pub mod session;
 pub mod settings;
@@ -40,7 +41,10 @@ pub fn run(command: Command, global: Global) -> Result<ExitCode> {
         let context = Context::new(&global)?;
         let done = match command {
             Command::Apps(command) => apps::run(command, &context).await,
-            Command::Machine(command) => return machine::run(command, &context).await,
+            Command::Machine(command) => match machine::run(command, &context).await {
+                Ok(code) => return Ok(code),
+                Err(error) => Err(error),
+            },
             Command::Volumes(command) => volumes::run(command, &context).await,
             Command::Migration(command) => migration::run(command, &context).await,
             Command::Certs(command) => certs::run(command, &context).await,
@@ -52,6 +56,9 @@ pub fn run(command: Command, global: Global) -> Result<ExitCode> {
             Command::Logs(options) => logs::run(&options, &context).await,
             _ => Err(CliError::usage("this command does not use the API")),
         };
-        done.map(|()| ExitCode::SUCCESS)
+        match done {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(context.guess(error).await),
+        }
     })
 }

@@ -50,11 +50,48 @@ fn wanted(choice: ColorChoice, terminal: bool) -> bool {
     }
 }
 
+/// A column of a list: its heading and its rank. Rank 0 is always shown.
+#[derive(Clone, Copy)]
+pub struct Column<'a>(pub &'a str, pub u8);
+
+/// The columns that fit, by their numbers.
+fn fitting(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<usize> {
+    let needed = |at: usize| {
+        let cells = rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+        cells.max(columns[at].0.chars().count()) + 2
+    };
+    let mut shown: Vec<usize> = (0..columns.len()).collect();
+    // The last column's padding is trimmed.
+    while shown.iter().map(|at| needed(*at)).sum::<usize>() > width.saturating_add(2) {
+        let Some(worst) = shown.iter().copied().filter(|at| columns[*at].1 > 0).max_by_key(|at| columns[*at].1) else {
+            break;
+        };
+        shown.retain(|at| *at != worst);
+    }
+    shown
+}
+
+fn width() -> usize {
+    terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0).max(80))
+}
+
+/// "3 min ago"; times that are yet to come count as now.
+pub fn ago(ms: u64) -> String {
+    match ms / 1000 {
+        0..=1 => "just now".to_owned(),
+        s @ 2..=119 => format!("{s} s ago"),
+        s @ 120..=7_199 => format!("{} min ago", s / 60),
+        s @ 7_200..=172_799 => format!("{} h ago", s / 3_600),
+        s => format!("{} days ago", s / 86_400),
+    }
+}
+
 /// How this invocation speaks.
 #[derive(Clone, Copy)]
 pub struct Output {
     pub json: bool,
     pub quiet: bool,
+    pub wide: bool,
     pub style: Style,
 }
 
@@ -85,16 +122,38 @@ impl Output {
 
     /// Rows under headings; wide cells are never cut.
     pub fn table(self, headings: &[&str], rows: Vec<Vec<String>>) {
+        let columns: Vec<Column> = headings.iter().map(|heading| Column(heading, 0)).collect();
+        self.print_table(&columns, rows, usize::MAX);
+    }
+
+    /// A table that fits the terminal (80 columns where there is none): the columns of the highest rank are left out
+    /// first, all are there with `--wide`.
+    pub fn list(self, columns: &[Column], rows: Vec<Vec<String>>) {
+        let width = if self.wide { usize::MAX } else { width() };
+        self.print_table(columns, rows, width);
+    }
+
+    fn print_table(self, columns: &[Column], rows: Vec<Vec<String>>, width: usize) {
+        let shown = fitting(columns, &rows, width);
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(headings);
-        table.add_rows(rows);
+        table.set_header(shown.iter().map(|at| columns[*at].0));
+        table.add_rows(rows.iter().map(|row| shown.iter().map(|at| row[*at].as_str()).collect::<Vec<_>>()));
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
         for (number, line) in table.lines().enumerate() {
             let line = line.trim_end();
             if number == 0 { println!("{}", self.style.strong(line)) } else { println!("{line}") }
+        }
+    }
+
+    /// A moment as an answer holds it (RFC 3339): "3 min ago", or as it is with `--wide`.
+    pub fn when(self, moment: &str) -> String {
+        let now_ms = godwit_base::clock::unix_ms();
+        match godwit_base::clock::parse_rfc3339(moment) {
+            Some(then_ms) if !self.wide => ago(now_ms.saturating_sub(then_ms)),
+            _ => moment.to_owned(),
         }
     }
 
@@ -169,4 +228,32 @@ pub fn short_value(value: &serde_json::Value) -> String {
     const SHOWN: usize = 60;
     let text = value.to_string();
     if text.chars().count() <= SHOWN { text } else { format!("{}…", text.chars().take(SHOWN).collect::<String>()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_leaves_out_what_is_least_wanted_until_it_fits() {
+        let columns = [Column("ID", 0), Column("A", 2), Column("B", 1), Column("C", 3)];
+        let rows = vec![vec!["x".repeat(14), "a".repeat(20), "b".repeat(20), "c".repeat(40)]];
+        assert_eq!(fitting(&columns, &rows, usize::MAX), [0, 1, 2, 3]);
+        assert_eq!(fitting(&columns, &rows, 80), [0, 1, 2]);
+        assert_eq!(fitting(&columns, &rows, 50), [0, 2]);
+        assert_eq!(fitting(&columns, &rows, 1), [0], "rank 0 stays, and no cell is cut");
+    }
+
+    #[test]
+    fn times_are_told_as_people_say_them() {
+        for (ms, text) in [
+            (0, "just now"),
+            (59_000, "59 s ago"),
+            (180_000, "3 min ago"),
+            (7_300_000, "2 h ago"),
+            (260_000_000, "3 days ago"),
+        ] {
+            assert_eq!(ago(ms), text);
+        }
+    }
 }

@@ -2,10 +2,11 @@
 
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{AppsShow, MachinesList};
-use godwit_api::machine::ListMachines;
+use godwit_api::machine::{ListMachines, Machine};
 
 use super::context::{AppOption, Context};
-use super::machine::show::{checks_of, state_of};
+use super::machine::show::table;
+use super::places;
 use crate::error::Result;
 
 #[derive(clap::Args)]
@@ -30,17 +31,7 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
         return Ok(());
     }
     println!();
-    let rows = machines.iter().map(|machine| {
-        vec![
-            machine.id.to_string(),
-            machine.name.clone(),
-            state_of(machine),
-            machine.region.clone(),
-            machine.host_id.clone(),
-            checks_of(machine),
-            machine.updated_at.clone(),
-        ]
-    });
-    output.table(&["ID", "NAME", "STATE", "REGION", "HOST", "CHECKS", "LAST UPDATED"], rows.collect());
-    Ok(())
+    let machines: Vec<(String, Machine)> = machines.into_iter().map(|machine| (name.to_string(), machine)).collect();
+    table(context, &machines, false);
+    places::print(context, &name, &machines.iter().map(|(_, machine)| machine).collect::<Vec<_>>()).await
 }

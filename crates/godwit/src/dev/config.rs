@@ -62,6 +62,7 @@ pub struct Control {
     join_token_file: PathBuf,
     advertise_url: String,
     fleet: String,
+    app_urls: Vec<String>,
 }
 
 pub fn control(dir: &Path, record: &Record, addresses: &Addresses) -> Control {
@@ -73,6 +74,10 @@ pub fn control(dir: &Path, record: &Record, addresses: &Addresses) -> Control {
         join_token_file: join_token_file(dir),
         advertise_url: format!("http://{}", addresses.control_for_hosts()),
         fleet: record.fleet.clone(),
+        app_urls: vec![
+            format!("http://{{app}}.localhost:{}", addresses.http.port()),
+            format!("https://{{app}}.localhost:{}", addresses.https.port()),
+        ],
     }
 }
 

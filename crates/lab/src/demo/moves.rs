@@ -115,7 +115,7 @@ pub fn tell(fleet: &DemoFleet, story: &mut Story) -> Result<Moves> {
     for fault in &moves.faults {
         story.fault(fault);
     }
-    story.ran(&fleet.cli(&["apps", "destroy", APP, "--yes"])?);
+    story.ran(&fleet.cli(&["apps", "destroy", APP, "--with-volumes", "--yes"])?);
     Ok(moves)
 }
 

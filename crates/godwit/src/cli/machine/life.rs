@@ -1,4 +1,4 @@
-//! `machine start`, `stop`, `restart`, `kill`, `destroy`, `wait`, `cordon`: Machines that exist, moved through their
+//! `machine start`, `stop`, `restart`, `kill`, `wait`, `cordon`: Machines that exist, moved through their
 //! life. Each takes several; the first that fails ends the command and is named.
 
 use std::time::{Duration, Instant};
@@ -7,11 +7,10 @@ use godwit_api::AppName;
 use godwit_api::Span;
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{
-    MachinesCordon, MachinesDelete, MachinesRestart, MachinesSignal, MachinesStart, MachinesStop, MachinesUncordon,
-    MachinesWait,
+    MachinesCordon, MachinesRestart, MachinesSignal, MachinesStart, MachinesStop, MachinesUncordon, MachinesWait,
 };
 use godwit_api::error::Status;
-use godwit_api::machine::{DeleteQuery, Machine, MachineState, RestartQuery, SignalMachine, StopMachine, WaitQuery};
+use godwit_api::machine::{Machine, MachineState, RestartQuery, SignalMachine, StopMachine, WaitQuery};
 use godwit_base::http::client::{CallError, HEAD_TIMEOUT};
 use http::HeaderMap;
 
@@ -80,15 +79,6 @@ pub struct KillOptions {
 }
 
 #[derive(clap::Args)]
-pub struct DestroyOptions {
-    #[command(flatten)]
-    targets: Targets,
-    /// Destroy it even while it runs
-    #[arg(short, long)]
-    force: bool,
-}
-
-#[derive(clap::Args)]
 pub struct WaitOptions {
     #[command(flatten)]
     target: Target,
@@ -107,7 +97,7 @@ pub struct CordonOptions {
 }
 
 /// The Machines that a command means, all looked up before any is changed.
-async fn look_up(targets: &Targets, context: &Context) -> Result<Vec<(AppName, Machine)>> {
+pub async fn look_up(targets: &Targets, context: &Context) -> Result<Vec<(AppName, Machine)>> {
     let mut found = Vec::new();
     for which in &targets.machines {
         found.push(context.machine(&targets.app, which).await?);
@@ -212,31 +202,6 @@ pub async fn kill(options: &KillOptions, context: &Context) -> Result<()> {
         done.push((app, machine));
     }
     report(context, &done)
-}
-
-pub async fn destroy(options: &DestroyOptions, context: &Context) -> Result<()> {
-    let headers = options.targets.lease.headers()?;
-    let found = look_up(&options.targets, context).await?;
-    if !options.force {
-        let names: Vec<String> = found.iter().map(|(_, machine)| machine.id.to_string()).collect();
-        context.confirm(&format!("Destroy {} and all they hold?", names.join(", ")))?;
-    }
-    let query = DeleteQuery { force: options.force.then_some(true), kill: None };
-    for (app, machine) in &found {
-        let path = [app.as_str(), machine.id.as_str()];
-        let called = context.client.call_with::<MachinesDelete>(&path, &query, &Empty {}, &headers, HEAD_TIMEOUT).await;
-        called.map_err(|error| {
-            let runs = machine.state == MachineState::Started && !options.force;
-            let error = CliError::from(error);
-            if runs && error.exit != Exit::Unreachable { error.hint("stop it first, or use --force") } else { error }
-        })?;
-        context.output.say(format!("Machine {} is being destroyed.", machine.id));
-    }
-    if context.output.json {
-        let ids: Vec<&str> = found.iter().map(|(_, machine)| machine.id.as_str()).collect();
-        return context.output.json(&serde_json::json!({ "destroyed": ids }));
-    }
-    Ok(())
 }
 
 pub async fn wait(options: &WaitOptions, context: &Context) -> Result<()> {

@@ -11,8 +11,8 @@ use super::follow::{Goal, SmokeOption};
 use super::remove::RemoveFlags;
 use super::spec::{ConfigFlags, object};
 use super::{LeaseOption, Target, WaitOption, mounts, parse};
-use crate::cli::context::{AppOption, Context, ON_THE_WAY_UP};
-use crate::cli::document;
+use crate::cli::context::{AppOption, Asked, Context, ON_THE_WAY_UP};
+use crate::cli::{document, places};
 use crate::error::{CliError, Result};
 
 #[derive(clap::Args)]
@@ -105,6 +105,9 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
     let output = context.output;
     let mut machine = {
         let _progress = output.progress("creating a Machine");
+        if let Some(image) = request.get("config").and_then(|config| config.get("image")?.as_str()) {
+            context.about(Asked::Image(image.to_owned()));
+        }
         document::send::<MachinesCreate>(context, &[app.as_str()], &request.into(), HeaderMap::new()).await?
     };
     output.say(format!("Machine {} ({}) is placed on {}.", machine.id, machine.name, machine.host_id));
@@ -125,7 +128,7 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
         return output.json(&machine);
     }
     println!("{}", machine.id);
-    Ok(())
+    places::print(context, &app, &[&machine]).await
 }
 
 pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod changes;
 mod copy;
+mod destroy;
 mod document;
 mod exec;
 mod files;
@@ -56,7 +57,7 @@ pub enum Command {
     Migrate(Box<relocate::MigrateOptions>),
     /// Destroy Machines
     #[command(visible_aliases = ["rm", "remove"])]
-    Destroy(life::DestroyOptions),
+    Destroy(destroy::Options),
     Exec(Box<exec::Options>),
     Shell(shell::Options),
     #[command(name = "cp", visible_alias = "copy")]
@@ -148,7 +149,7 @@ pub async fn run(command: Command, context: &Context) -> Result<ExitCode> {
         Command::Stop(options) => life::stop(&options, context).await,
         Command::Restart(options) => life::restart(&options, context).await,
         Command::Kill(options) => life::kill(&options, context).await,
-        Command::Destroy(options) => life::destroy(&options, context).await,
+        Command::Destroy(options) => destroy::run(&options, context).await,
         Command::Migrate(options) => relocate::run(&options, context).await,
         Command::Wait(options) => life::wait(&options, context).await,
         Command::Cordon(options) => life::cordon(&options, context, true).await,

@@ -9,6 +9,8 @@ use godwit_api::machine::{ListMachines, Machine};
 
 use super::Target;
 use crate::cli::context::{AppOption, Context};
+use crate::cli::guess::did_you_mean;
+use crate::cli::output::Column;
 use crate::error::Result;
 
 /// Events that `status` shows.
@@ -30,6 +32,12 @@ pub struct ListOptions {
     /// Destroyed ones too
     #[arg(long)]
     include_deleted: bool,
+    /// The Machines of all apps
+    #[arg(long, conflicts_with = "app")]
+    all: bool,
+    /// Only those on this host, of all apps unless --app names one
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -42,7 +50,6 @@ pub struct StatusOptions {
 }
 
 pub async fn list(options: &ListOptions, context: &Context) -> Result<()> {
-    let app = context.app(&options.app)?;
     let mut rest = BTreeMap::new();
     for pair in &options.metadata {
         let (name, value) = pair
@@ -56,38 +63,100 @@ pub async fn list(options: &ListOptions, context: &Context) -> Result<()> {
         state: options.state.clone(),
         rest,
     };
-    let machines = context.client.call::<MachinesList>(&[app.as_str()], &query, &Empty {}).await?;
+    // Of a host, Machines of every app are meant unless one is named.
+    let named = options.app.app.is_some();
+    let apps = if options.all || (options.host.is_some() && !named) {
+        context.app_names().await?
+    } else {
+        vec![context.app(&options.app)?.to_string()]
+    };
+    let mut machines: Vec<(String, Machine)> = Vec::new();
+    for app in apps {
+        let of_app = context.client.call::<MachinesList>(&[app.as_str()], &query, &Empty {}).await?;
+        let wanted =
+            of_app.into_iter().filter(|machine| options.host.as_ref().is_none_or(|host| *host == machine.host_id));
+        machines.extend(wanted.map(|machine| (app.clone(), machine)));
+    }
+    if machines.is_empty()
+        && let Some(host) = &options.host
+    {
+        no_such_host(context, host).await?;
+    }
     let output = context.output;
     if output.json {
+        let machines: Vec<&Machine> = machines.iter().map(|(_, machine)| machine).collect();
         return output.json(&machines);
     }
     if output.quiet {
-        machines.iter().for_each(|machine| println!("{}", machine.id));
+        machines.iter().for_each(|(_, machine)| println!("{}", machine.id));
         return Ok(());
     }
-    let headings =
-        ["ID", "NAME", "STATE", "CHECKS", "REGION", "HOST", "IMAGE", "IP ADDRESS", "CREATED", "LAST UPDATED", "SIZE"];
-    let rows = machines.iter().map(|machine| {
+    let of_several = options.all || options.host.is_some();
+    table(context, &machines, of_several);
+    Ok(())
+}
+
+/// An empty list of a host that does not exist is a slip of the pen.
+async fn no_such_host(context: &Context, host: &str) -> Result<()> {
+    let known = context.host_names().await?;
+    if known.iter().any(|id| id == host) {
+        return Ok(());
+    }
+    let error = crate::error::CliError::not_found(format!("there is no host {host}"));
+    Err(match did_you_mean(host, &known) {
+        Some(guess) => error.hint(guess),
+        None => error.hint("`godwit host list` shows those there are"),
+    })
+}
+
+/// Machines under headings; those of hosts that do not report are marked.
+pub fn table(context: &Context, machines: &[(String, Machine)], with_app: bool) {
+    let output = context.output;
+    let columns = [
+        Column("ID", 0),
+        Column("APP", if with_app { 0 } else { 10 }),
+        Column("NAME", 0),
+        Column("STATE", 0),
+        Column("CHECKS", 2),
+        Column("HOST", 0),
+        Column("REGION", 5),
+        Column("IMAGE", 3),
+        Column("SIZE", 7),
+        Column("IP ADDRESS", 9),
+        Column("CREATED", 8),
+        Column("UPDATED", 4),
+    ];
+    let rows = machines.iter().map(|(app, machine)| {
         let unreachable = if machine.host_status == "ok" { "" } else { "*" };
         vec![
             format!("{}{unreachable}", machine.id),
+            app.clone(),
             machine.name.clone(),
             state_of(machine),
             checks_of(machine),
-            machine.region.clone(),
             machine.host_id.clone(),
+            machine.region.clone(),
             image_of(machine),
-            machine.private_ip.clone(),
-            machine.created_at.clone(),
-            machine.updated_at.clone(),
             size_of(machine),
+            machine.private_ip.clone(),
+            output.when(&machine.created_at),
+            output.when(&machine.updated_at),
         ]
     });
-    output.table(&headings, rows.collect());
-    if machines.iter().any(|machine| machine.host_status != "ok") {
-        output.say("* its host does not report at the moment: what is shown may be old");
+    output.list(&columns, rows.collect());
+    let mut lost: Vec<&str> = machines
+        .iter()
+        .filter(|(_, machine)| machine.host_status != "ok")
+        .map(|(_, machine)| machine.host_id.as_str())
+        .collect();
+    lost.sort_unstable();
+    lost.dedup();
+    if !lost.is_empty() {
+        println!(
+            "\n* {} cannot be reached: what is shown of its Machines is the last that was heard.",
+            lost.join(", ")
+        );
     }
-    Ok(())
 }
 
 pub async fn status(options: &StatusOptions, context: &Context) -> Result<()> {
@@ -107,8 +176,8 @@ pub async fn status(options: &StatusOptions, context: &Context) -> Result<()> {
         ("Size", size_of(&machine)),
         ("Version", machine.instance_id.to_string()),
         ("IP address", machine.private_ip.clone()),
-        ("Created", machine.created_at.clone()),
-        ("Updated", machine.updated_at.clone()),
+        ("Created", output.when(&machine.created_at)),
+        ("Updated", output.when(&machine.updated_at)),
     ];
     facts.extend(machine.config.mounts.iter().map(|mount| ("Volume", volume_of(mount))));
     facts.extend(machine.unreachable.iter().map(|why| ("Unreachable", why.clone())));
@@ -122,7 +191,7 @@ pub async fn status(options: &StatusOptions, context: &Context) -> Result<()> {
     if !machine.events.is_empty() {
         println!();
         let rows = machine.events.iter().take(EVENTS_SHOWN).map(|event| {
-            let when = godwit_base::clock::rfc3339(event.timestamp);
+            let when = output.when(&godwit_base::clock::rfc3339(event.timestamp));
             vec![when, event.kind.clone(), event.status.clone(), event.source.clone(), detail_of(event)]
         });
         output.table(&["WHEN", "EVENT", "STATE", "BY", "DETAIL"], rows.collect());

@@ -7,6 +7,7 @@ use godwit_api::{ApiError, AppName, MachineId, VolumeId};
 use godwit_base::http::client::CallError;
 
 use crate::cli::context::{AppOption, Context};
+use crate::cli::guess::did_you_mean;
 use crate::error::{CliError, Result};
 use crate::exit::Exit;
 
@@ -64,14 +65,18 @@ async fn show(context: &Context, app: &AppName, id: &VolumeId) -> Result<Option<
 
 /// Names need not be unique: two volumes of one name must be told apart by their ids.
 fn by_name(volumes: Vec<Volume>, app: &AppName, name: &str) -> Result<Volume> {
+    let names: Vec<String> = volumes.iter().map(|volume| volume.name.clone()).collect();
     let mut named: Vec<Volume> =
         volumes.into_iter().filter(|volume| volume.name == name && volume.state != "destroyed").collect();
     if named.len() > 1 {
         return Err(several(app, name, &named));
     }
     named.pop().ok_or_else(|| {
-        CliError::not_found(format!("app {app} has no volume named {name:?}"))
-            .hint(format!("`godwit volumes list --app {app}` shows those it has"))
+        let error = CliError::not_found(format!("app {app} has no volume named {name:?}"));
+        match did_you_mean(name, &names) {
+            Some(guess) => error.hint(guess),
+            None => error.hint(format!("`godwit volumes list -a {app}` shows those it has")),
+        }
     })
 }
 
@@ -94,8 +99,12 @@ pub fn free_by_name(
         .collect();
     match free.as_slice() {
         [one] => Ok(one.id.clone()),
-        [] if named.is_empty() => Err(CliError::not_found(format!("app {app} has no volume named {name:?}"))
-            .hint(format!("`godwit volumes create {name} --app {app}` makes one"))),
+        [] if named.is_empty() => {
+            let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+            let guess = did_you_mean(name, &names).map(|guess| format!("{guess} Or ")).unwrap_or_default();
+            Err(CliError::not_found(format!("app {app} has no volume named {name:?}"))
+                .hint(format!("{guess}`godwit volumes create {name} -a {app}` makes one")))
+        }
         [] => Err(CliError::new(Exit::Conflict, format!("no volume named {name:?} of app {app} is free"))
             .hint(format!("`godwit volumes list --app {app}` shows who holds them, and where they are"))),
         several_free => Err(several(app, name, several_free)),

@@ -1,0 +1,99 @@
+//! Where an app is reached: its URLs and the public ports of its Machines, as `run` and `status` end with them.
+
+use std::collections::BTreeMap;
+
+use godwit_api::AppName;
+use godwit_api::config::Port;
+use godwit_api::endpoint::Empty;
+use godwit_api::endpoints::AppsShow;
+use godwit_api::machine::Machine;
+
+use super::context::Context;
+use crate::error::Result;
+
+/// The lines for a person; nothing with `--json` or `--quiet`.
+pub async fn print(context: &Context, app: &AppName, machines: &[&Machine]) -> Result<()> {
+    if context.output.json || context.output.quiet {
+        return Ok(());
+    }
+    let urls = context.client.call::<AppsShow>(&[app.as_str()], &Empty {}, &Empty {}).await?.urls;
+    let lines = lines(&urls, machines);
+    if !lines.is_empty() {
+        eprintln!();
+    }
+    lines.iter().for_each(|line| context.output.say(line));
+    Ok(())
+}
+
+fn lines(urls: &[String], machines: &[&Machine]) -> Vec<String> {
+    // Several Machines mostly serve the same ports: each is told once.
+    let mut ports: BTreeMap<(u16, u16), (Port, u16)> = BTreeMap::new();
+    for service in machines.iter().flat_map(|machine| &machine.config.services) {
+        for port in &service.ports {
+            if let Some(range) = port.range() {
+                ports.entry(range).or_insert((port.clone(), service.internal_port));
+            }
+        }
+    }
+    if machines.is_empty() {
+        return Vec::new();
+    }
+    if ports.is_empty() {
+        return vec!["No port is served: give the Machine one with --port 80:8080/tcp:http".to_owned()];
+    }
+    let host = urls.first().and_then(|url| url.split("://").nth(1)).and_then(|rest| rest.split([':', '/']).next());
+    let mut lines = Vec::new();
+    for ((first, last), (port, inside)) in &ports {
+        let wanted = if port.is_tls() { "https://" } else { "http://" };
+        let url = urls.iter().filter(|url| url.starts_with(wanted));
+        if port.is_http() {
+            let shown: Vec<String> = url.map(|url| format!("{url}/")).collect();
+            if shown.is_empty() {
+                lines.push(format!("  HTTP at port {first} of the edge, for the app's host names → port {inside}"));
+            }
+            lines.extend(shown.into_iter().map(|url| format!("  {url} → port {inside}")));
+        } else {
+            let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+            let host = host.unwrap_or("the edge");
+            lines.push(format!(
+                "  {host} port {range}, raw {} → port {inside}",
+                if port.is_tls() { "TLS" } else { "TCP" }
+            ));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_and_ports_are_told_once_each() {
+        let mut machine: Machine = serde_json::from_value(serde_json::json!({
+            "id": "0000000000000a", "name": "web", "state": "started", "region": "fra",
+            "image_ref": { "registry": "", "repository": "", "tag": "", "digest": "" },
+            "instance_id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "private_ip": "", "created_at": "", "updated_at": "",
+            "config": { "services": [
+                { "internal_port": 8080, "ports": [{ "port": 80, "handlers": ["http"] }, { "port": 443, "handlers": ["tls", "http"] }] },
+                { "internal_port": 5432, "ports": [{ "port": 5432 }] },
+            ] },
+            "events": [], "checks": [], "host_status": "ok", "host_id": "w1", "cordoned": false,
+        }))
+        .unwrap();
+        let urls = ["http://shop.localhost:8080".to_owned(), "https://shop.localhost:8443".to_owned()];
+        let told = lines(&urls, &[&machine, &machine]);
+        assert_eq!(
+            told,
+            [
+                "  http://shop.localhost:8080/ → port 8080",
+                "  https://shop.localhost:8443/ → port 8080",
+                "  shop.localhost port 5432, raw TCP → port 5432",
+            ]
+        );
+        assert!(lines(&[], &[&machine])[0].contains("port 80 of the edge"));
+        machine.config.services.clear();
+        assert!(lines(&urls, &[&machine])[0].contains("--port"));
+        assert!(lines(&urls, &[]).is_empty());
+    }
+}
