@@ -313,7 +313,7 @@ impl Shared {
             events: match held.events.is_empty() {
                 false => held.events.clone(),
                 true => vec![MachineEvent {
-                    id: format!("e{seq}"),
+                    id: format!("{}-{}", held.state.as_str(), held.updated_at_ms),
                     kind: "start".into(),
                     status: held.state.as_str().into(),
                     source: "flyd".into(),

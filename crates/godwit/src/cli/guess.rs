@@ -21,14 +21,22 @@ pub fn nearest<'a, S: AsRef<str>>(wrong: &str, names: &'a [S]) -> Vec<&'a str> {
             let lower = name.to_lowercase();
             // Who knows the beginning of an id or a name means it.
             let begins =
-                wrong.len() >= 3 && (lower.starts_with(&wrong) || wrong.starts_with(&lower) && lower.len() >= 3);
-            (if begins { 1.0 } else { strsim::jaro_winkler(&wrong, &lower) }, name)
+                wrong.len() >= 2 && (lower.starts_with(&wrong) || wrong.starts_with(&lower) && lower.len() >= 3);
+            (if begins { 1.0 } else { alike(&wrong, &lower) }, name)
         })
         .filter(|(alike, _)| *alike >= ALIKE)
         .collect();
     rated.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     rated.dedup_by_key(|(_, name)| *name);
     rated.into_iter().take(GUESSES).map(|(_, name)| name).collect()
+}
+
+/// Long names by what they share, short ones also by the letters that were swapped, missed or doubled.
+fn alike(wrong: &str, name: &str) -> f64 {
+    let slips = strsim::osa_distance(wrong, name);
+    let allowed = if wrong.chars().count() <= 4 { 1 } else { 2 };
+    let near = slips <= allowed && slips < wrong.chars().count();
+    strsim::jaro_winkler(wrong, name).max(if near { 0.9 } else { 0.0 })
 }
 
 #[cfg(test)]
@@ -41,6 +49,7 @@ mod tests {
         assert_eq!(did_you_mean("shpo", &names).as_deref(), Some("did you mean shop?"));
         assert_eq!(nearest("helo", &names), ["hello"]);
         assert_eq!(nearest("shop-s", &names), ["shop-staging", "shop"][..].to_vec());
+        assert_eq!(nearest("wbe", &["web", "worker"]), ["web"]);
         assert_eq!(did_you_mean("xyz", &names), None);
         assert_eq!(did_you_mean("x", &[] as &[&str]), None);
     }

@@ -9,6 +9,7 @@ use godwit_api::endpoints::{HostsCordon, HostsList, HostsShow, HostsUncordon};
 use godwit_api::fleet::Host;
 
 use super::context::{Asked, Context};
+use super::output::{Column, ago};
 use crate::error::{CliError, Result};
 
 #[derive(Subcommand)]
@@ -44,8 +45,17 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
                 hosts.iter().for_each(|host| println!("{}", host.id));
                 return Ok(());
             }
-            let headings = ["ID", "REGION", "STATE", "MACHINES", "CPU USED", "MEMORY USED", "DISK USED", "LAST SEEN"];
-            output.table(&headings, hosts.iter().map(|host| row(host).to_vec()).collect());
+            let columns = [
+                Column("ID", 0),
+                Column("REGION", 3),
+                Column("STATE", 0),
+                Column("MACHINES", 2),
+                Column("CPU RESERVED", 0),
+                Column("MEMORY RESERVED", 0),
+                Column("DISK RESERVED", 4),
+                Column("SEEN", 1),
+            ];
+            output.list(&columns, hosts.iter().map(|host| row(host).to_vec()).collect());
         }
         Command::Show { id } => {
             let id = parse(context, &id)?;
@@ -59,9 +69,9 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
                 ("Region", host.region),
                 ("State", host.state),
                 ("Machines", machines),
-                ("CPU used", cpu),
-                ("Memory used", memory),
-                ("Disk used", disk),
+                ("CPU reserved", cpu),
+                ("Memory reserved", memory),
+                ("Disk reserved", disk),
                 ("Last seen", seen),
                 ("Agent", format!("{} at {}", host.agent_version, host.agent_url)),
                 ("Door", host.door_addr),
@@ -99,7 +109,7 @@ fn row(host: &Host) -> [String; 8] {
         format!("{} of {}", cpus(host.reserved.cpu_millis), cpus(host.capacity.cpu_millis)),
         format!("{} of {} MB", host.reserved.memory_mb, host.capacity.memory_mb),
         format!("{} of {} MB", host.reserved.disk_mb, host.capacity.disk_mb),
-        host.last_seen_ms.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
+        host.last_seen_ms.map_or_else(|| "never".to_owned(), ago),
     ]
 }
 

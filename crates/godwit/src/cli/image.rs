@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Limited, StreamBody};
 use tokio::sync::mpsc;
 
 use super::context::Context;
-use super::output::bytes;
+use super::output::{Column, bytes};
 use crate::error::{CliError, Result};
 
 /// Uploading and unpacking together take at most this long.
@@ -68,9 +68,24 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
     let rows = images.into_iter().map(|image| {
         let digest = image.digest.chars().take("sha256:".len() + 12).collect();
         let used = if image.in_use { "yes" } else { "no" };
-        vec![image.name, digest, bytes(image.size_bytes), image.layers.to_string(), used.to_owned(), image.created_at]
+        vec![
+            image.name,
+            digest,
+            bytes(image.size_bytes),
+            image.layers.to_string(),
+            used.to_owned(),
+            output.when(&image.created_at),
+        ]
     });
-    output.table(&["NAME", "DIGEST", "SIZE", "LAYERS", "IN USE", "CREATED"], rows.collect());
+    let columns = [
+        Column("NAME", 0),
+        Column("DIGEST", 1),
+        Column("SIZE", 0),
+        Column("LAYERS", 5),
+        Column("IN USE", 3),
+        Column("LOADED", 2),
+    ];
+    output.list(&columns, rows.collect());
     Ok(())
 }
 

@@ -9,20 +9,19 @@ use godwit_api::endpoints::AppsShow;
 use godwit_api::machine::Machine;
 
 use super::context::Context;
-use crate::error::Result;
 
-/// The lines for a person; nothing with `--json` or `--quiet`.
-pub async fn print(context: &Context, app: &AppName, machines: &[&Machine]) -> Result<()> {
+/// The lines for a person; nothing with `--json` or `--quiet`. What the command was for is done: that these cannot be
+/// had is no failure of it.
+pub async fn print(context: &Context, app: &AppName, machines: &[&Machine]) {
     if context.output.json || context.output.quiet {
-        return Ok(());
+        return;
     }
-    let urls = context.client.call::<AppsShow>(&[app.as_str()], &Empty {}, &Empty {}).await?.urls;
-    let lines = lines(&urls, machines);
+    let Ok(app) = context.client.call::<AppsShow>(&[app.as_str()], &Empty {}, &Empty {}).await else { return };
+    let lines = lines(&app.urls, machines);
     if !lines.is_empty() {
         eprintln!();
     }
     lines.iter().for_each(|line| context.output.say(line));
-    Ok(())
 }
 
 fn lines(urls: &[String], machines: &[&Machine]) -> Vec<String> {

@@ -33,5 +33,6 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
     println!();
     let machines: Vec<(String, Machine)> = machines.into_iter().map(|machine| (name.to_string(), machine)).collect();
     table(context, &machines, false);
-    places::print(context, &name, &machines.iter().map(|(_, machine)| machine).collect::<Vec<_>>()).await
+    places::print(context, &name, &machines.iter().map(|(_, machine)| machine).collect::<Vec<_>>()).await;
+    Ok(())
 }

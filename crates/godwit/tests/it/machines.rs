@@ -8,7 +8,7 @@ use crate::control::Fleet;
 
 /// Makes a Machine and answers its configuration.
 fn made(fleet: &Fleet, arguments: &[&str]) -> Value {
-    fleet.json(&[&["machine", "run", "-a", "shop"], arguments].concat())["config"].take()
+    fleet.json(&[&["machine", "run", "-a", "shop", "--smoke-time", "0s"], arguments].concat())["config"].take()
 }
 
 #[test]

@@ -12,6 +12,8 @@ mod dev;
 #[path = "../../../control/tests/it/image.rs"]
 #[allow(dead_code, reason = "control's own tests use the rest")]
 mod image;
+mod lists;
 mod machines;
+mod mistakes;
 mod moves;
 mod volumes;

@@ -32,7 +32,7 @@ async fn of(host: &str, context: &Context) -> Result<Vec<Stray>> {
 async fn list(host: Option<String>, context: &Context) -> Result<()> {
     let output = context.output;
     let hosts = match host {
-        Some(host) => vec![parse(&host)?.to_string()],
+        Some(host) => vec![parse(context, &host)?.to_string()],
         None => {
             let hosts = context.client.call::<HostsList>(&[], &Empty {}, &Empty {}).await?;
             hosts.into_iter().map(|host| host.id).collect()
@@ -71,7 +71,7 @@ async fn list(host: Option<String>, context: &Context) -> Result<()> {
 }
 
 async fn end(host: &str, id: &str, context: &Context) -> Result<()> {
-    let host = parse(host)?;
+    let host = parse(context, host)?;
     let strays = of(host.as_str(), context).await?;
     let stray = strays.iter().find(|stray| stray.id == id).ok_or_else(|| {
         CliError::not_found(format!("host {host} holds no stray {id}"))

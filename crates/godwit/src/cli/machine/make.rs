@@ -128,7 +128,8 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
         return output.json(&machine);
     }
     println!("{}", machine.id);
-    places::print(context, &app, &[&machine]).await
+    places::print(context, &app, &[&machine]).await;
+    Ok(())
 }
 
 pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {

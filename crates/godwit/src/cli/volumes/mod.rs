@@ -14,7 +14,7 @@ use super::context::{AppOption, Context, LOOK_INTERVAL};
 use super::machine::WaitOption;
 use super::migration::start;
 use super::migration::words::percent;
-use super::output::bytes;
+use super::output::{Column, bytes};
 use super::size;
 use crate::error::{CliError, Result};
 use crate::exit::Exit;
@@ -155,11 +155,21 @@ async fn list(context: &Context, app: &AppName) -> Result<()> {
             volume.region.clone(),
             volume.zone.clone(),
             volume.attached_machine_id.clone().unwrap_or_else(|| "-".to_owned()),
-            volume.created_at.clone(),
+            output.when(&volume.created_at),
         ]
     });
-    let headings = ["ID", "NAME", "STATE", "SIZE", "FSTYPE", "REGION", "HOST", "MACHINE", "CREATED"];
-    output.table(&headings, rows.collect());
+    let columns = [
+        Column("ID", 0),
+        Column("NAME", 0),
+        Column("STATE", 0),
+        Column("SIZE", 1),
+        Column("FSTYPE", 6),
+        Column("REGION", 5),
+        Column("HOST", 2),
+        Column("MACHINE", 0),
+        Column("CREATED", 3),
+    ];
+    output.list(&columns, rows.collect());
     if volumes.iter().any(|volume| volume.host_status != "ok") {
         output.say("* its host does not report at the moment: what is shown may be old");
     }
