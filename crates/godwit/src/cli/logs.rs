@@ -326,7 +326,7 @@ mod tests {
     }
 
     async fn merged(lanes: Vec<Vec<u32>>, window: Option<Duration>) -> Vec<(usize, usize, String)> {
-        let output = Output { json: false, quiet: true, style: Style::for_stdout(ColorChoice::Never) };
+        let output = Output { json: false, quiet: true, wide: false, style: Style::for_stdout(ColorChoice::Never) };
         let mut merge = Merge { lanes: Vec::new(), window, failed: None, any_written: false };
         for (machine, stamps) in lanes.into_iter().enumerate() {
             let (sender, lines) = mpsc::channel(4);
