@@ -9,7 +9,7 @@ use godwit_api::{ApiError, AppName, keys};
 use godwit_base::{clock, secret};
 use godwit_store::{Compare, Op, Txn, put_json};
 
-use crate::control::{COMMIT_ATTEMPTS, contended, no_app, store_error};
+use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app, store_error};
 use crate::http::Call;
 use crate::view;
 use crate::world::{Known, World};
@@ -49,7 +49,7 @@ pub async fn create(call: Call<AppsCreate>) -> Result<CreatedApp, ApiError> {
     if !call.control.commit(Txn::of([put]).when(Compare::absent(key))).await?.succeeded {
         return Err(ApiError::new(422, Status::NameTaken, format!("the name {name} is taken")));
     }
-    Ok(CreatedApp { app: view::app(&row, 0, 0), created_at: row.created_at_ms })
+    Ok(CreatedApp { app: view::app(&row, 0, 0, urls_of(&call.control, &name)), created_at: row.created_at_ms })
 }
 
 pub async fn show(call: Call<AppsShow>) -> Result<App, ApiError> {
@@ -58,11 +58,15 @@ pub async fn show(call: Call<AppsShow>) -> Result<App, ApiError> {
     let row = world.apps.get(&app).ok_or_else(|| no_app(&app))?;
     let ports: Vec<u16> = world.ports.iter().filter(|(_, row)| row.app == app).map(|(port, _)| *port).collect();
     let warnings = call.control.edge_ports.warnings(&ports, std::time::Instant::now());
-    let templates = call.control.config.app_urls.iter().map(|url| url.replace("{app}", app.as_str()));
     let own = world.hostnames_of(&app).filter(|row| row.hostname.wildcard_of().is_none());
     let own = own.take(URLS_TOLD).map(|row| format!("https://{}", row.hostname));
-    let urls = templates.chain(own).collect();
+    let urls = urls_of(&call.control, &app).into_iter().chain(own).collect();
     Ok(App { warnings, ..view::app(row, living(&world, &app), volumes(&world, &app), urls) })
+}
+
+/// Its names at the edges, as the configuration has them.
+fn urls_of(control: &Control, app: &AppName) -> Vec<String> {
+    control.config.app_urls.iter().map(|url| url.replace("{app}", app.as_str())).collect()
 }
 
 /// Without Machines, or by force with them: each becomes a tombstone, which outlives the app until its host has
