@@ -1,7 +1,7 @@
 //! `godwit image`: puts images into control, from an OCI layout folder, an OCI archive or a `docker save` archive.
 //! What an image must look like is control's to judge; here bytes are only carried.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,10 +29,11 @@ const ANSWER_LIMIT_BYTES: usize = 4 << 20;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Load an image into the fleet
+    /// Load images into the fleet
     Load {
-        /// An OCI layout folder, an OCI archive, or a `docker save` archive
-        path: PathBuf,
+        /// OCI layout folders, OCI archives or `docker save` archives; `-` reads an archive from standard input
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
         /// What to call it, `name[:tag]`; otherwise its own name counts
         #[arg(long, visible_alias = "tag", value_name = "NAME")]
         name: Option<String>,
@@ -54,7 +55,7 @@ pub enum Command {
 pub async fn run(command: Command, context: &Context) -> Result<()> {
     let output = context.output;
     let images = match command {
-        Command::Load { path, name } => load(context, &path, name.as_deref()).await?,
+        Command::Load { paths, name } => load_all(context, &paths, name.as_deref()).await?,
         Command::Remove { names } => return remove(context, &names).await,
         Command::List => context.client.call::<ImagesList>(&[], &Empty {}, &Empty {}).await?,
     };
@@ -105,12 +106,31 @@ async fn remove(context: &Context, names: &[String]) -> Result<()> {
     if output.json { output.json(&removed) } else { Ok(()) }
 }
 
-async fn load(context: &Context, path: &Path, name: Option<&str>) -> Result<Vec<Image>> {
-    let (total_bytes, folder) = measure(path)?;
+async fn load_all(context: &Context, paths: &[PathBuf], name: Option<&str>) -> Result<Vec<Image>> {
+    if name.is_some() && paths.len() > 1 {
+        return Err(CliError::usage("--name names one image, and several are given")
+            .hint("load each by itself, or leave --name out: each keeps its own name"));
+    }
+    // A path that cannot be read is named before anything is loaded.
+    let sources = paths.iter().map(|path| measure(path)).collect::<Result<Vec<_>>>()?;
+    let mut images = Vec::new();
+    for (path, (total_bytes, source)) in paths.iter().zip(sources) {
+        images.extend(load(context, path, total_bytes, source, name).await?);
+    }
+    Ok(images)
+}
+
+async fn load(
+    context: &Context,
+    path: &Path,
+    total_bytes: u64,
+    source: Source,
+    name: Option<&str>,
+) -> Result<Vec<Image>> {
     let bar = context.output.byte_progress(&format!("loading {}", path.display()), total_bytes);
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_QUEUED);
     let from = path.to_owned();
-    let reading = tokio::task::spawn_blocking(move || read(&from, folder, sender));
+    let reading = tokio::task::spawn_blocking(move || read(&from, source, sender));
     let counted = bar.clone();
     let chunks = futures_util::stream::unfold(receiver, |mut receiver| async {
         receiver.recv().await.map(|chunk| (chunk, receiver))
@@ -144,17 +164,33 @@ async fn load(context: &Context, path: &Path, name: Option<&str>) -> Result<Vec<
     Ok(serde_json::from_slice(&answer)?)
 }
 
-/// Size in bytes, and whether it is a folder to be packed on the way.
-fn measure(path: &Path) -> Result<(u64, bool)> {
+/// Where the bytes of an archive come from.
+#[derive(Clone, Copy)]
+enum Source {
+    File,
+    /// Packed on the way.
+    Folder,
+    StandardInput,
+}
+
+/// Size in bytes, 0 if nobody knows, and what kind of source it is.
+fn measure(path: &Path) -> Result<(u64, Source)> {
+    if path == Path::new("-") {
+        if io::stdin().is_terminal() {
+            return Err(CliError::usage("standard input is a terminal, and `-` reads an archive from it")
+                .hint("docker save nginx | godwit image load - --name nginx"));
+        }
+        return Ok((0, Source::StandardInput));
+    }
     let found = std::fs::metadata(path).map_err(|error| {
         let made = CliError::failed(format!("cannot read {}: {error}", path.display()));
         if error.kind() == io::ErrorKind::NotFound { CliError::not_found(made.message) } else { made }
     })?;
     if !found.is_dir() {
-        return Ok((found.len(), false));
+        return Ok((found.len(), Source::File));
     }
     if !path.join("oci-layout").is_file() {
-        return Err(CliError::failed(format!("{} is no OCI layout: it holds no file `oci-layout`", path.display()))
+        return Err(CliError::failed(format!("{} is not an OCI layout: it has no file `oci-layout`", path.display()))
             .hint("make one with `skopeo copy ... oci:DIR`, umoci or buildah"));
     }
     let mut total_bytes = 0;
@@ -166,20 +202,22 @@ fn measure(path: &Path) -> Result<(u64, bool)> {
             if kind.is_dir() { folders.push(entry.path()) } else { total_bytes += kind.len() }
         }
     }
-    Ok((total_bytes, true))
+    Ok((total_bytes, Source::Folder))
 }
 
 /// Sends the archive's bytes, whole or with the error that cut them off: half an archive must not look like one.
-fn read(path: &Path, folder: bool, sender: mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
+fn read(path: &Path, source: Source, sender: mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
     let mut chunks = Chunks { sender: sender.clone(), buffer: Vec::with_capacity(CHUNK_BYTES) };
     let mut pack = || {
-        if folder {
-            let mut tar = tar::Builder::new(&mut chunks);
-            tar.follow_symlinks(false);
-            tar.append_dir_all(".", path)?;
-            tar.finish()?;
-        } else {
-            io::copy(&mut std::fs::File::open(path)?, &mut chunks)?;
+        match source {
+            Source::Folder => {
+                let mut tar = tar::Builder::new(&mut chunks);
+                tar.follow_symlinks(false);
+                tar.append_dir_all(".", path)?;
+                tar.finish()?;
+            }
+            Source::File => _ = io::copy(&mut std::fs::File::open(path)?, &mut chunks)?,
+            Source::StandardInput => _ = io::copy(&mut io::stdin().lock(), &mut chunks)?,
         }
         chunks.flush()
     };
