@@ -127,7 +127,7 @@ fn mistakes_are_told_plainly_and_by_their_exit_code() {
         (&["image", "load", "/"], 1, "no OCI layout"),
         (&["config", "use-dev", "/does/not/exist"], 3, "does not exist"),
         (&["config", "set", "api-url", "ftp://x"], 2, "http://HOST:PORT"),
-        (&["--api-url", "https://x", "apps", "list"], 2, "http://HOST:PORT"),
+        (&["--api-url", "https://127.0.0.1:1", "apps", "list"], 7, "cannot reach"),
         (&["run", "control", "--config", "/does/not/exist"], 1, "cannot read"),
         (&["dev"], 2, "--data"),
         (&["dev", "--data", "/tmp/x", "--clean", "/tmp/x"], 2, "cannot be used with"),

@@ -31,7 +31,7 @@ fn a_flag_with_an_optional_value_means_what_is_written_and_never_the_command() {
         assert_eq!(config["guest"]["memory_mb"], 512, "{flags:?}: the flags behind it count");
         assert!(config["init"]["cmd"].is_null(), "{flags:?}: it is no command: {config}");
     }
-    let with_command = made(&fleet, &["x-srv", "--port", "80", "--autostop", "--", "sleep", "-v", "--port", "1"]);
+    let with_command = made(&fleet, &["x-srv", "--port", "5432", "--autostop", "--", "sleep", "-v", "--port", "1"]);
     assert_eq!(with_command["init"]["cmd"], json!(["sleep", "-v", "--port", "1"]));
     for (arguments, words) in [
         (&["x-srv", "--port", "80", "--autostop", "maybe"][..], "say off or stop"),
