@@ -71,6 +71,7 @@ pub struct Raw {
     /// What is said to a volume that asks for `encrypted`, which clients do unasked: `none` (it is not, and the answer says
     /// so), `refuse`, or `hosts` (the disks of all hosts are encrypted by their operator, who vouches for it here).
     #[serde(default)]
+    #[schemars(extend("default" = "none"))]
     pub volume_encryption: VolumeEncryption,
     /// The authority that issues certificates; absent: none.
     pub acme: Option<RawAcme>,
