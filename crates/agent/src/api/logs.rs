@@ -239,9 +239,9 @@ mod tests {
         };
         // A clock that was set back in between changes no order of what was written.
         let lines = [line(10, "a"), line(9, "b"), line(20, "c")];
-        assert_eq!(told(10, &lines), ["started", "a", "b", "stopping", "c", "stopped"]);
-        assert_eq!(told(3, &lines), ["stopping", "c", "stopped"]);
-        assert_eq!((told(2, &[]), told(0, &lines).len()), (vec!["stopping".into(), "stopped".into()], 0));
+        assert_eq!(told(10, &lines), ["started", "a", "b", "stopping, as asked", "c", "stopped"]);
+        assert_eq!(told(3, &lines), ["stopping, as asked", "c", "stopped"]);
+        assert_eq!((told(2, &[]), told(0, &lines).len()), (vec!["stopping, as asked".into(), "stopped".into()], 0));
     }
 
     #[test]

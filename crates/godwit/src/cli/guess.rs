@@ -2,6 +2,9 @@
 
 /// Below this two names are not alike.
 const ALIKE: f64 = 0.75;
+/// Who knows the beginning of an id or a name means it; who wrote more than there is may mean it.
+const BEGINS: f64 = 1.2;
+const GOES_ON: f64 = 1.1;
 /// So many are named at most.
 const GUESSES: usize = 3;
 
@@ -19,10 +22,14 @@ pub fn nearest<'a, S: AsRef<str>>(wrong: &str, names: &'a [S]) -> Vec<&'a str> {
         .map(|name| {
             let name = name.as_ref();
             let lower = name.to_lowercase();
-            // Who knows the beginning of an id or a name means it.
-            let begins =
-                wrong.len() >= 2 && (lower.starts_with(&wrong) || wrong.starts_with(&lower) && lower.len() >= 3);
-            (if begins { 1.0 } else { alike(&wrong, &lower) }, name)
+            let rated = if wrong.len() >= 2 && lower.starts_with(&wrong) {
+                BEGINS
+            } else if lower.len() >= 3 && wrong.starts_with(&lower) {
+                GOES_ON
+            } else {
+                alike(&wrong, &lower)
+            };
+            (rated, name)
         })
         .filter(|(alike, _)| *alike >= ALIKE)
         .collect();
