@@ -1,7 +1,8 @@
 //! `machine run`, `create` and `update`: Machines made and changed.
 
+use godwit_api::AppName;
 use godwit_api::endpoints::{MachinesCreate, MachinesUpdate};
-use godwit_api::machine::MachineState;
+use godwit_api::machine::{Machine, MachineState};
 use http::HeaderMap;
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use super::changes::{self, value_of};
 use super::document::Document;
 use super::follow::{Goal, SmokeOption};
 use super::remove::RemoveFlags;
-use super::spec::{ConfigFlags, object};
+use super::spec::{Config, ConfigFlags, object};
 use super::{LeaseOption, Target, WaitOption, mounts, parse};
 use crate::cli::context::{AppOption, Asked, Context, ON_THE_WAY_UP};
 use crate::cli::{document, places};
@@ -76,7 +77,7 @@ pub struct UpdateOptions {
     smoke: SmokeOption,
 }
 
-pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Result<()> {
+pub async fn run(options: &RunOptions, context: &Context, launch_it: bool) -> Result<()> {
     refuse_words(options)?;
     let app = context.app(&options.app)?;
     let Document { mut config, mut request, notes } = options.config.document()?.unwrap_or_default();
@@ -90,18 +91,48 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
     options.config.apply(&mut config)?;
     let region = options.region.clone().or_else(|| request.get("region")?.as_str().map(str::to_owned));
     mounts::resolve(context, &app, region.as_deref(), None, &mut config).await?;
-    let launch = launch && !options.skip_launch && request.get("skip_launch") != Some(&Value::Bool(true));
+    let launched = launch_it && !options.skip_launch && request.get("skip_launch") != Some(&Value::Bool(true));
     for (name, value) in [("name", &options.name), ("region", &options.region)] {
         if let Some(value) = value {
             request.insert(name.into(), value.clone().into());
         }
     }
-    for (name, set) in [("skip_launch", !launch), ("skip_service_registration", options.skip_service_registration)] {
+    for (name, set) in [("skip_launch", !launched), ("skip_service_registration", options.skip_service_registration)] {
         if set {
             request.insert(name.into(), true.into());
         }
     }
     request.insert("config".into(), config.into());
+    launch(context, &app, request, launched, &options.wait, &options.smoke).await
+}
+
+/// Creates a Machine by a whole request, waits for it, and answers with its id and where its app is.
+pub async fn launch(
+    context: &Context,
+    app: &AppName,
+    request: Config,
+    launched: bool,
+    wait: &WaitOption,
+    smoke: &SmokeOption,
+) -> Result<()> {
+    let machine = place(context, app, request, launched, wait, smoke).await?;
+    if context.output.json {
+        return context.output.json(&machine);
+    }
+    println!("{}", machine.id);
+    places::print(context, app, &[&machine]).await;
+    Ok(())
+}
+
+/// Creates a Machine by a whole request and waits for it.
+pub async fn place(
+    context: &Context,
+    app: &AppName,
+    request: Config,
+    launched: bool,
+    wait: &WaitOption,
+    smoke: &SmokeOption,
+) -> Result<Machine> {
     let output = context.output;
     let mut machine = {
         let _progress = output.progress("creating a Machine");
@@ -111,25 +142,19 @@ pub async fn run(options: &RunOptions, context: &Context, launch: bool) -> Resul
         document::send::<MachinesCreate>(context, &[app.as_str()], &request.into(), HeaderMap::new()).await?
     };
     output.say(format!("Machine {} ({}) is placed on {}.", machine.id, machine.name, machine.host_id));
-    if !options.wait.detach {
-        let timeout = options.wait.wait_timeout;
-        machine = if launch {
-            let smoke = options.smoke.time();
-            let goal = Goal { before: None, version: None, or_stopped: false, timeout, smoke };
-            context.follow_start(&app, &machine, goal).await?
+    if !wait.detach {
+        let timeout = wait.wait_timeout;
+        machine = if launched {
+            let goal = Goal { before: None, version: None, or_stopped: false, timeout, smoke: smoke.time() };
+            context.follow_start(app, &machine, goal).await?
         } else {
             // Made without a launch, it is stopped once its host holds image and files.
             let wanted = [MachineState::Stopped];
-            context.wait_for(&app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), timeout).await?
+            context.wait_for(app, &machine.id, &wanted, Some(&ON_THE_WAY_UP), timeout).await?
         };
         output.say(format!("It is {}.", machine.state.as_str()));
     }
-    if output.json {
-        return output.json(&machine);
-    }
-    println!("{}", machine.id);
-    places::print(context, &app, &[&machine]).await;
-    Ok(())
+    Ok(machine)
 }
 
 pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {

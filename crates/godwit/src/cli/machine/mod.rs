@@ -1,16 +1,17 @@
 //! `godwit machine`: what the commands take and which file carries each out.
 
-mod changes;
+pub mod changes;
+pub mod clone;
 mod copy;
 mod destroy;
 mod document;
 mod exec;
 mod files;
 mod fly_toml;
-mod follow;
+pub mod follow;
 mod lease;
 mod life;
-mod make;
+pub mod make;
 mod mounts;
 mod parse;
 mod ports;
@@ -36,6 +37,8 @@ pub enum Command {
     Run(Box<make::RunOptions>),
     /// Create a Machine and leave it stopped
     Create(Box<make::RunOptions>),
+    /// Create a Machine with the configuration of another
+    Clone(Box<clone::Options>),
     /// List the Machines of an app
     #[command(visible_alias = "ls")]
     List(show::ListOptions),
@@ -142,6 +145,7 @@ pub async fn run(command: Command, context: &Context) -> Result<ExitCode> {
     let done = match command {
         Command::Run(options) => make::run(&options, context, true).await,
         Command::Create(options) => make::run(&options, context, false).await,
+        Command::Clone(options) => clone::run(&options, context).await,
         Command::Update(options) => make::update(&options, context).await,
         Command::List(options) => show::list(&options, context).await,
         Command::Status(options) => show::status(&options, context).await,

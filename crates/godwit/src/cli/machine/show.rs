@@ -217,7 +217,7 @@ pub fn checks_of(machine: &Machine) -> String {
     format!("{passing}/{} passing", machine.checks.len())
 }
 
-fn image_of(machine: &Machine) -> String {
+pub fn image_of(machine: &Machine) -> String {
     let image = &machine.image_ref;
     // Control's own registry goes without saying.
     let name = match image.registry.as_str() {
@@ -227,7 +227,7 @@ fn image_of(machine: &Machine) -> String {
     if image.tag.is_empty() { name } else { format!("{name}:{}", image.tag) }
 }
 
-fn size_of(machine: &Machine) -> String {
+pub fn size_of(machine: &Machine) -> String {
     let guest = &machine.config.guest;
     let kind = if guest.cpu_kind == "shared" { "shared-cpu" } else { guest.cpu_kind.as_str() };
     format!("{kind}-{}x:{}MB", guest.cpus, guest.memory_mb)
@@ -259,4 +259,17 @@ fn detail_of(event: &godwit_api::event::MachineEvent) -> String {
     }
     parts.extend(detail.reason.clone());
     parts.join(", ")
+}
+
+/// A Machine for unit tests.
+#[cfg(test)]
+pub fn sample() -> Machine {
+    let answer = serde_json::json!({
+        "id": "0000000000000a", "name": "web", "state": "started", "region": "fra",
+        "image_ref": { "registry": "", "repository": "web", "tag": "latest", "digest": "sha256:1" },
+        "instance_id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "private_ip": "", "created_at": "2026-01-01T00:00:00Z",
+        "updated_at": "", "config": { "image": "web" }, "events": [], "checks": [], "host_status": "ok",
+        "host_id": "w1", "cordoned": false,
+    });
+    serde_json::from_value(answer).expect("a Machine")
 }
