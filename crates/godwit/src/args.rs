@@ -38,6 +38,9 @@ pub struct Global {
     /// Do not ask
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub yes: bool,
+    /// The fleet that is meant, of those that `godwit config add` made
+    #[arg(long, global = true, env = "GODWIT_CONTEXT", value_name = "NAME", help_heading = "Global options")]
+    pub context: Option<String>,
     /// Where control's API is
     #[arg(long, global = true, env = "GODWIT_API_URL", value_name = "URL", help_heading = "Global options")]
     pub api_url: Option<String>,
@@ -75,6 +78,9 @@ pub enum Command {
     /// Run and manage Machines
     #[command(subcommand, visible_aliases = ["machines", "m"])]
     Machine(cli::machine::Command),
+    /// How many Machines an app has
+    #[command(subcommand)]
+    Scale(cli::scale::Command),
     /// Disks that outlive a Machine's process and move with it
     #[command(subcommand, visible_alias = "volume")]
     Volumes(cli::volumes::Command),

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use serde::Deserialize;
 
+use super::contexts::{self, whole_path, written};
 use super::output::{Output, Style};
-use super::settings::{Origin, Settings, UserFile, check_url, user_file_path};
+use super::settings::{DEFAULT_CONTEXT, Fleet, Origin, Settings, UserFile, check_url, user_file_path};
 use crate::args::Global;
 use crate::error::{CliError, Result};
 
@@ -22,7 +23,20 @@ pub enum Command {
     Set { name: Name, value: String },
     /// Forget one of them
     Unset { name: Name },
-    /// Use the dev fleet in a folder
+    /// Add a context: another fleet, by --api-url, --token and --ca-file, or their environment variables
+    Add {
+        /// Its name: 1 to 63 of a-z, A-Z, 0-9, '-', '_' and '.'
+        context: String,
+    },
+    /// Use a context from now on; `default` means the plain settings
+    Use { context: String },
+    /// List the contexts
+    #[command(visible_alias = "ls")]
+    List,
+    /// Forget a context
+    #[command(visible_alias = "rm")]
+    Remove { context: String },
+    /// Use the dev fleet in a folder, as the default context
     UseDev {
         /// The --data folder of `godwit dev`
         dir: PathBuf,
@@ -44,30 +58,32 @@ pub fn run(command: Command, global: &Global) -> Result<()> {
         Output { json: global.json, quiet: global.quiet, wide: global.wide, style: Style::for_stdout(global.color) };
     match command {
         Command::Show { reveal } => show(global, output, reveal),
-        Command::Set { name, value } => {
-            let mut file = UserFile::read()?;
+        Command::Set { name, value } => change(output, global, |fleet| {
             match name {
                 Name::ApiUrl => {
                     check_url(&value)?;
-                    file.api_url = Some(value);
+                    fleet.api_url = Some(value);
                 }
-                Name::Token => file.token = Some(value),
-                Name::CaFile => file.ca_file = Some(whole_path(&value)?),
-                Name::App => file.app = Some(value),
+                Name::Token => fleet.token = Some(value),
+                Name::CaFile => fleet.ca_file = Some(whole_path(&value)?),
+                Name::App => fleet.app = Some(value),
             }
-            written(output, &file)
-        }
-        Command::Unset { name } => {
-            let mut file = UserFile::read()?;
+            Ok(())
+        }),
+        Command::Unset { name } => change(output, global, |fleet| {
             match name {
-                Name::ApiUrl => file.api_url = None,
-                Name::Token => file.token = None,
-                Name::CaFile => file.ca_file = None,
-                Name::App => file.app = None,
+                Name::ApiUrl => fleet.api_url = None,
+                Name::Token => fleet.token = None,
+                Name::CaFile => fleet.ca_file = None,
+                Name::App => fleet.app = None,
             }
-            written(output, &file)
-        }
-        Command::UseDev { dir } => use_dev(output, &dir),
+            Ok(())
+        }),
+        Command::Add { context } => contexts::add(output, global, &context),
+        Command::Use { context } => contexts::choose(output, global, &context),
+        Command::List => contexts::list(output, global),
+        Command::Remove { context } => contexts::remove(output, &context),
+        Command::UseDev { dir } => use_dev(output, global, &dir),
         Command::Path => {
             println!("{}", user_file_path()?.display());
             Ok(())
@@ -75,10 +91,14 @@ pub fn run(command: Command, global: &Global) -> Result<()> {
     }
 }
 
-fn written(output: Output, file: &UserFile) -> Result<()> {
-    let path = file.write()?;
-    output.say(format!("Written to {}.", path.display()));
-    Ok(())
+/// Changes the context that is meant, and no other.
+fn change(output: Output, global: &Global, change: impl FnOnce(&mut Fleet) -> Result<()>) -> Result<()> {
+    let mut file = UserFile::read()?;
+    let (context, _) = file.chosen(global);
+    let mut fleet = file.fleet(&context)?;
+    change(&mut fleet)?;
+    file.set_fleet(&context, fleet);
+    written(output, &file)
 }
 
 fn show(global: &Global, output: Output, reveal: bool) -> Result<()> {
@@ -89,6 +109,7 @@ fn show(global: &Global, output: Output, reveal: bool) -> Result<()> {
             setting.as_ref().map(|(value, origin)| serde_json::json!({ "value": value, "origin": origin.as_str() }))
         };
         return output.json(&serde_json::json!({
+            "context": value(&Some(settings.context)),
             "api_url": value(&Some(settings.api_url)),
             "token": value(&token),
             "ca_file": value(&settings.ca_file),
@@ -100,18 +121,13 @@ fn show(global: &Global, output: Output, reveal: bool) -> Result<()> {
     };
     let (ca_file, app) = (text(settings.ca_file), text(settings.app));
     output.facts(&[
+        ("context", text(Some(settings.context))),
         ("api-url", text(Some(settings.api_url))),
         ("token", text(token)),
         ("ca-file", ca_file),
         ("app", app),
     ]);
     Ok(())
-}
-
-/// Wherever a command is run from later. It must be readable now.
-fn whole_path(file: &str) -> Result<String> {
-    let path = std::fs::canonicalize(file).map_err(|error| CliError::usage(format!("cannot read {file}: {error}")))?;
-    Ok(path.display().to_string())
 }
 
 /// Enough to tell two tokens apart, too little to use one.
@@ -126,13 +142,21 @@ struct DevFile {
     token: String,
 }
 
-fn use_dev(output: Output, dir: &Path) -> Result<()> {
+fn use_dev(output: Output, global: &Global, dir: &Path) -> Result<()> {
+    if global.context.as_deref().is_some_and(|name| !name.is_empty() && name != DEFAULT_CONTEXT) {
+        return Err(CliError::usage("a dev fleet is used as the default context, and another is named")
+            .hint("leave --context out, or unset GODWIT_CONTEXT"));
+    }
     let path = dir.join("dev.json");
     let bytes = godwit_base::durable::read(&path)?.ok_or_else(|| {
         CliError::not_found(format!("{} does not exist", path.display()))
             .hint(format!("is the fleet ready? `godwit dev --data {}` starts it", dir.display()))
     })?;
     let dev: DevFile = serde_json::from_slice(&bytes)?;
-    let file = UserFile { api_url: Some(dev.api_url), token: Some(dev.token), ..UserFile::read()? };
+    let before = UserFile::read()?;
+    if let Some(context) = &before.context {
+        output.say(format!("Context {context} is no longer in use; `godwit config use {context}` takes it again."));
+    }
+    let file = UserFile { api_url: Some(dev.api_url), token: Some(dev.token), context: None, ..before };
     written(output, &file)
 }

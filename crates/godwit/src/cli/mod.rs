@@ -5,6 +5,7 @@ pub mod apps;
 pub mod certs;
 pub mod config;
 pub mod context;
+mod contexts;
 pub mod document;
 pub mod guess;
 pub mod help;
@@ -17,6 +18,8 @@ pub mod migration;
 pub mod output;
 pub mod places;
 pub mod proxy;
+pub mod scale;
+mod scale_plan;
 pub mod session;
 pub mod settings;
 mod silence;
@@ -50,6 +53,7 @@ pub fn run(command: Command, global: Global) -> Result<ExitCode> {
             Command::Certs(command) => certs::run(command, &context).await,
             Command::Image(command) => image::run(command, &context).await,
             Command::Host(command) => host::run(command, &context).await,
+            Command::Scale(command) => scale::run(command, &context).await,
             Command::Ips(command) => ips::run(command, &context).await,
             Command::Status(options) => status::run(&options, &context).await,
             Command::Proxy(options) => proxy::run(&options, &context).await,
