@@ -13,8 +13,7 @@ use crate::{cli, dev, roles};
     disable_help_subcommand = true,
     infer_subcommands = false,
     subcommand_required = true,
-    arg_required_else_help = true,
-    after_help = "Exit codes: `godwit help exit-codes`."
+    arg_required_else_help = true
 )]
 pub struct Arguments {
     #[command(flatten)]

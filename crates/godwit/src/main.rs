@@ -5,13 +5,12 @@ mod args;
 mod cli;
 mod dev;
 mod error;
+mod examples;
 mod exit;
 mod roles;
 mod usage;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::{Arguments, Command};
 use error::Result;
@@ -21,7 +20,7 @@ use error::Result;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match examples::parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage::report(&error),
     };

@@ -11,7 +11,6 @@ use crate::error::Result;
 #[derive(Subcommand)]
 pub enum Command {
     /// List the private address of each Machine of an app, or of one Machine
-    #[command(after_help = "Example:\n  REDIS_URL=\"redis://[$(godwit ips private cache -a shop --quiet)]:6379/0\"")]
     Private(PrivateOptions),
 }
 

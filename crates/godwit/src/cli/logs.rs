@@ -40,8 +40,6 @@ const PRINT_BYTES: usize = 64 << 10;
 ///
 /// Lines of one Machine stand in the order in which it wrote them; those of several are merged by time. A `!` marks
 /// standard error, a `*` the platform's remarks. A host keeps the last 24 MiB of each Machine.
-///
-/// Example: godwit logs -a shop --follow
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]

@@ -24,8 +24,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// Connections reach what listens inside the Machine on 127.0.0.1, ::1, 0.0.0.0 or [::], also when no service is
 /// configured. It runs until Ctrl-C.
-///
-/// Example: godwit proxy 5433:5432 db1 -a shop
 #[derive(clap::Args)]
 pub struct Options {
     /// [ADDRESS:]LOCAL[:REMOTE]: the local port (0 takes a free one) and the Machine's, if it is another

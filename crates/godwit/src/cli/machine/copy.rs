@@ -22,8 +22,6 @@ const PIECES_QUEUED: usize = 8;
 /// One side is MACHINE:/PATH. A folder is copied whole; `FOLDER/.` copies what is in it. Into a folder that exists the
 /// source keeps its name, otherwise it takes the target's. `-` is a tar archive on standard input or output. Modes and
 /// times are kept; owners become root inside, or you outside, unless --archive keeps them.
-///
-/// Example: godwit machine cp ./site/. web1:/usr/share/nginx/html -a shop
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]

@@ -30,8 +30,6 @@ const CALL_MARGIN: Duration = Duration::from_secs(15);
 /// Standard output and standard error come as the command writes them, byte for byte and without a limit. The exit code
 /// is the command's own, 128 and the number when a signal ended it, or 125 when the command could not be run or its
 /// output was cut. When this command line ends, the command inside ends too: SIGHUP at once, SIGKILL after 5 s.
-///
-/// Example: godwit machine exec db1 -a shop -- pg_dump -U postgres shop > shop.sql
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]

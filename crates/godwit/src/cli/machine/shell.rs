@@ -23,8 +23,6 @@ const CHOOSE: &str = "for shell in \"$SHELL\" bash; do \
 ///
 /// It runs $SHELL, bash or sh, whichever the image has, on a terminal that follows the size of yours. Closing it, or the
 /// connection, ends the shell and what it runs in the foreground.
-///
-/// Example: godwit machine shell -a shop
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]

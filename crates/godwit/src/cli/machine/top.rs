@@ -17,8 +17,6 @@ use crate::error::Result;
 ///
 /// On a terminal it refreshes until Ctrl-C; otherwise, with --once and with --json it shows them once. CPU is the share
 /// of one processor over the process's life.
-///
-/// Example: godwit machine top web1 -a shop
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
