@@ -13,7 +13,15 @@ const NAME_BYTES_MAX: usize = 63;
 /// Its settings are the global options, so a token can come by the environment and need not stand in a command line.
 pub fn add(output: Output, global: &Global, name: &str) -> Result<()> {
     let mut file = UserFile::read()?;
-    check_name(&file, name)?;
+    let fleet = added(&mut file, global, name)?;
+    output.say(format!("Context {name}: {}.", described(&fleet)));
+    written(output, &file)?;
+    output.say(format!("  hint: `godwit config use {name}` takes it from now on, `--context {name}` once"));
+    Ok(())
+}
+
+fn added(file: &mut UserFile, global: &Global, name: &str) -> Result<Fleet> {
+    check_name(file, name)?;
     let given = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
     let api_url = given(&global.api_url).ok_or_else(|| {
         CliError::usage("where is the fleet's API?")
@@ -22,17 +30,13 @@ pub fn add(output: Output, global: &Global, name: &str) -> Result<()> {
     check_url(&api_url)?;
     let ca_file = given(&global.ca_file).map(|path| whole_path(&path)).transpose()?;
     let fleet = Fleet { api_url: Some(api_url), token: given(&global.token), ca_file, app: None };
-    output.say(format!("Context {name}: {}.", described(&fleet)));
-    file.set_fleet(name, fleet);
-    written(output, &file)?;
-    output.say(format!("  hint: `godwit config use {name}` takes it from now on, `--context {name}` once"));
-    Ok(())
+    file.set_fleet(name, fleet.clone());
+    Ok(fleet)
 }
 
 pub fn choose(output: Output, global: &Global, name: &str) -> Result<()> {
     let mut file = UserFile::read()?;
-    let fleet = file.fleet(name)?;
-    file.context = (name != DEFAULT_CONTEXT).then(|| name.to_owned());
+    let fleet = used(&mut file, name)?;
     written(output, &file)?;
     output.say(format!("Context {name} is in use: {}.", described(&fleet)));
     for (set, variable) in [
@@ -46,6 +50,12 @@ pub fn choose(output: Output, global: &Global, name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn used(file: &mut UserFile, name: &str) -> Result<Fleet> {
+    let fleet = file.fleet(name)?;
+    file.context = (name != DEFAULT_CONTEXT).then(|| name.to_owned());
+    Ok(fleet)
 }
 
 pub fn list(output: Output, global: &Global) -> Result<()> {
@@ -79,18 +89,26 @@ pub fn list(output: Output, global: &Global) -> Result<()> {
 }
 
 pub fn remove(output: Output, name: &str) -> Result<()> {
+    let mut file = UserFile::read()?;
+    if removed(&mut file, name)? {
+        output.say("It was in use; the default context is now.");
+    }
+    written(output, &file)
+}
+
+/// Whether it was in use.
+fn removed(file: &mut UserFile, name: &str) -> Result<bool> {
     if name == DEFAULT_CONTEXT {
         return Err(CliError::usage("the default context is the plain settings, and stays")
             .hint("`godwit config unset api-url` and the like forget them"));
     }
-    let mut file = UserFile::read()?;
     file.fleet(name)?;
     file.contexts.remove(name);
-    if file.context.as_deref() == Some(name) {
+    let was_used = file.context.as_deref() == Some(name);
+    if was_used {
         file.context = None;
-        output.say("It was in use; the default context is now.");
     }
-    written(output, &file)
+    Ok(was_used)
 }
 
 fn check_name(file: &UserFile, name: &str) -> Result<()> {
@@ -126,4 +144,40 @@ pub fn written(output: Output, file: &UserFile) -> Result<()> {
 pub fn whole_path(file: &str) -> Result<String> {
     let path = std::fs::canonicalize(file).map_err(|error| CliError::usage(format!("cannot read {file}: {error}")))?;
     Ok(path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Arguments;
+
+    fn global(api_url: &str, token: &str) -> Global {
+        let arguments = Arguments::try_parse_from(["godwit", "--api-url", api_url, "--token", token, "status"]);
+        // The environment of who runs the tests is no part of them.
+        Global { ca_file: None, context: None, ..arguments.expect("it parses").global }
+    }
+
+    #[test]
+    fn contexts_come_are_used_and_go_and_the_plain_settings_stay() {
+        let mut file =
+            UserFile { api_url: Some("http://dev:1".into()), token: Some("dev".into()), ..UserFile::default() };
+        let prod = added(&mut file, &global("https://prod:2", "p"), "prod").unwrap();
+        assert_eq!((prod.api_url.as_deref(), prod.token.as_deref()), (Some("https://prod:2"), Some("p")));
+        assert_eq!(file.chosen(&global("", "")).0, "default", "adding one does not use it");
+        used(&mut file, "prod").unwrap();
+        assert_eq!(file.chosen(&global("", "")).0, "prod");
+        assert_eq!(file.fleet("prod").unwrap(), prod);
+        let taken = added(&mut file, &global("https://other:3", ""), "prod").unwrap_err();
+        assert_eq!((taken.exit, file.fleet("prod").unwrap()), (Exit::Conflict, prod));
+        for (url, name) in [("", "test"), ("prod:2", "test"), ("http://a:1", "a b"), ("http://a:1", "default")] {
+            assert!(added(&mut file, &global(url, ""), name).is_err(), "{url:?} {name:?}");
+        }
+        assert_eq!(used(&mut file, "prdo").unwrap_err().exit, Exit::NotFound);
+        assert!(removed(&mut file, "default").is_err() && removed(&mut file, "test").is_err());
+        assert!(removed(&mut file, "prod").unwrap(), "it was in use");
+        assert_eq!((file.names(), file.context.clone()), (vec!["default".to_owned()], None));
+        assert_eq!(file.fleet("default").unwrap().token.as_deref(), Some("dev"));
+    }
 }

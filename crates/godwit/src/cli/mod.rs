@@ -20,6 +20,8 @@ pub mod places;
 pub mod proxy;
 pub mod scale;
 mod scale_plan;
+#[cfg(test)]
+mod scale_tests;
 pub mod session;
 pub mod settings;
 mod silence;

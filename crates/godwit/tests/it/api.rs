@@ -53,6 +53,13 @@ impl Api {
         let seen = self.script.seen.lock().expect("no test panics here");
         seen.iter().filter(|(name, _)| name == call).map(|(_, body)| body.clone()).collect()
     }
+
+    /// Every call, in order.
+    #[allow(dead_code, reason = "the command line's unit tests ask for it")]
+    pub fn calls(&self) -> Vec<String> {
+        let seen = self.script.seen.lock().expect("no test panics here");
+        seen.iter().map(|(name, _)| name.clone()).collect()
+    }
 }
 
 impl Drop for Api {
