@@ -29,6 +29,8 @@ const OUTPUT_GRACE: Duration = Duration::from_millis(200);
 const HANGUP_GRACE: Duration = Duration::from_secs(5);
 /// How long the answer to the request may take to be read.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long, after its last frame, a client may take to hang up.
+const LINGER: Duration = Duration::from_secs(10);
 /// What a terminal takes for the end of input (termios VEOF, by default).
 const END_OF_INPUT: u8 = 4;
 
@@ -40,14 +42,15 @@ pub fn serve(order: &Order, init_pid: i32, request: &SessionRequest, mut client:
             let command = Command { argv, env, user: user.as_deref(), terminal: terminal_wanted };
             exec(order, init_pid, &command, *terminal, &mut client)
         }
-        SessionRequest::CopyOut { path, name } => {
-            begin(&mut client).map(|()| copy::out(init_pid, path, name.as_deref(), &client))
-        }
-        SessionRequest::CopyIn { path, into_folder, content_only, keep_owners } => {
+        SessionRequest::CopyOut { path, name } => begin(&mut client).map(|()| {
+            copy::out(init_pid, path, name.as_deref(), &client);
+            linger(&client);
+        }),
+        SessionRequest::CopyIn { path, into_folder, content_only, keep_owners } => begin(&mut client).map(|()| {
             let (into_folder, content_only, keep_owners) = (*into_folder, *content_only, *keep_owners);
-            let target = copy::Target { path, into_folder, content_only, keep_owners };
-            begin(&mut client).map(|()| copy::into(init_pid, &target, &client))
-        }
+            copy::into(init_pid, &copy::Target { path, into_folder, content_only, keep_owners }, &client);
+            linger(&client);
+        }),
     };
     if let Err(error) = outcome {
         eprintln!("session: {error}");
@@ -93,7 +96,9 @@ fn exec(
         let mut bytes = Vec::new();
         encode_data(Frame::Stderr, format!("{reason}\n").as_bytes(), &mut bytes);
         Frame::Exit(Exit { code: Some(code), signal: None, not_executed: true }).encode(&mut bytes);
-        return answer(client, &bytes);
+        answer(client, &bytes)?;
+        linger(client);
+        return Ok(());
     }
     drop(told);
     client.set_nonblocking(true)?;
@@ -176,6 +181,7 @@ impl<'a> Attended<'a> {
             // Whoever reads slowly gets it all; whoever is gone ends this.
             self.client.set_nonblocking(false)?;
             self.client.write_all(&self.outgoing[self.sent..])?;
+            linger(self.client);
         }
         Ok(())
     }
@@ -386,6 +392,18 @@ impl<'a> Attended<'a> {
         if self.status.is_none() {
             kill_group(self.pid, libc::SIGHUP);
             self.deadline = Some(Instant::now() + HANGUP_GRACE);
+        }
+    }
+}
+
+/// Reads, and drops, what the client has still to say, until it hangs up. A socket that is closed with bytes unread breaks
+/// off, and what is on the way to the client may be lost with it: its exit, for one.
+fn linger(mut client: &UnixStream) {
+    let until = Instant::now() + LINGER;
+    let mut dropped = [0; 16 << 10];
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        if client.set_read_timeout(Some(left)).is_err() || !matches!(client.read(&mut dropped), Ok(1..)) {
+            return;
         }
     }
 }

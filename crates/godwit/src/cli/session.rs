@@ -247,6 +247,11 @@ pub fn our_stdin() -> Pieces {
     receiver
 }
 
+/// An input that has ended.
+pub fn no_stdin() -> Pieces {
+    mpsc::channel(1).1
+}
+
 /// What `write` writes, as a session's stdin; it runs in a thread of its own, and its error is the stream's.
 pub fn written_by(write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static) -> Pieces {
     let (sender, receiver) = mpsc::channel(PIECES_QUEUED);

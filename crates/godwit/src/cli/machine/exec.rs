@@ -13,7 +13,7 @@ use godwit_api::{AppName, MachineId};
 
 use super::{LeaseOption, Target};
 use crate::cli::context::Context;
-use crate::cli::session::{Output, Plan, Session, our_stdin};
+use crate::cli::session::{Output, Plan, Session, no_stdin, our_stdin};
 use crate::cli::terminal::{self, RawMode};
 use crate::error::{CliError, Result};
 use crate::exit::Exit;
@@ -113,7 +113,13 @@ pub async fn carry_out(
     let session = Session::open(context, app, machine, &lease.headers()?, Open::Exec(command)).await?;
     // From here on, and left however this ends.
     let _raw = if on_terminal && stdin { Some(RawMode::enter()?) } else { None };
-    let stdin = stdin.then(our_stdin);
+    let stdin = match (stdin, on_terminal) {
+        (true, _) => Some(our_stdin()),
+        // A program that reads finds the end, and does not wait for what never comes.
+        (false, false) => Some(no_stdin()),
+        // On a terminal the end is a key, which nobody pressed.
+        (false, true) => None,
+    };
     session.attend(Plan { stdin, stdout: Output::Ours, terminal: on_terminal, timeout }).await
 }
 

@@ -42,6 +42,8 @@ const PROGRAMS: [&str; 22] = [
 pub struct Bed {
     pub fleet: Fleet,
     pub machine: String,
+    /// The pid namespace of its host.
+    host: PathBuf,
 }
 
 impl Bed {
@@ -53,7 +55,9 @@ impl Bed {
         fleet.cli_ok(&["image", "load", image.to_str().expect("UTF-8"), "--name", "busybox"]).expect("it loads");
         fleet.create_app(APP).await.expect("the app");
         let machine = Self::start(&fleet, &["sleep", "100000"]).await;
-        Self { fleet, machine }
+        let agent = fleet.dev().expect("dev.json").hosts[0].agent_pid;
+        let host = std::fs::read_link(format!("/proc/{agent}/ns/pid")).expect("its namespace");
+        Self { fleet, machine, host }
     }
 
     pub async fn start(fleet: &Fleet, command: &[&str]) -> String {
@@ -93,12 +97,10 @@ impl Bed {
 
     /// Host pids of processes in the Machine whose command line holds `words`.
     pub fn pids_of(&self, words: &str) -> Vec<i32> {
-        let host = &self.fleet.dev().expect("dev.json").hosts[0];
-        let machines = std::fs::read_link(format!("/proc/{}/ns/pid", host.agent_pid)).expect("its namespace");
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-            let inside = std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns != machines);
+            let inside = std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns != self.host);
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             // Not the command line of the test's own children, which name the same words behind `--`.

@@ -77,6 +77,10 @@ fn exit_codes_streams_and_ends_of_commands_are_the_commands_own() {
 
         // Without -i there is no input, and -i ends where ours does.
         assert_eq!(bed.sh("cat; echo end"), "end\n");
+        // A command that does not want all of it ends as it would anywhere.
+        let mut child = bed.exec(&["-i"], &["head", "-c", "5"]);
+        let output = child.stdin(std::fs::File::open("/dev/zero").expect("zeros")).output().expect("it runs");
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 5), "{}", said(&output));
         let mut child =
             bed.exec(&["-i"], &["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
         child.stdin.take().expect("its input").write_all(b"a\0\xff").expect("it reads");
