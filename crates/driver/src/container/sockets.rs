@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(found(TCP), [("0.0.0.0:8080".into(), 41001), ("127.0.0.1:5432".into(), 41002)]);
         let mapped = "[::ffff:127.0.0.1]:3001";
         assert_eq!(found(TCP6), [("[::]:80".into(), 51001), ("[::1]:3000".into(), 51002), (mapped.into(), 51003)]);
-        for broken in ["", "head\n", "head\n0: nonsense", "head\n 0: 0100007F:1F90 00000000:0000 0A 1 2 3 4 x 5"] {
+        for broken in ["", "head\n", "head\n0: nonsense", "head\n 0: 0100007F:1F90 00000000:0000 0A 1 2 3 4 5 x"] {
             assert_eq!(found(broken), []);
         }
     }
