@@ -61,7 +61,7 @@ pub struct CreateVolume {
     /// A host without any volume of this app is preferred.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unique_zone_app_wide: Option<bool>,
-    /// Whether that is granted is told by the answer (docs/decisions/0021).
+    /// Whether that is granted is told by the answer (docs/decisions/0018).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encrypted: Option<bool>,
 }

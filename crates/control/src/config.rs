@@ -77,7 +77,7 @@ pub struct Raw {
     pub acme: Option<RawAcme>,
 }
 
-/// Who encrypts what volumes hold: the platform itself never does (docs/decisions/0021).
+/// Who encrypts what volumes hold: the platform itself never does (docs/decisions/0018).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VolumeEncryption {

@@ -124,7 +124,7 @@ fn mistakes_are_told_plainly_and_by_their_exit_code() {
         (&["machine", "exec", "00000000000000", "true"], 125, "cannot reach"),
         (&["host", "show", "Not_A_Host"], 2, "is no host id"),
         (&["image", "load", "/does/not/exist"], 3, "cannot read"),
-        (&["image", "load", "/"], 1, "no OCI layout"),
+        (&["image", "load", "/"], 1, "not an OCI layout"),
         (&["config", "use-dev", "/does/not/exist"], 3, "does not exist"),
         (&["config", "set", "api-url", "ftp://x"], 2, "http://HOST:PORT"),
         (&["--api-url", "https://127.0.0.1:1", "apps", "list"], 7, "cannot reach"),
