@@ -37,6 +37,24 @@ pub struct Host {
     folder: Option<tempfile::TempDir>,
 }
 
+/// An address that stays free between two lives of an agent: below the ports that the kernel gives to connections and to
+/// whoever asks for any, so that none of another test's takes it meanwhile.
+fn free_address() -> std::net::SocketAddr {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    const FIRST: u16 = 12_000;
+    const PORTS: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Another run of these tests on the same machine begins elsewhere.
+    let start = (std::process::id() % u32::from(PORTS)) as u16;
+    loop {
+        let at = (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
+        let address = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, FIRST + at));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
 impl Host {
     /// Not started yet.
     pub async fn new(control: &Arc<Control>) -> Self {
@@ -44,7 +62,7 @@ impl Host {
         let dir = folder.path().join("data");
         std::fs::write(folder.path().join("boot-id"), "boot-1\n").unwrap();
         // The port must be the same after a restart, so it is taken from the kernel once.
-        let listen = std::net::TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap();
+        let listen = free_address();
         Self {
             control: control.clone(),
             dir,
