@@ -80,7 +80,7 @@ const PROGRAMS: &[Program] = &[
         image: "redis",
         port: 0,
         flags: &["--volume", "redis:/data", "--port", "RAW:6379"],
-        command: &[],
+        command: &["redis-server", "--protected-mode", "no", "--bind", "0.0.0.0", "--appendonly", "yes"],
         expect: Expect::Tcp(b"SET a 1\r\nPING\r\n", b"+OK\r\n+PONG"),
     },
     Program {
