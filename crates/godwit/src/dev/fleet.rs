@@ -214,14 +214,15 @@ impl Fleet {
     }
 
     fn start_role(&self, role: &'static str, parts: &TaskGroup, sender: &mpsc::Sender<Event>) -> Result<()> {
+        let config = self.dir.join(role).join(format!("{role}.toml")).into_os_string();
+        let mut arguments = vec!["run".into(), role.into(), "--config".into(), config];
+        if role == "edge" {
+            // The fleet's edge takes its place back from whoever took it.
+            arguments.push("--take-over".into());
+        }
         let part = Part {
             what: role.to_owned(),
-            arguments: vec![
-                "run".into(),
-                role.into(),
-                "--config".into(),
-                self.dir.join(role).join(format!("{role}.toml")).into_os_string(),
-            ],
+            arguments,
             log: self.dir.join(role).join(format!("{role}.log")),
             host: None,
             sender: sender.clone(),

@@ -42,6 +42,7 @@ fn known_routes_fail_no_request_whatever_becomes_of_control_the_watch_and_the_ed
         let mut second = Command::new(binary("godwit").expect("the program"))
             .args(["run", "edge", "--config"])
             .arg(&config)
+            .arg("--take-over")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use godwit_api::machine::MachineState;
-use godwit_lab::fleet::{Fleet, eventually};
+use godwit_lab::fleet::Fleet;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
@@ -29,7 +29,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, kind: EntryType, link: &s
 }
 
 /// As `docker save` writes it: busybox, and whatever `more` adds to its layer.
-fn image(folder: &Path, name: &str, more: impl Fn(&mut tar::Builder<Vec<u8>>)) -> PathBuf {
+fn image(folder: &Path, name: &str, user: &str, more: impl Fn(&mut tar::Builder<Vec<u8>>)) -> PathBuf {
     let mut layer = tar::Builder::new(Vec::new());
     for folder in ["bin/", "etc/", "tmp/"] {
         append(&mut layer, folder, EntryType::Directory, "", b"");
@@ -43,7 +43,7 @@ fn image(folder: &Path, name: &str, more: impl Fn(&mut tar::Builder<Vec<u8>>)) -
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["sleep", "1000000"] },
+        "config": { "User": user, "Env": ["PATH=/bin"], "Cmd": ["sleep", "1000000"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", hex::encode(Sha256::digest(&layer)))] },
     });
     let manifest =
@@ -64,9 +64,9 @@ fn image(folder: &Path, name: &str, more: impl Fn(&mut tar::Builder<Vec<u8>>)) -
 fn fleet() -> (Fleet, tempfile::TempDir) {
     let fleet = Fleet::start(3, &[]).expect("the dev fleet starts");
     let folder = tempfile::tempdir().unwrap();
-    let good = image(folder.path(), "box", |_| {});
-    // Its digests hold, so it loads; no host can unpack it.
-    let bad = image(folder.path(), "bad", |layer| append(layer, "etc/a", EntryType::Link, "etc/nothing", b""));
+    let good = image(folder.path(), "box", "", |_| {});
+    // It loads, since nothing in its layers is wrong; no host can prepare it.
+    let bad = image(folder.path(), "bad", "nobody-here", |_| {});
     for path in [good, bad] {
         fleet.cli_ok(&["image", "load", path.to_str().unwrap()]).expect("the image loads");
     }
@@ -105,7 +105,7 @@ fn a_start_that_cannot_succeed_says_why_in_seconds() {
         let arguments = run(name, image, more);
         fails(&fleet, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), words)
     };
-    fails("image", "bad", &[], &["etc/a"]);
+    fails("image", "bad", &[], &["nobody-here"]);
     fails("path", "box", &["--", "/no/such"], &["program \"/no/such\" does not exist"]);
     fails("name", "box", &["--", "nosuch"], &["program \"nosuch\" was not found in PATH"]);
     let crash = fails(
@@ -132,22 +132,15 @@ fn a_start_that_cannot_succeed_says_why_in_seconds() {
 }
 
 #[test]
-fn an_image_that_no_host_can_unpack_is_placed_once_and_no_update_to_it_sticks() {
+fn an_image_that_no_host_can_run_is_placed_once() {
     let (fleet, _folder) = fleet();
     run(async {
         let bad = fleet.create_machine("web", json!({ "config": { "image": "bad" } })).await.unwrap();
         let failed = fleet.wait_state("web", bad.id.as_str(), &[MachineState::Failed], PATIENCE).await.unwrap();
         assert_eq!(failed.host_id, bad.host_id, "no other host was asked");
+        // Others come and go meanwhile, and what control looks at with each change begins nothing anew.
         let good = fleet.create_machine("web", json!({ "config": { "image": "box" } })).await.unwrap();
-        let before = fleet.wait_state("web", good.id.as_str(), &[MachineState::Started], PATIENCE).await.unwrap();
-        fails(&fleet, &["machine", "update", good.id.as_str(), "-a", "web", "--yes", "--image", "bad"], &["etc/a"]);
-        eventually("the old version is shown, and runs", PATIENCE, async || {
-            let now = fleet.machine("web", good.id.as_str()).await?;
-            let same = now.instance_id == before.instance_id && now.config == before.config;
-            Ok((same && now.state == MachineState::Started).then_some(()))
-        })
-        .await
-        .unwrap();
+        fleet.wait_state("web", good.id.as_str(), &[MachineState::Started], PATIENCE).await.unwrap();
         let still = fleet.machine("web", bad.id.as_str()).await.unwrap();
         assert_eq!((still.state, still.host_id, still.events), (failed.state, failed.host_id, failed.events));
     });
