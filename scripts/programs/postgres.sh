@@ -5,10 +5,11 @@ bin=$(echo /usr/lib/postgresql/*/bin)
 mkdir -p "$PGDATA"
 chown -R postgres:postgres "$PGDATA"
 chmod 700 "$PGDATA"
+install -d -o postgres -g postgres /var/run/postgresql
 as() { setpriv --reuid=postgres --regid=postgres --init-groups "$@"; }
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     as "$bin/initdb" -D "$PGDATA" --auth=trust --encoding=UTF8 --no-locale
     echo 'host all all all trust' >>"$PGDATA/pg_hba.conf"
 fi
 exec setpriv --reuid=postgres --regid=postgres --init-groups \
-    "$bin/postgres" -D "$PGDATA" -c listen_addresses='*' -c unix_socket_directories=/tmp -c shared_buffers=32MB
+    "$bin/postgres" -D "$PGDATA" -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql -c shared_buffers=32MB

@@ -1,6 +1,8 @@
 //! README and docs are run word for word: every block marked `sh`, page by page, by bash, in namespaces of its own where
-//! the default ports and /tmp are free. Two commands are not taken literally: `make` is asked whether it knows its targets
-//! (everything is built by now), and `godwit dev` runs in the background, as the pages say.
+//! the default ports and /tmp are free. Four commands are not taken literally: `make` is asked whether it knows its targets
+//! (everything is built by now), `godwit dev` runs in the background, as the pages say, `godwit machine shell` gets a
+//! terminal and a person who leaves at once, and `godwit proxy` runs until PostgreSQL's own client has found the server
+//! behind it. docs/operate.md is for servers: `crate::servers` runs it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,6 +28,16 @@ godwit() {
     if [ "$1" = dev ] && [ "$2" = --clean ]; then
         kill "$FLEET"; wait "$FLEET" || true; FLEET=
         command godwit "$@" --yes
+    elif [ "$1" = proxy ]; then
+        command godwit "$@" & local forward=$! answered=1
+        for _ in $(seq 100); do
+            if /usr/lib/postgresql/*/bin/pg_isready -h 127.0.0.1 -p "${2%:*}"; then answered=0; break; fi
+            sleep 0.1
+        done
+        kill $forward; wait $forward || true
+        return $answered
+    elif [ "$1 ${2:-}" = "machine shell" ]; then
+        printf 'exit 0\n' | script -qec "godwit $*" /dev/null
     elif [ "$1" = dev ]; then
         DATA=$3
         command godwit "$@" >/tmp/dev.log 2>&1 & FLEET=$!
@@ -79,8 +91,22 @@ fn commands(blocks: &[String]) -> usize {
     count
 }
 
-/// Runs a page; answers what it printed.
-fn walk(page: &str) -> String {
+/// What stands on cli.md's examples: a database and a web server that a reader has.
+const SHOP: &str = r#"
+godwit dev --data /tmp/fleet --hosts 1
+godwit config use-dev /tmp/fleet
+godwit image load target/images/postgres.tar target/images/nginx.tar
+godwit apps create shop
+godwit volumes create db -a shop --size 1
+godwit machine run postgres -a shop --name db1 --volume db:/data --env PGDATA=/data/pg --vm-memory 512
+godwit machine run nginx -a shop --name web1
+godwit machine exec db1 -a shop -- psql -U postgres -c 'create database shop'
+mkdir /tmp/reader; ln -s "$PWD/target" /tmp/reader/target; cd /tmp/reader
+mkdir site; echo '<h1>Welcome</h1>' > site/index.html
+"#;
+
+/// Runs a page, after what its reader has already and before what looks at the outcome; answers what it printed.
+fn walk(page: &str, before: &str, after: &str) -> String {
     sample_images();
     let text = std::fs::read_to_string(root().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
     let blocks = blocks(&text);
@@ -91,7 +117,14 @@ fn walk(page: &str) -> String {
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
     let output = Command::new("timeout")
         .args(["--kill-after=20", &PAGE_TIMEOUT_S.to_string()])
-        .args(["unshare", "--net", "--mount", "bash", "-c", &format!("{PRELUDE}\n{}", blocks.join("\n"))])
+        .args([
+            "unshare",
+            "--net",
+            "--mount",
+            "bash",
+            "-c",
+            &format!("{PRELUDE}\n{before}\n{}\n{after}", blocks.join("\n")),
+        ])
         .current_dir(root())
         .env_clear()
         .env("PATH", path)
@@ -108,13 +141,13 @@ fn walk(page: &str) -> String {
 
 #[test]
 fn the_readme_works_as_written() {
-    let story = walk("README.md");
+    let story = walk("README.md", "", "");
     assert!(story.contains("Welcome to nginx!"), "{story}");
 }
 
 #[test]
 fn the_first_hour_works_as_written() {
-    let story = walk("docs/first-hour.md");
+    let story = walk("docs/first-hour.md", "", "");
     assert!(story.contains("Welcome to nginx!"), "{story}");
     assert!(story.contains(r#"{"visits":1,"notes":["hello"]}"#), "{story}");
     assert!(story.contains("(1 row)"), "psql over exec: {story}");
@@ -122,4 +155,39 @@ fn the_first_hour_works_as_written() {
     let text = std::fs::read_to_string(root().join("docs/first-hour.md")).expect("the page");
     let (walk, _) = text.split_once("## Look around").expect("its end");
     assert!(commands(&blocks(walk)) - 1 <= 15, "the walk has {} commands", commands(&blocks(walk)) - 1);
+}
+
+#[test]
+fn the_command_lines_page_works_as_written() {
+    let after = "godwit machine exec web1 -a shop -- cat /usr/share/nginx/html/index.html; gzip -dc data.tar.gz | tar -t; cat shop.sql";
+    let story = walk("docs/cli.md", SHOP, after);
+    for part in ["<h1>Welcome</h1>", "data/pg/PG_VERSION", "PostgreSQL database dump complete", "accepting connections"]
+    {
+        assert!(story.contains(part), "{part}: {story}");
+    }
+}
+
+#[test]
+fn the_page_for_contributors_works_as_written() {
+    walk("CONTRIBUTING.md", "", "");
+}
+
+/// Every page with a block that a reader may copy is run by a test.
+#[test]
+fn no_page_is_left_out() {
+    let run = ["CONTRIBUTING.md", "README.md", "docs/cli.md", "docs/first-hour.md", "docs/operate.md"];
+    let mut pages = Vec::new();
+    for folder in ["", "docs", "docs/decisions"] {
+        for entry in std::fs::read_dir(root().join(folder)).expect("a folder").map(|entry| entry.expect("an entry")) {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                let text = std::fs::read_to_string(&path).expect("a page");
+                if text.lines().any(|line| line.starts_with("```sh") || line.starts_with("```bash")) {
+                    pages.push(path.strip_prefix(root()).expect("below").display().to_string());
+                }
+            }
+        }
+    }
+    pages.sort();
+    assert_eq!(pages, run.map(str::to_owned));
 }

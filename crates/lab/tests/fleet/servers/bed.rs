@@ -1,4 +1,4 @@
-//! Bare servers: each a network, mount and pid namespace of its own on one bridge, with empty `/var/lib`, `/var/log`, `/run`,
+//! Bare servers: each a network, mount, pid and cgroup namespace of its own on one bridge, with empty `/var/lib`, `/var/log`, `/run`,
 //! `/usr/local/bin` and an `/etc` without a trace of the platform. Blocks of docs/operate.md run there as a person would
 //! type them; `systemctl`, `scp` and `ssh` are played by scripts that do what those would, and no more.
 
@@ -13,18 +13,66 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What systemd does with a unit, as far as the page's blocks need it.
 const SYSTEMCTL: &str = r#"#!/bin/sh
-case "$1" in
-daemon-reload) exit 0 ;;
-enable) shift 2 ;;
-*) echo "systemctl $*: not played here" >&2; exit 1 ;;
-esac
+set -e
+verb=$1; shift
+start() {
+    command=$(sed -n 's/^ExecStart=//p' "/etc/systemd/system/$1.service")
+    test -n "$command" || { echo "no such unit: $1" >&2; exit 1; }
+    setsid $command </dev/null >>"/var/log/$1.log" 2>&1 &
+    echo $! >"/run/$1.pid"
+}
+stop() {
+    pid=$(cat "/run/$1.pid")
+    kill "$pid" 2>/dev/null || return 0
+    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.1; done
+    echo "$1 did not stop" >&2; exit 1
+}
+test "${1:-}" != --now || shift
 for unit; do
-    start=$(sed -n 's/^ExecStart=//p' "/etc/systemd/system/$unit.service")
-    test -n "$start" || { echo "no such unit: $unit" >&2; exit 1; }
-    setsid $start </dev/null >"/var/log/$unit.log" 2>&1 &
-    echo $! >"/run/$unit.pid"
+    case $verb in
+    enable|start) start "$unit" ;;
+    disable|stop) stop "$unit" ;;
+    restart) stop "$unit"; start "$unit" ;;
+    reload)
+        sed -n 's/^ExecReload=//p' "/etc/systemd/system/$unit.service" | sed 's/\$MAINPID/'"$(cat "/run/$unit.pid")/" | sh -e ;;
+    *) echo "systemctl $verb: not played here" >&2; exit 1 ;;
+    esac
 done
 "#;
+
+/// Where cgroup hierarchies are mounted: one folder, or one each.
+const HIERARCHIES: &str =
+    "$(if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo /sys/fs/cgroup; else echo /sys/fs/cgroup/*; fi)";
+
+/// A server sees its own cgroups alone: an agent that asks who is in a Machine's cgroup must not be told of processes of
+/// the server next door, which has the Machine now.
+const MOUNT_CGROUPS: &str = r#"if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
+else
+    awk '$5 ~ "^/sys/fs/cgroup/" { for (i = 7; $i != "-"; i++); print $5, $(i + 1), $(i + 3) }' /proc/self/mountinfo |
+        while read -r folder kind options; do
+            umount "$folder"
+            mount -t "$kind" -o "${options#rw,}" "$kind" "$folder" 2>/dev/null || mount -t "$kind" "$kind" "$folder"
+        done
+fi"#;
+
+/// The shell goes into the server's cgroups: into a leaf, for cgroup v2 has no processes beside groups with controllers.
+/// With `root` it ends in the groups themselves, which then become the root of its namespace.
+fn enter_cgroups(name: &str, root: bool) -> String {
+    let place = if root { "" } else { "/leaf" };
+    format!(
+        "for d in {HIERARCHIES}; do
+             mkdir -p $d/{name}
+             if [ -e $d/cpuset.cpus ] && [ -e $d/{name}/cgroup.clone_children ]; then
+                 cat $d/cpuset.cpus >$d/{name}/cpuset.cpus; cat $d/cpuset.mems >$d/{name}/cpuset.mems
+                 echo 1 >$d/{name}/cgroup.clone_children
+             fi
+             mkdir -p $d/{name}/leaf
+             echo $$ >$d/{name}{place}/cgroup.procs
+         done
+         "
+    )
+}
 
 pub struct Server {
     /// Holds the namespaces; everything in them dies with it.
@@ -34,6 +82,8 @@ pub struct Server {
     /// What lies on this server's disk.
     folder: PathBuf,
     pub address: &'static str,
+    /// Its own in every hierarchy; the root of what it sees.
+    cgroup: String,
 }
 
 pub struct Servers {
@@ -67,29 +117,35 @@ impl Servers {
 
     fn add(&mut self, address: &'static str) -> Result<()> {
         let folder = self.folder.path().join(address);
-        let holder = Command::new("unshare")
-            .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"])
-            // Its first process must reap, as every server's does.
-            .args(["sh", "-c", "sleep infinity & wait"])
-            .stdin(Stdio::null())
-            .spawn()?;
+        let cgroup = format!("godwit-servers-{}-{address}", std::process::id());
+        let script = format!(
+            "{}exec unshare --cgroup --net --mount --pid --fork --kill-child --mount-proc --propagation private \
+             sh -c 'sleep infinity & wait'",
+            enter_cgroups(&cgroup, true)
+        );
+        // Its first process must reap, as every server's does.
+        let holder = Command::new("sh").args(["-ec", &script]).stdin(Stdio::null()).spawn()?;
         let (outer, mut pid) = (holder.id(), 0);
+        let own = std::fs::read_link("/proc/self/ns/pid")?;
         until("the server's first process", || {
             let children = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;
             pid = children.trim().parse().unwrap_or(0);
             let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            Ok(command.trim() == "sh")
+            let inside = std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|its| its != own);
+            Ok(inside && command.trim() == "sh")
         })?;
         let number = self.servers.len();
-        self.servers.push(Server { holder, pid, folder: folder.clone(), address });
+        self.servers.push(Server { holder, pid, folder: folder.clone(), address, cgroup });
         let server = &self.servers[number];
-        for name in ["lib", "log", "bin", "etc", "etc-work", "home"] {
+        for name in ["lib", "log", "bin", "etc", "etc-work", "home", "backups"] {
             std::fs::create_dir_all(folder.join(name))?;
         }
         let (disk, dist) = (folder.display(), self.folder.path().join("dist"));
         let lib = folder.join("lib");
         server.script(&format!(
-            "mount --bind {} /var/lib; mount --bind {disk}/log /var/log; mount --bind {disk}/bin /usr/local/bin
+            "{MOUNT_CGROUPS}
+             mount --bind {} /var/lib; mount --bind {disk}/log /var/log; mount --bind {disk}/bin /usr/local/bin
+             mount --bind {disk}/backups /var/backups
              mount -t overlay -o lowerdir=/etc,upperdir={disk}/etc,workdir={disk}/etc-work overlay /etc
              mount -t tmpfs -o mode=755 tmpfs /run
              mkdir -p /etc/systemd/system
@@ -108,17 +164,24 @@ impl Servers {
         self.servers.iter().find(|server| server.address == address).expect("a server of that address")
     }
 
-    /// Runs the blocks that docs/operate.md gives for `place`, on the server of that address, word for word.
+    /// Runs the blocks that docs/operate.md gives for `place` (`<!-- run on PLACE -->`), on the server of that address.
     pub fn blocks(&self, place: &str, on: &str, ready: impl Fn(&Server, usize) -> Result<()>) -> Result<()> {
-        let page = std::fs::read_to_string(root().join("docs/operate.md"))?;
-        let blocks = blocks(&page, place);
-        ensure!(!blocks.is_empty(), "docs/operate.md has no block for {place}");
-        for (number, block) in blocks.iter().enumerate() {
+        for (number, block) in page_blocks(&format!("run on {place}"), "sh")?.iter().enumerate() {
             let server = self.server(on);
             ready(server, number)?;
-            server.typed(&self.folder.path().join("dist"), block)?;
+            self.typed(server, block)?;
         }
         Ok(())
+    }
+
+    /// Runs the one block under this mark, word for word.
+    pub fn block(&self, mark: &str, on: &str) -> Result<String> {
+        self.typed(self.server(on), &page_blocks(mark, "sh")?.concat())
+    }
+
+    /// In the checkout, with what stands in for systemd and ssh.
+    pub fn typed(&self, server: &Server, block: &str) -> Result<String> {
+        server.script(&format!("cd {}; PATH=$PWD/played:$PATH\n{block}", self.folder.path().join("dist").display()))
     }
 
     pub fn logs(&self) -> String {
@@ -143,6 +206,15 @@ impl Drop for Servers {
         for server in &mut self.servers {
             let _ = server.holder.kill();
             let _ = server.holder.wait();
+            // They are empty when the namespace's last process has been reaped.
+            let script = format!(
+                "for _ in $(seq 50); do
+                     for d in {HIERARCHIES}; do find $d/{0} -depth -type d -exec rmdir {{}} + 2>/dev/null || true; done
+                     set -- $(ls -d /sys/fs/cgroup/{0} /sys/fs/cgroup/*/{0} 2>/dev/null); test $# = 0 && exit; sleep 0.1
+                 done",
+                server.cgroup
+            );
+            let _ = Command::new("sh").args(["-c", &script]).status();
         }
         let _ = self.switch.kill();
         let _ = self.switch.wait();
@@ -152,8 +224,22 @@ impl Drop for Servers {
 impl Server {
     /// A process in this server's namespaces.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &self.pid.to_string(), "-n", "-m", "-p", "--", "env", "-i"]);
+        let mut command = Command::new("sh");
+        let enter = format!("{}exec nsenter \"$@\"", enter_cgroups(&self.cgroup, false));
+        command.args([
+            "-ec",
+            &enter,
+            "nsenter",
+            "-t",
+            &self.pid.to_string(),
+            "-C",
+            "-n",
+            "-m",
+            "-p",
+            "--",
+            "env",
+            "-i",
+        ]);
         command.args(["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "NO_COLOR=1"]);
         command.arg(format!("HOME={}", self.folder.join("home").display()));
         command.arg(program).stdin(Stdio::null());
@@ -163,11 +249,6 @@ impl Server {
     pub fn script(&self, script: &str) -> Result<String> {
         let output = self.command("sh").args(["-ec", script]).output()?;
         ok(output, script)
-    }
-
-    /// In the checkout, with what stands in for systemd and ssh.
-    fn typed(&self, dist: &Path, block: &str) -> Result<String> {
-        self.script(&format!("cd {}; PATH=$PWD/played:$PATH\n{block}", dist.display()))
     }
 
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
@@ -228,14 +309,18 @@ fn checkout(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the workspace")
 }
 
-/// The fenced blocks that follow a comment `<!-- run on PLACE -->`.
-fn blocks(page: &str, place: &str) -> Vec<String> {
-    let mark = format!("<!-- run on {place} -->\n```sh\n");
-    page.split(&mark).skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.to_owned())).collect()
+/// The fenced blocks of docs/operate.md that follow the comment `<!-- MARK -->`.
+pub fn page_blocks(mark: &str, language: &str) -> Result<Vec<String>> {
+    let page = std::fs::read_to_string(root().join("docs/operate.md"))?;
+    let mark = format!("<!-- {mark} -->\n```{language}\n");
+    let blocks: Vec<String> =
+        page.split(&mark).skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.to_owned())).collect();
+    ensure!(!blocks.is_empty(), "docs/operate.md has no block under {mark:?}");
+    Ok(blocks)
 }
 
 pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {

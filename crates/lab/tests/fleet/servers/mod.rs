@@ -2,6 +2,7 @@
 //! Then an app answers through the edge and moves between the hosts, and a host is cleaned.
 
 mod bed;
+mod upkeep;
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -9,7 +10,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::support::demo_image;
-use bed::{Server, Servers, until};
+use bed::{Server, Servers, page_blocks, until};
 
 const CONTROL: &str = "192.0.2.10";
 const HOSTS: [&str; 2] = ["192.0.2.21", "192.0.2.22"];
@@ -24,8 +25,13 @@ fn three_bare_servers_run_an_app_by_the_words_of_the_page() {
     let target = it_moves(control, &machine).expect("it moves, through the firewall");
     a_wrong_start_says_what_to_do(&servers).expect("mistakes are named");
     a_port_that_is_taken_is_told(control).expect("who asked for a port hears that it is not open");
-    control_speaks_tls(control).expect("the API over TLS");
-    a_host_is_cleaned(servers.server(&target)).expect("nothing is left of the platform");
+    upkeep::control_speaks_tls(&servers).expect("the API over TLS");
+    upkeep::the_access_log_is_rotated(&servers).expect("the access log is rotated");
+    upkeep::everything_is_upgraded(&servers, &machine).expect("an upgrade as the page says");
+    upkeep::control_is_restored(&servers).expect("control from its backup");
+    upkeep::another_edge_takes_over(&servers).expect("an edge that loses no connection");
+    upkeep::every_block_was_run();
+    a_host_is_cleaned(&servers, &target).expect("nothing is left of the platform");
 }
 
 fn the_page_is_followed(servers: &Servers) -> Result<()> {
@@ -169,57 +175,21 @@ fn a_port_that_is_taken_is_told(control: &Server) -> Result<()> {
     refused("22:8080/tcp", "raw_ports in control's configuration")
 }
 
-/// After a restart with `listen_https`; then with a new certificate, which SIGHUP brings.
-fn control_speaks_tls(control: &Server) -> Result<()> {
-    let ca = control.file("/etc/godwit/ca.pem");
-    let renew = |name: &str| -> Result<()> {
-        let key = rcgen::KeyPair::generate()?;
-        let own = rcgen::CertificateParams::new(vec!["192.0.2.10".to_owned()])?.self_signed(&key)?;
-        std::fs::write(control.file("/etc/godwit/control.key"), key.serialize_pem())?;
-        std::fs::write(control.file("/etc/godwit/control.pem"), own.pem())?;
-        std::fs::write(ca.with_file_name(name), own.pem())?;
-        Ok(())
-    };
-    renew("ca.pem")?;
-    control.script(
-        r#"cd /etc/godwit
-           sed -i '1i listen_https = ["192.0.2.10:4443"]' control.toml
-           sed -i '1i tls_certificate = "/etc/godwit/control.pem"' control.toml
-           sed -i '1i tls_private_key = "/etc/godwit/control.key"' control.toml
-           godwit run control --check --config control.toml
-           kill $(cat /run/godwit-control.pid)"#,
-    )?;
-    until("control has ended", || Ok(control.script("! kill -0 $(cat /run/godwit-control.pid) 2>/dev/null").is_ok()))?;
-    control.script("setsid godwit run control --config /etc/godwit/control.toml </dev/null >/var/log/control-2.log 2>&1 & echo $! >/run/godwit-control.pid")?;
-    let ask = ["--api-url", "https://192.0.2.10:4443", "host", "list"];
-    let trusting = |ca: &str| control.cli(&[&ask[..], &["--ca-file", ca]].concat());
-    until("the API over TLS", || Ok(trusting("/etc/godwit/ca.pem")?.status.success()))?;
-    let refused = control.cli(&ask)?;
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(refused.status.code() == Some(7) && said.contains("--ca-file"), "{said}");
-    renew("ca-2.pem")?;
-    control.script("kill -HUP $(cat /run/godwit-control.pid)")?;
-    until("the new certificate", || Ok(trusting("/etc/godwit/ca-2.pem")?.status.success()))?;
-    assert!(!trusting("/etc/godwit/ca.pem")?.status.success(), "the old one is served no more");
-    // The plain address serves hosts and edges on.
-    control.cli_ok(&["host", "list"]).map(drop)
-}
-
 /// Agent and door; keepers of volumes are other processes of the same program.
 const GONE: &str = "for role in agent door; do ! kill -0 $(cat /run/godwit-$role.pid) 2>/dev/null || exit 1; done";
 
 /// One host is left as it was found.
-///
-/// That of the Machine that moved: these servers share one kernel, and so the Machine's cgroup, which on the other one would
-/// show a process of another pid namespace.
-fn a_host_is_cleaned(host: &Server) -> Result<()> {
+fn a_host_is_cleaned(servers: &Servers, address: &str) -> Result<()> {
+    let host = servers.server(address);
     let clean = ["run", "agent", "--clean", "--yes", "--config", "/etc/godwit/agent.toml"];
     let output = host.cli(&clean)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("stop it and its door first"), "{said}");
-    host.script("kill $(cat /run/godwit-door.pid) $(cat /run/godwit-agent.pid)")?;
+    // As a person does it: on a terminal, where it asks.
+    let block = page_blocks("removal", "sh")?.concat();
+    host.script(&format!("cat >/run/removal <<'END'\n{block}END"))?;
+    servers.typed(host, "printf 'y\\n' | script -qec 'sh -e /run/removal' /dev/null")?;
     until("agent and door have ended", || Ok(host.script(GONE).is_ok()))?;
-    host.cli_ok(&clean)?;
     host.script("! test -e /var/lib/godwit/agent")?;
     host.script("! pgrep -x godwit-shim && ! pgrep -x godwit")?;
     host.script("! grep -q godwit/agent /proc/self/mountinfo")?;
