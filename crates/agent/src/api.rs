@@ -1,6 +1,7 @@
 //! The host API: what control asks of this host. Every call is checked by `may`, and none of them does anything that
 //! the host would not do by itself, or on its own Machines' behalf.
 
+mod caller;
 mod inside;
 mod logs;
 mod moves;
@@ -10,10 +11,9 @@ mod session;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::request::Parts;
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 
@@ -26,10 +26,11 @@ use godwit_api::host::{PlaceReply, RunRestart, RunStart, RunStop};
 use godwit_api::ids::{Epoch, MachineId};
 use godwit_api::machine::{Acknowledged, StartAnswer};
 use godwit_api::row::Placement;
-use godwit_base::http::{Failure, bearer};
-use godwit_base::{Peer, Verb, may, secret};
+use godwit_base::Distrust;
+use godwit_base::http::Failure;
 use godwit_machine::{Answer, Refusal, Source, Until, What};
 
+use crate::door::Hub;
 use crate::effects::Effects;
 use crate::join::Identity;
 use crate::owner::{Inputs, words};
@@ -48,12 +49,15 @@ pub struct HostApi {
     pub view: View,
     pub effects: Effects,
     pub soon: PullSoon,
+    /// Knows the edges.
+    pub hub: Hub,
+    pub distrust: Distrust,
     /// Ends what is followed without an end.
     pub stopping: CancellationToken,
 }
 
 pub fn router(api: HostApi) -> Router {
-    // These name their callers by the ticket.
+    // These ask `may` when the ticket has been read.
     let moves = Router::new()
         .route("/host/v1/moves/prepare", post(moves::prepare))
         .route("/host/v1/moves/handoff", post(moves::handoff))
@@ -61,6 +65,7 @@ pub fn router(api: HostApi) -> Router {
         .route("/host/v1/moves/cancel", post(moves::cancel))
         .route("/host/v1/moves/release", post(moves::release))
         .layer(DefaultBodyLimit::max(godwit_base::ticket::BODY_MAX_BYTES * 2))
+        .layer(from_fn_with_state(api.clone(), caller::name))
         .with_state(api.clone());
     Router::new()
         .route("/host/v1/placements/{machine}", put(place))
@@ -75,22 +80,9 @@ pub fn router(api: HostApi) -> Router {
         .route("/host/v1/machines/{machine}/ps", get(inside::ps))
         .route("/host/v1/machines/{machine}/logs", get(logs::logs))
         .route("/host/v1/pull", post(pull))
-        .layer(from_fn_with_state(api.clone(), admit))
+        .layer(from_fn_with_state(api.clone(), caller::command))
         .with_state(api)
         .merge(moves)
-}
-
-/// Names the caller by its key, and lets only those through that may command this host.
-async fn admit(State(api): State<HostApi>, request: Request, next: Next) -> Result<Response, Failure> {
-    let key = bearer(request.headers()).unwrap_or_default();
-    if key.is_empty() || !secret::equal(&secret::sha256_hex(key), &secret::sha256_hex(&api.identity.control_key)) {
-        return Err(
-            ApiError::unauthenticated("this host does not know the key; only its control may command it").into()
-        );
-    }
-    may(&Peer::Control, Verb::Command, request.uri().path())
-        .map_err(|forbidden| ApiError::forbidden(forbidden.to_string()))?;
-    Ok(next.run(request).await)
 }
 
 /// A Machine's id in the path.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, broadcast};
 
 use godwit_api::door::{DoorEdge, DoorMachine, DoorUpdate};
-use godwit_api::ids::MachineId;
+use godwit_api::ids::{EdgeId, MachineId};
 
 use crate::engine::Seen;
 use crate::organs::Ipv4s;
@@ -95,6 +95,13 @@ impl Hub {
         let mut state = self.lock();
         state.edges = edges.clone();
         let _ = self.shared.updates.send(DoorUpdate::Edges { edges });
+    }
+
+    /// Which edge has a key, by its SHA-256.
+    pub fn edge(&self, key_sha256: &str) -> Option<EdgeId> {
+        let state = self.lock();
+        let edge = state.edges.iter().find(|edge| godwit_base::secret::equal(&edge.key_sha256, key_sha256));
+        edge.map(|edge| edge.id.clone())
     }
 
     pub fn get(&self, machine: &MachineId) -> Option<DoorMachine> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_base::backoff::Backoff;
-use godwit_store::{Op, Store, Txn};
+use godwit_store::{Compare, Error, Op, Range, Store, Txn};
 use tokio::sync::{Notify, mpsc};
 
 /// Facts in one transaction (the store takes 128 operations), and their bytes (the store takes 1.5 MiB).
@@ -84,9 +84,17 @@ impl Outbox {
     }
 }
 
-/// Runs for ever. `published` hears of every fact that has arrived.
-pub async fn publish(outbox: Outbox, store: Arc<dyn Store>, published: mpsc::Sender<Vec<(String, u64)>>) {
+/// Runs for ever. `published` hears of every fact that has arrived. `fence` is a row of this host's own: each transaction
+/// rewrites it and compares it, so that one whose answer was lost, and that arrives after its successor, changes nothing.
+pub async fn publish(
+    outbox: Outbox,
+    store: Arc<dyn Store>,
+    fence: String,
+    published: mpsc::Sender<Vec<(String, u64)>>,
+) {
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    // The revision of the fence as it was last seen.
+    let mut stands: Option<u64> = None;
     loop {
         let facts = outbox.take();
         if facts.is_empty() {
@@ -94,13 +102,9 @@ pub async fn publish(outbox: Outbox, store: Arc<dyn Store>, published: mpsc::Sen
             tokio::time::sleep(PAUSE).await;
             continue;
         }
-        let ops = facts.iter().map(|fact| match &fact.value {
-            Some(value) => Op::put(&fact.key, value.clone()),
-            None => Op::delete(&fact.key),
-        });
-        // Without a compare: no other writer has these keys, and a repetition writes the same.
-        match store.txn(Txn::of(ops)).await {
-            Ok(_) => {
+        match send(&*store, &facts, &fence, stands).await {
+            Ok(Some(revision)) => {
+                stands = Some(revision);
                 backoff.reset();
                 outbox.arrived(&facts);
                 let told = facts.into_iter().map(|fact| (fact.key, fact.seq)).collect();
@@ -109,7 +113,13 @@ pub async fn publish(outbox: Outbox, store: Arc<dyn Store>, published: mpsc::Sen
                 }
                 tokio::time::sleep(PAUSE).await;
             }
+            // An earlier one has arrived after all, or the store is another copy: what stands is read again.
+            Ok(None) => {
+                stands = None;
+                tokio::time::sleep(PAUSE).await;
+            }
             Err(error) => {
+                stands = None;
                 let wait = backoff.next_wait();
                 let chain = godwit_base::telemetry::chain(&error);
                 match error.is_retryable() {
@@ -122,9 +132,26 @@ pub async fn publish(outbox: Outbox, store: Arc<dyn Store>, published: mpsc::Sen
     }
 }
 
+/// The fence's new revision; `None` when it did not stand as was thought.
+async fn send(store: &dyn Store, facts: &[Fact], fence: &str, stands: Option<u64>) -> Result<Option<u64>, Error> {
+    let stands = match stands {
+        Some(revision) => revision,
+        None => store.range(Range::exact(fence)).await?.rows.first().map_or(0, |row| row.mod_revision),
+    };
+    let ops = facts.iter().map(|fact| match &fact.value {
+        Some(value) => Op::put(&fact.key, value.clone()),
+        None => Op::delete(&fact.key),
+    });
+    // No other writer has these keys: only another transaction of our own can have moved the fence.
+    let txn = Txn::of(ops.chain([Op::put(fence, "")])).when(Compare::unchanged(fence, stands));
+    let reply = store.txn(txn).await?;
+    Ok(reply.succeeded.then_some(reply.revision))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use godwit_store::{BoxFuture, Identity, Options, RangeReply, SqliteStore, TxnReply, Watch};
 
     fn fact(key: &str, seq: u64, bytes: usize) -> Fact {
         Fact { key: key.into(), seq, value: Some("x".repeat(bytes)) }
@@ -140,6 +167,61 @@ mod tests {
         outbox.put(fact("a", 3, 3));
         outbox.arrived(&taken);
         assert_eq!(outbox.take(), [fact("a", 3, 3)], "a newer one is not lost with the older's arrival");
+    }
+
+    /// Takes the first transaction away and says that it was lost; it is delivered later.
+    struct Stuck {
+        store: SqliteStore,
+        held: Mutex<Option<Txn>>,
+        is_first: std::sync::atomic::AtomicBool,
+    }
+
+    impl Store for Stuck {
+        fn range(&self, range: Range) -> BoxFuture<'_, Result<RangeReply, Error>> {
+            self.store.range(range)
+        }
+        fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnReply, Error>> {
+            if self.is_first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                *self.held.lock().unwrap() = Some(txn);
+                return Box::pin(async { Err(Error::Closed) });
+            }
+            self.store.txn(txn)
+        }
+        fn watch(&self, prefix: String, from_revision: u64) -> BoxFuture<'_, Result<Watch, Error>> {
+            self.store.watch(prefix, from_revision)
+        }
+        fn compact(&self, revision: u64) -> BoxFuture<'_, Result<(), Error>> {
+            self.store.compact(revision)
+        }
+        fn identity(&self) -> BoxFuture<'_, Result<Identity, Error>> {
+            self.store.identity()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_publication_that_arrives_after_its_successor_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path().join("store.db"), Options::default()).unwrap();
+        let stuck = Arc::new(Stuck { store, held: Mutex::default(), is_first: true.into() });
+        let outbox = Outbox::default();
+        let (sender, mut arrived) = mpsc::channel(8);
+        let fact = |seq, value: Option<&str>| Fact { key: "facts/w1/x".into(), seq, value: value.map(Into::into) };
+        outbox.put(fact(1, Some("older")));
+        let task = tokio::spawn(publish(outbox.clone(), stuck.clone(), "facts/w1/fence".into(), sender));
+        while stuck.held.lock().unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        outbox.put(fact(2, Some("newer")));
+        assert_eq!(arrived.recv().await.unwrap(), [("facts/w1/x".to_owned(), 2)]);
+        let late = stuck.held.lock().unwrap().take().unwrap();
+        assert!(!stuck.store.txn(late).await.unwrap().succeeded);
+        let stands = stuck.range(Range::exact("facts/w1/x")).await.unwrap().rows;
+        assert_eq!(stands[0].value.as_ref(), b"newer");
+        // And what comes after it arrives all the same, also that there is no fact any more.
+        outbox.put(fact(3, None));
+        assert_eq!(arrived.recv().await.unwrap(), [("facts/w1/x".to_owned(), 3)]);
+        assert!(stuck.range(Range::exact("facts/w1/x")).await.unwrap().rows.is_empty());
+        task.abort();
     }
 
     #[test]

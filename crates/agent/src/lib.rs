@@ -44,9 +44,10 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use godwit_api::keys;
 use godwit_base::http::server::{bind_unix, serve_tcp, serve_unix};
 use godwit_base::metrics::{self as exposition, Metrics};
-use godwit_base::{TaskGroup, clock, folder, secret};
+use godwit_base::{Distrust, TaskGroup, clock, folder, secret};
 use godwit_driver::Driver;
 use godwit_store::journal::Journal;
 use godwit_store::{RemoteStore, Store};
@@ -121,6 +122,7 @@ impl Parts {
         adopt::sweep(&organs, &resumed.machines).await;
         let metrics = Metrics::new();
         let meters = metrics::Meters::new(&metrics);
+        let distrust = Distrust::register(&metrics);
         let (inputs, receiver) = owner::Inputs::channel();
         let hub = door::Hub::new(resumed.edges, organs.network.ipv4s());
         let view = view::View::default();
@@ -155,13 +157,15 @@ impl Parts {
             view,
             effects: effects.clone(),
             soon: soon.clone(),
+            hub: hub.clone(),
+            distrust: distrust.clone(),
             stopping: group.token(),
         };
         let router = api::router(api).merge(exposition::routes(metrics, || Ok(())));
         group.spawn(serve_tcp(listener, router, group.clone()));
         let door_router = door::server::router(hub, inputs.clone(), soon.clone(), reaches, group.token());
         group.spawn(serve_unix(door_socket, door_router, group.clone()));
-        group.spawn_cancellable(tell(outbox, store.clone(), inputs.clone()));
+        group.spawn_cancellable(tell(outbox, store.clone(), keys::facts_fence(&host), inputs.clone()));
         {
             let (effects, view) = (effects.clone(), leaving);
             group.spawn_cancellable(async move { effects.end_leases(view).await });
@@ -175,6 +179,7 @@ impl Parts {
             soon: soon.clone(),
             interval: config.pull_interval,
             meters,
+            distrust,
         };
         group.spawn_cancellable(async move {
             // What is here is found again before anything new is asked for.
@@ -201,9 +206,9 @@ async fn measured(config: Arc<Config>, inputs: owner::Inputs) {
 }
 
 /// Facts go up; the journal hears which have arrived.
-async fn tell(outbox: facts::Outbox, store: Arc<dyn Store>, inputs: owner::Inputs) {
+async fn tell(outbox: facts::Outbox, store: Arc<dyn Store>, fence: String, inputs: owner::Inputs) {
     let (sender, mut arrived) = tokio::sync::mpsc::channel(1);
-    let publishing = facts::publish(outbox, store, sender);
+    let publishing = facts::publish(outbox, store, fence, sender);
     let noting = async {
         while let Some(facts) = arrived.recv().await {
             inputs.send(engine::Input::Published(facts)).await;

@@ -15,7 +15,7 @@ use godwit_api::row::{EdgeRow, Placement};
 use godwit_api::ticket::{SignedTicket, Ticket};
 use godwit_base::backoff::Backoff;
 use godwit_base::telemetry::chain;
-use godwit_base::ticket;
+use godwit_base::{Distrust, Peer, ticket};
 use godwit_store::{Error, Mirror, Row, Store, StoreExt, Update, follow};
 
 use crate::engine::Input;
@@ -45,6 +45,7 @@ pub struct Puller {
     pub soon: PullSoon,
     pub interval: Duration,
     pub meters: Meters,
+    pub distrust: Distrust,
 }
 
 impl Puller {
@@ -79,7 +80,7 @@ impl Puller {
         if before != generation {
             return Err(Error::Closed);
         }
-        let rows = listing.rows.iter().filter_map(|row| placement(row, &self.host)).collect();
+        let rows = listing.rows.iter().filter_map(|row| self.placement(row)).collect();
         let tickets = tickets.rows.iter().filter_map(|row| self.ticket(row)).collect();
         Ok(Input::Pulled { generation, revision: listing.revision, rows, tickets })
     }
@@ -94,31 +95,38 @@ impl Puller {
             }
         };
         match ticket::open_as_target(&signed, &self.host, &self.control_key) {
-            Ok(ticket) => Some((signed, ticket)),
+            Ok(ticket) if row.key == keys::ticket(&self.host, &ticket.migration) => Some((signed, ticket)),
+            Ok(_) => {
+                self.distrust.note(Some(&Peer::Control), "foreign_ticket", &row.key);
+                None
+            }
             Err(error) => {
+                self.distrust.note(Some(&Peer::Control), "forged_ticket", &row.key);
                 tracing::error!(key = row.key, error = chain(&error), "a ticket is ignored");
                 None
             }
         }
     }
-}
 
-/// A row that cannot be read is left alone, and so is its Machine: a newer control may have written it. It must not
-/// seem to be missing, so it is named as loudly as one that is.
-fn placement(row: &Row, host: &HostId) -> Option<(MachineId, Placement)> {
-    match row.json::<Placement>() {
-        Ok(placement)
-            if placement.value.host == *host && row.key == keys::placement(host, &placement.value.machine) =>
-        {
-            Some((placement.value.machine.clone(), placement.value))
-        }
-        Ok(_) => {
-            tracing::error!(key = row.key, "a placement that is not what its key says is ignored");
-            None
-        }
-        Err(error) => {
-            tracing::error!(key = row.key, error = chain(&error), "a placement cannot be read and is ignored");
-            None
+    /// A row that cannot be read is left alone, and so is its Machine: a newer control may have written it. It must not
+    /// seem to be missing, so it is named as loudly as one that is.
+    fn placement(&self, row: &Row) -> Option<(MachineId, Placement)> {
+        match row.json::<Placement>() {
+            Ok(placement)
+                if placement.value.host == self.host
+                    && row.key == keys::placement(&self.host, &placement.value.machine) =>
+            {
+                Some((placement.value.machine.clone(), placement.value))
+            }
+            Ok(_) => {
+                self.distrust.note(Some(&Peer::Control), "foreign_placement", &row.key);
+                tracing::error!(key = row.key, "a placement that is not what its key says is ignored");
+                None
+            }
+            Err(error) => {
+                tracing::error!(key = row.key, error = chain(&error), "a placement cannot be read and is ignored");
+                None
+            }
         }
     }
 }

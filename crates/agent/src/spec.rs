@@ -8,12 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use godwit_api::config::{DnsConfig, InitConfig, MachineConfig};
-use godwit_api::ids::{Epoch, HostId};
+use godwit_api::ids::HostId;
 use godwit_api::row::Placement;
-use godwit_driver::{GuestFile, Limits, LogLimits, Process, RootPolicy, Spec, VolumeMount};
+use godwit_driver::{Epoch, GuestFile, Limits, LogLimits, Process, RootPolicy, Spec, VolumeMount};
 use godwit_oci::ImageConfig;
 
-/// Processes and threads of one Machine.
 /// Processes and threads grow with memory, so that a fork bomb meets this bound before it meets the OOM killer.
 const PIDS_PER_MB: u32 = 4;
 const PIDS_MIN: u32 = 512;
@@ -45,7 +44,7 @@ pub fn build(placement: &Placement, around: Surroundings<'_>) -> Result<Spec, St
     let hostname = config.dns.hostname.clone().unwrap_or_else(|| machine.clone());
     Ok(Spec {
         instance: around.run.to_owned(),
-        epoch: carried(placement.epoch),
+        epoch: Epoch { generation: placement.epoch.generation, n: placement.epoch.n },
         dir: around.dir,
         lowers_base: around.lowers_base,
         lowers: around.lowers,
@@ -67,11 +66,6 @@ pub fn build(placement: &Placement, around: Surroundings<'_>) -> Result<Spec, St
         machine,
         hostname,
     })
-}
-
-/// The driver carries an epoch as one number, in the same order.
-fn carried(epoch: Epoch) -> u64 {
-    epoch.generation << 40 | epoch.n
 }
 
 /// As Docker does it: a new entrypoint drops the image's command too.

@@ -8,7 +8,12 @@ use crate::machine::{CheckStatus, MachineState};
 use crate::migration::MigrationFact;
 use crate::volume::VolumeFact;
 
-/// The order of facts of one host: a new incarnation starts again at 1.
+/// The order of facts of one host. A fact of a lower sequence never takes the place of one of a higher.
+///
+/// The incarnation is that of the host's data folder, by which it joined. A host keeps it for life, and a folder that was
+/// wiped joins as another host under another id: a fact of an incarnation that its host's row does not name is nobody's,
+/// and changes nothing. Within one incarnation the sequence never falls, also when the journal was lost: an agent begins
+/// at no less than the time in Unix milliseconds, which no host's facts outrun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FactStamp {
     pub incarnation: String,
@@ -85,6 +90,9 @@ pub struct MachineFact {
     /// The host has it and keeps it: false before, after a refusal, and after a handoff.
     #[serde(default)]
     pub held: bool,
+    /// Of its placement: that control gave this host this epoch. Without it, what is told above its row changes nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub proof: String,
     /// The host's part in the last move of it.
     #[serde(default)]
     pub migration: Option<MigrationFact>,

@@ -164,16 +164,40 @@ impl InstanceId {
 
 /// Which life of a placement this is. Two epochs of a Machine never run at once, a higher one fences a lower one,
 /// and an epoch is never used twice. A store that was restored from an old copy starts a higher `generation`.
+/// Neither number reaches `EPOCH_LIMIT`: what is read and would is unreadable, so counting on never wraps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "EpochNumbers")]
 pub struct Epoch {
     pub generation: u64,
     pub n: u64,
 }
 
+/// 2^53, up to which JSON's readers agree on whole numbers (RFC 8259, section 6). Generations are Unix milliseconds,
+/// and one number is used for each placement: neither comes near.
+pub const EPOCH_LIMIT: u64 = 1 << 53;
+
+/// An epoch as it is read, before its bounds are looked at.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "Epoch")]
+struct EpochNumbers {
+    generation: u64,
+    n: u64,
+}
+
+impl TryFrom<EpochNumbers> for Epoch {
+    type Error = &'static str;
+    fn try_from(read: EpochNumbers) -> Result<Self, Self::Error> {
+        match read.generation.max(read.n) {
+            ..EPOCH_LIMIT => Ok(Self { generation: read.generation, n: read.n }),
+            _ => Err("an epoch's numbers stay below 2^53"),
+        }
+    }
+}
+
 impl Epoch {
     /// The one after it: of a move, the target's; and then again, the source's if it takes back what it handed off.
     pub fn next(self) -> Self {
-        Self { n: self.n + 1, ..self }
+        Self { n: self.n.saturating_add(1), ..self }
     }
 }
 
@@ -188,7 +212,7 @@ impl FromStr for Epoch {
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let parse = || {
             let (generation, n) = text.split_once('.')?;
-            Some(Epoch { generation: generation.parse().ok()?, n: n.parse().ok()? })
+            EpochNumbers { generation: generation.parse().ok()?, n: n.parse().ok()? }.try_into().ok()
         };
         parse().ok_or_else(|| InvalidId {
             kind: "epoch",

@@ -5,6 +5,8 @@ use crate::hostname::{Hostname, Source};
 use crate::ids::{AppName, EdgeId, HostId, MachineId, MigrationId, VolumeId};
 
 pub const GENERATION: &str = "meta/generation";
+/// The secret by which control proves what it has given to hosts; nobody else reads it.
+pub const PROOFS: &str = "meta/proofs";
 pub const APPS: &str = "apps/";
 pub const MACHINES: &str = "machines/";
 pub const HOSTS: &str = "hosts/";
@@ -68,11 +70,19 @@ pub fn placements_of(host: &HostId) -> String {
 pub fn placement(host: &HostId, machine: &MachineId) -> String {
     format!("placements/{host}/{machine}")
 }
+/// No rows: the images that a host needs, as `may` names them.
+pub fn images_of(host: &HostId) -> String {
+    format!("images/{host}/")
+}
 pub fn facts_of(host: &HostId) -> String {
     format!("facts/{host}/")
 }
 pub fn host_fact(host: &HostId) -> String {
     format!("facts/{host}/host")
+}
+/// No fact: rewritten with each publication, and compared by it. One that arrives late loses, and changes nothing.
+pub fn facts_fence(host: &HostId) -> String {
+    format!("facts/{host}/fence")
 }
 pub fn machine_facts_of(host: &HostId) -> String {
     format!("facts/{host}/machines/")

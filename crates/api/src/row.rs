@@ -119,6 +119,10 @@ pub struct Placement {
     /// Destroy without asking the process to stop.
     #[serde(default)]
     pub force: bool,
+    /// By which its host proves that control gave it this epoch (`godwit_base::proof`); empty in what an older control
+    /// wrote.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub proof: String,
     /// Set in the placement of a volume, which stands under the volume's own number (`VolumeId::carrier`) and has
     /// nothing to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -153,6 +157,19 @@ pub struct VolumeRow {
     pub epoch_used: u64,
     #[serde(default, skip_serializing_if = "Refusals::is_empty")]
     pub refusals: Refusals,
+}
+
+/// By what control makes its proofs (`keys::PROOFS`). Control alone reads it, and it is drawn once for a store and all
+/// its copies.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ProofsRow {
+    pub secret: String,
+}
+
+impl std::fmt::Debug for ProofsRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProofsRow(…)")
+    }
 }
 
 /// A move as control knows it (`keys::migration`). Rows that have ended are kept for a while, to be shown.

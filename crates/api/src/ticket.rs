@@ -9,11 +9,12 @@
 //! | `POST /host/v1/moves/release` (the target) | `Release` → `Acknowledged`; done already is done |
 //! | `POST /host/v1/moves/cancel` (control) | `SignedTicket` → `CancelAnswer` |
 //!
-//! The bearer of these calls is the ticket itself: each host finds its own proof in it.
+//! Each host finds its own proof in the ticket. That makes the ticket true; who shows it is another matter: the target
+//! names itself by the bearer that control gave it with the ticket, control by its own key, and `may` decides.
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, HostId, MigrationId, VolumeId};
+use crate::ids::{Epoch, HostId, MachineId, MigrationId, VolumeId};
 use crate::row::Placement;
 
 /// Requests in flight at the source may go on for so long, unless the move says otherwise.
@@ -43,6 +44,14 @@ pub struct Ticket {
     #[serde(default)]
     pub volumes: Vec<Carried>,
     pub drain_timeout_ms: u64,
+    /// Of each part (its lead and its volumes): by what the source proves that it has it again, at the epoch after the
+    /// target's. Those of the target stand in the placements.
+    #[serde(default)]
+    pub back: std::collections::BTreeMap<MachineId, String>,
+    /// Who asks the source in the name of this ticket must show `SignedTicket::caller`. False only in what a control
+    /// has signed that knew no such thing.
+    #[serde(default)]
+    pub names_caller: bool,
     /// Bound on the background copy; 0: none.
     #[serde(default)]
     pub rate_bytes_per_s: u64,
@@ -70,9 +79,17 @@ pub struct SignedTicket {
     pub body: String,
     pub for_source: String,
     pub for_target: String,
+    /// By which the target names itself to the source, as a bearer: it is given to the target alone and never stands in a
+    /// body that it sends. The source makes it out of its own key.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub caller: String,
 }
 
 impl SignedTicket {
+    /// What the target shows the source: all but what it names itself by.
+    pub fn shown(&self) -> Self {
+        Self { caller: String::new(), ..self.clone() }
+    }
     /// What it says. Whoever acts on it has verified it first.
     pub fn read(&self) -> Result<Ticket, serde_json::Error> {
         serde_json::from_str(&self.body)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use godwit_api::{EdgeId, HostId, keys};
+use godwit_api::{EdgeId, HostId, MachineId, keys};
 
 /// A caller with a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,21 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What is asked. `key` names the thing: a store key or prefix for the first three, a machine id at a door or
-/// agent, empty for the API as a whole.
+impl Peer {
+    /// What kind of caller it is, in one word.
+    pub fn role(&self) -> &'static str {
+        match self {
+            Self::Operator(_) => "operator",
+            Self::Host(_) => "host",
+            Self::Edge(_) => "edge",
+            Self::Control => "control",
+            Self::Joiner => "joiner",
+        }
+    }
+}
+
+/// What is asked. `key` names the thing: a store key or prefix for the first three, an image (`Verb::Pull`), a machine's
+/// id at a door, a path at an agent, the target of a move at its source, empty for the API as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
     Read,
@@ -44,6 +57,10 @@ pub enum Verb {
     Pull,
     /// At a host: change what it runs.
     Command,
+    /// At the source of a move, in the name of its ticket: prepare, hand off, take back, release.
+    Move,
+    /// At the source of a move: cancel it.
+    CallOff,
     /// At a door: send traffic, start, stop if idle.
     Traffic,
     Start,
@@ -71,6 +88,8 @@ impl Verb {
             Self::Join => "join",
             Self::Pull => "pull",
             Self::Command => "command",
+            Self::Move => "take over a move to",
+            Self::CallOff => "call off a move to",
             Self::Traffic => "send traffic to",
             Self::Start => "start",
             Self::StopIfIdle => "stop",
@@ -79,14 +98,16 @@ impl Verb {
     }
 }
 
-/// The one decision. A host writes its own facts and reads its own placements and the edges; an edge reads routes
-/// and may only start and stop-if-idle; an operator uses the API and never the store or a host directly.
+/// The one decision. A host writes its own facts and reads its own placements and the edges, pulls the images that these
+/// name, and takes over what moves to it; an edge reads routes and may only start and stop-if-idle; an operator uses the
+/// API and never the store or a host directly.
 pub fn may(peer: &Peer, verb: Verb, key: &str) -> Result<(), Forbidden> {
     let allowed = match (peer, verb) {
         (Peer::Operator(_), Verb::Operate | Verb::Pull) => true,
         (Peer::Joiner, Verb::Join) => true,
-        (Peer::Control, Verb::Command) => true,
-        (Peer::Host(_), Verb::Pull) => true,
+        (Peer::Control, Verb::Command | Verb::CallOff) => true,
+        (Peer::Host(id), Verb::Pull) => under(key, &keys::images_of(id)),
+        (Peer::Host(id), Verb::Move) => key == id.as_str(),
         (Peer::Host(id), Verb::Write) => under(key, &keys::facts_of(id)),
         (Peer::Host(id), Verb::Read | Verb::Watch) => {
             under(key, &keys::placements_of(id))
@@ -103,7 +124,9 @@ pub fn may(peer: &Peer, verb: Verb, key: &str) -> Result<(), Forbidden> {
                 || under(key, keys::CERTIFICATES)
                 || under(key, keys::CHALLENGES)
         }
-        (Peer::Edge(_), Verb::Traffic | Verb::Start | Verb::StopIfIdle | Verb::Tell) => true,
+        // Of one Machine, by its exact id: never of a host, a folder or all.
+        (Peer::Edge(_), Verb::Traffic | Verb::Start | Verb::StopIfIdle) => MachineId::parse(key).is_ok(),
+        (Peer::Edge(_), Verb::Tell) => true,
         _ => false,
     };
     if allowed {
@@ -149,11 +172,38 @@ mod tests {
     #[test]
     fn an_edge_only_starts_and_stops_if_idle() {
         let edge = Peer::Edge(EdgeId::parse("e").unwrap());
-        assert!(may(&edge, Verb::Start, "m").is_ok() && may(&edge, Verb::StopIfIdle, "m").is_ok());
+        for verb in [Verb::Traffic, Verb::Start, Verb::StopIfIdle] {
+            assert!(may(&edge, verb, "00000000000abc").is_ok(), "{verb:?}");
+            for key in ["", "m", "00000000000abc/", "00000000000ab", "00000000000abc0", "placements/w1/00000000000abc"]
+            {
+                assert!(may(&edge, verb, key).is_err(), "{verb:?} {key}");
+            }
+        }
         assert!(may(&edge, Verb::Watch, "routes/fra/app").is_ok());
         for verb in [Verb::Write, Verb::Operate, Verb::Command, Verb::Pull] {
             assert!(may(&edge, verb, "routes/fra/app").is_err(), "{verb:?}");
         }
+    }
+
+    #[test]
+    fn a_host_takes_over_what_moves_to_it_and_pulls_what_it_needs() {
+        let w1 = Peer::Host(HostId::parse("w1").unwrap());
+        assert!(may(&w1, Verb::Move, "w1").is_ok() && may(&w1, Verb::Pull, "images/w1/sha256:ab").is_ok());
+        for (verb, key) in [
+            (Verb::Move, "w10"),
+            (Verb::Move, ""),
+            (Verb::CallOff, "w1"),
+            (Verb::Pull, "images/w10/sha256:ab"),
+            (Verb::Pull, "images/"),
+            (Verb::Pull, "sha256:ab"),
+        ] {
+            assert!(may(&w1, verb, key).is_err(), "{verb:?} {key}");
+        }
+        let edge = Peer::Edge(EdgeId::parse("w1").unwrap());
+        for other in [edge, Peer::Operator("w1".into()), Peer::Joiner, Peer::Control] {
+            assert!(may(&other, Verb::Move, "w1").is_err(), "{other}");
+        }
+        assert!(may(&Peer::Control, Verb::CallOff, "w1").is_ok());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Signing and verifying tickets (`godwit_api::ticket`): keyed BLAKE3, with a key derived from the one that control
 //! shares with the host. It must not know what a ticket permits, nor what time it is beyond what callers say.
 
-use godwit_api::ids::HostId;
+use godwit_api::ids::{HostId, MigrationId};
 use godwit_api::ticket::{SignedTicket, Ticket};
 
 /// Separates these keys from everything else that is derived from a host's key.
@@ -21,6 +21,27 @@ pub enum TicketFault {
     Expired,
 }
 
+/// Separates the target's own name for itself from the proofs.
+const CALLER_CONTEXT: &str = "godwit 2026-12-01 caller of a move";
+const CALLER_PREFIX: &str = "gwm";
+
+/// The bearer by which the target of a move names itself to the source: control gives it to the target, and the source
+/// makes it anew out of the key that it shares with control. `gwm.MIGRATION.TARGET.HASH`, so that who asks is known from
+/// the head of a request alone.
+pub fn caller(source_key: &str, migration: &MigrationId, target: &HostId) -> String {
+    let key = blake3::derive_key(CALLER_CONTEXT, source_key.as_bytes());
+    let hash = blake3::keyed_hash(&key, format!("{migration}\n{target}").as_bytes());
+    format!("{CALLER_PREFIX}.{migration}.{target}.{}", hash.to_hex())
+}
+
+/// Whom a bearer names, and in which move, if it is one that was made with `source_key`.
+pub fn named(source_key: &str, bearer: &str) -> Option<(HostId, MigrationId)> {
+    let mut parts = bearer.strip_prefix(CALLER_PREFIX)?.strip_prefix('.')?.split('.');
+    let (migration, target) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let is_so = !source_key.is_empty() && crate::secret::equal(bearer, &caller(source_key, &migration, &target));
+    is_so.then_some((target, migration))
+}
+
 fn proof(host_key: &str, body: &str) -> blake3::Hash {
     blake3::keyed_hash(&blake3::derive_key(CONTEXT, host_key.as_bytes()), body.as_bytes())
 }
@@ -30,7 +51,11 @@ pub fn sign(ticket: &Ticket, source_key: &str, target_key: &str) -> Result<Signe
     let body = serde_json::to_string(ticket).map_err(|error| TicketFault::Unreadable(error.to_string()))?;
     let for_source = proof(source_key, &body).to_hex().to_string();
     let for_target = proof(target_key, &body).to_hex().to_string();
-    Ok(SignedTicket { body, for_source, for_target })
+    let caller = match ticket.names_caller {
+        true => caller(source_key, &ticket.migration, &ticket.target),
+        false => String::new(),
+    };
+    Ok(SignedTicket { body, for_source, for_target, caller })
 }
 
 /// As the source reads it.
@@ -102,6 +127,27 @@ mod tests {
         assert_eq!(open_as_source(&longer, &w1, "key-of-w1"), Err(TicketFault::Forged));
         let none = SignedTicket::default();
         assert_eq!(open_as_target(&none, &w2, ""), Err(TicketFault::Forged));
+    }
+
+    #[test]
+    fn only_the_target_is_given_what_it_names_itself_by_and_only_the_source_can_tell() {
+        let signed = sign(&Ticket { names_caller: true, ..ticket() }, "key-of-w1", "key-of-w2").unwrap();
+        let (w2, migration) = (HostId::parse("w2").unwrap(), ticket().migration);
+        assert_eq!(named("key-of-w1", &signed.caller), Some((w2, migration)));
+        assert_eq!(named("key-of-w2", &signed.caller), None, "another source's");
+        assert_eq!(signed.shown().caller, "", "it never travels in a body");
+        assert!(sign(&ticket(), "key-of-w1", "key-of-w2").unwrap().caller.is_empty());
+        for forged in [
+            signed.caller.replacen(".w2.", ".w3.", 1),
+            signed.caller.replacen("01.", "02.", 1),
+            signed.for_source.clone(),
+            format!("gwm.mig_00000000000001.w2.{}", signed.for_source),
+            "gwm...".into(),
+            String::new(),
+        ] {
+            assert_eq!(named("key-of-w1", &forged), None, "{forged}");
+        }
+        assert_eq!(named("", &caller("", &ticket().migration, &ticket().target)), None, "no key names anybody");
     }
 
     #[test]

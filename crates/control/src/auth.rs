@@ -1,13 +1,22 @@
 //! Who calls: from a bearer to a `Peer`, by hashes that stand in the store.
 
+use std::time::Duration;
+
 use axum::http::HeaderMap;
-use godwit_api::ApiError;
+use godwit_api::{ApiError, keys};
 use godwit_base::http::bearer;
 use godwit_base::{Peer, Verb, clock, may, secret};
+use godwit_oci::Digest;
 use godwit_store::Refused;
 
 use crate::control::Control;
-use crate::world::KeyOwner;
+use crate::world::{KeyOwner, World};
+
+/// Kinds of what is refused here, as the metric names them.
+const UNNAMED: &str = "unnamed_call";
+const FORBIDDEN: &str = "forbidden_call";
+/// A host pulls what was placed moments ago: the picture holds it by then.
+const PICTURE_WAIT: Duration = Duration::from_secs(1);
 
 impl Control {
     /// Names the caller, or says 401 and why.
@@ -34,10 +43,27 @@ impl Control {
         }
     }
 
+    /// What a pull asks for, as `may` knows it: below the folder of a host whose placements name an image that has it,
+    /// else below none. A picture that is a moment behind the host's placements is waited for.
+    pub(crate) async fn image_key(&self, headers: &HeaderMap, path: &str) -> String {
+        let (Ok(Peer::Host(host)), Some(digest)) = (self.peer(headers), godwit_oci::asked_for(path)) else {
+            return path.to_owned();
+        };
+        let has = |manifest: &str| {
+            manifest.parse().is_ok_and(|manifest: Digest| self.images.image_has_blob(&manifest, &digest))
+        };
+        let is_needed = |world: &World| world.images_of(&host).any(has);
+        match self.sees(PICTURE_WAIT, is_needed).await {
+            true => format!("{}{digest}", keys::images_of(&host)),
+            false => path.to_owned(),
+        }
+    }
+
     /// Names the caller and asks whether it may: 401 or 403 if not.
     pub(crate) fn allow(&self, headers: &HeaderMap, verb: Verb, key: &str) -> Result<Peer, ApiError> {
-        let peer = self.peer(headers)?;
-        may(&peer, verb, key).map_err(|_| {
+        let peer = self.peer(headers).inspect_err(|_| self.distrust.note(None, UNNAMED, verb.as_str()))?;
+        may(&peer, verb, key).map_err(|forbidden| {
+            self.distrust.note(Some(&peer), FORBIDDEN, &forbidden.to_string());
             let what = match verb {
                 Verb::Operate => "use the API",
                 Verb::Join => "join the fleet",
@@ -55,7 +81,10 @@ impl Control {
 
     /// The store's authoriser. A host that speaks is a host that is there.
     pub(crate) fn allow_store(&self, headers: &HeaderMap, verb: godwit_store::Verb, key: &str) -> Result<(), Refused> {
-        let peer = self.peer(headers).map_err(|_| Refused::Unauthenticated)?;
+        let peer = self.peer(headers).map_err(|_| {
+            self.distrust.note(None, UNNAMED, key);
+            Refused::Unauthenticated
+        })?;
         if let Peer::Host(id) = &peer {
             self.liveness.agent(id);
         }
@@ -64,6 +93,9 @@ impl Control {
             godwit_store::Verb::Write => Verb::Write,
             godwit_store::Verb::Watch => Verb::Watch,
         };
-        may(&peer, verb, key).map_err(|refused| Refused::Forbidden { reason: refused.to_string() })
+        may(&peer, verb, key).map_err(|refused| {
+            self.distrust.note(Some(&peer), FORBIDDEN, &refused.to_string());
+            Refused::Forbidden { reason: refused.to_string() }
+        })
     }
 }

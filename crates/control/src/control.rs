@@ -7,15 +7,17 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use godwit_api::error::Status;
-use godwit_api::row::{GenerationRow, MachineRow, TokenRow, VolumeRow};
+use godwit_api::fact::MachineFact;
+use godwit_api::row::{GenerationRow, MachineRow, ProofsRow, TokenRow, VolumeRow};
 use godwit_api::{ApiError, AppName, HostId, MachineId, VolumeId, keys};
 use godwit_base::http::client::Body;
 use godwit_base::metrics::Metrics;
-use godwit_base::{clock, durable, folder, secret};
+use godwit_base::{Distrust, Peer, Prover, clock, durable, folder, secret};
 use godwit_oci::{ContentStore, Limits};
 use godwit_store::{Compare, Heard, Options, SqliteStore, Store, StoreExt, Txn, TxnReply, follow, put_json};
 use tokio::sync::{Semaphore, watch};
 
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::edge_ports::Told;
@@ -54,6 +56,8 @@ pub struct Control {
     pub(crate) metrics: Metrics,
     pub(crate) counters: Counters,
     pub(crate) stalls: Stalls,
+    pub(crate) distrust: Distrust,
+    pub(crate) claims: Claims,
     pub(crate) edge_ports: Told,
     pub(crate) join_token_sha256: String,
     pub(crate) waits: Semaphore,
@@ -87,12 +91,15 @@ impl Control {
         let admin = token_file(&config.admin_token_file, "gwo", ADMIN_TOKEN_NEXT)?;
         let join = token_file(&config.join_token_file, "gwj", JOIN_TOKEN_NEXT)?;
         write_admin_token(&*store, &admin).await?;
-        begin_generation(&*store, config.restored).await?;
+        let prover = begin_proofs(&*store).await?;
+        begin_generation(&*store, config.restored, &prover).await?;
         let metrics = Metrics::new();
         let mut following = follow(store.clone(), "");
         let control = Arc::new(Self {
             counters: Counters::register(&metrics),
             stalls: Stalls::new(STALLED_AFTER),
+            distrust: Distrust::register(&metrics),
+            claims: Claims::default(),
             edge_ports: Told::default(),
             liveness: Liveness::new(config.lost_after),
             hosts: HostClients::default(),
@@ -131,13 +138,17 @@ impl Control {
     }
 
     fn take_in(&self, update: godwit_store::Update) {
-        let (revision, unreadable) = {
+        let (revision, unreadable, disbelieved) = {
             let mut world = self.world_mut();
             let before = world.unreadable.len();
             world.apply(update);
             let new = world.unreadable.len() > before;
-            (world.revision, new.then(|| world.unreadable.clone()))
+            let disbelieved = std::mem::take(&mut world.disbelieved);
+            (world.revision, new.then(|| world.unreadable.clone()), disbelieved)
         };
+        for told in disbelieved {
+            self.distrust.note(Some(&Peer::Host(told.host)), told.kind, &told.key);
+        }
         if let Some(keys) = unreadable {
             tracing::error!(?keys, "the store holds rows that cannot be read; they are passed over");
         }
@@ -310,9 +321,18 @@ async fn write_admin_token(store: &dyn Store, token: &str) -> Result<(), StartEr
     Ok(())
 }
 
+/// The secret of the proofs, drawn with a new store. Of two controls that start at once one draws it.
+async fn begin_proofs(store: &dyn Store) -> Result<Prover, StartError> {
+    let drawn = ProofsRow { secret: secret::new_key("gwp") };
+    let first = Txn::of([put_json(keys::PROOFS, &drawn)?]).when(Compare::absent(keys::PROOFS));
+    store.txn(first).await?;
+    let row = store.get_json::<ProofsRow>(keys::PROOFS).await?;
+    Ok(row.map(|row| Prover::new(&row.value.secret)).unwrap_or_default())
+}
+
 /// Epochs of one history of the store share a generation. A new history (the first start, a restored copy) begins a
 /// higher one than any that a host has seen, so that nothing of the lost history outranks it.
-async fn begin_generation(store: &dyn Store, restored: bool) -> Result<(), StartError> {
+async fn begin_generation(store: &dyn Store, restored: bool, prover: &Prover) -> Result<(), StartError> {
     let identity = store.identity().await?.generation;
     let stands = store.get_json::<GenerationRow>(keys::GENERATION).await?;
     if let Some(row) = &stands
@@ -323,12 +343,13 @@ async fn begin_generation(store: &dyn Store, restored: bool) -> Result<(), Start
     }
     let mut highest = stands.as_ref().map_or(0, |row| row.value.generation);
     for row in store.list(keys::FACTS).await?.rows {
-        // Host facts have no epoch; what cannot be read says nothing of one either.
-        if let Ok(fact) = row.json::<godwit_api::fact::MachineFact>() {
-            highest = highest.max(fact.value.epoch.generation);
+        // Host facts have no epoch; what cannot be read says nothing of one either, and what no control gave is no epoch.
+        let Ok(fact) = row.json::<MachineFact>().map(|row| row.value) else { continue };
+        if prover.believes(&fact.proof, &fact.host, &fact.machine, fact.epoch) {
+            highest = highest.max(fact.epoch.generation);
         }
     }
-    let generation = clock::unix_ms().max(highest + 1);
+    let generation = clock::unix_ms().max(highest.saturating_add(1));
     let row = GenerationRow { generation, store_identity: identity };
     let unchanged = Compare::unchanged(keys::GENERATION, stands.map_or(0, |row| row.mod_revision));
     let reply = store.txn(Txn::of([put_json(keys::GENERATION, &row)?]).when(unchanged)).await?;

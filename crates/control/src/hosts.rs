@@ -92,7 +92,7 @@ impl Control {
     /// Asks the source of a move to call it off.
     pub(crate) async fn ask_cancel(&self, source: &HostId, ticket: &SignedTicket) -> Result<CancelAnswer, CallError> {
         let client = self.host_client(source).map_err(CallError::Answered)?;
-        client.json(Method::Post, "/host/v1/moves/cancel", Some(ticket), CANCEL_TIMEOUT).await
+        client.json(Method::Post, "/host/v1/moves/cancel", Some(&ticket.shown()), CANCEL_TIMEOUT).await
     }
 
     /// Asks the host that holds a Machine. `path` follows `/host/v1/machines/{id}`.

@@ -16,6 +16,7 @@
 //! | `raw_ports` | which public ports apps may have for raw TCP (pure) |
 //! | `strays` | what hosts hold and no row names (pure) |
 //! | `edge_ports` | which public ports edges could not open, in memory |
+//! | `claims` | which unproven claims were counted, in memory |
 //! | `stalls` | which moves stand still, in memory |
 //! | `http`, `handlers` | the API, one file a noun |
 //! | `hosts`, `liveness` | calls to agents, and who is there |
@@ -27,6 +28,7 @@ mod acme;
 mod auth;
 mod certificates;
 mod check;
+mod claims;
 pub mod config;
 mod control;
 mod counters;

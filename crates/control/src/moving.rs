@@ -117,7 +117,7 @@ impl Control {
         let moved = |subject: &Subject, old: &Placement, launch| {
             let epoch = subject.next_epoch(generation);
             let place = Place { host: host.clone(), region: target.region.clone(), epoch };
-            subject.placement(&place, &old.network, launch)
+            world.proven(subject.placement(&place, &old.network, launch))
         };
         let carried = |(subject, old): &(Subject, Known<Placement>)| Carried {
             from_epoch: subject.epoch(),
@@ -128,6 +128,9 @@ impl Control {
         if let Subject::Volume(_) = &load.lead {
             volumes.push(Carried { from_epoch: load.lead.epoch(), placement: lead.clone() });
         }
+        // What it takes back, the source will have at the epoch after the target's.
+        let parts = volumes.iter().map(|carried| &carried.placement).chain([&lead]);
+        let back = parts.map(|part| (part.machine.clone(), world.proof(&load.source.id, part))).collect();
         let ticket = Ticket {
             migration: MigrationId::from_bits(secret::random_u64()),
             source: load.source.id.clone(),
@@ -138,6 +141,8 @@ impl Control {
             from_epoch: load.lead.epoch(),
             volumes,
             drain_timeout_ms,
+            back,
+            names_caller: true,
             rate_bytes_per_s: wish.rate_bytes_per_s.unwrap_or(0),
             precopy: wish.precopy,
             start_first: wish.start_first,

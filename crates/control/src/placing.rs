@@ -188,7 +188,7 @@ impl Control {
         txn.then.push(json(name_key, &row.id)?);
         txn.then.push(json(address_key, &row.id)?);
         txn.then.push(json(keys::app_use(&row.app), &row.id)?);
-        txn.then.push(json(keys::placement(host, &row.id), &placement)?);
+        txn.then.push(world.placement_op(&placement)?);
         if let Some(lease) = &draft.lease {
             txn.then.push(json(keys::lease(&row.id), lease)?);
         }
@@ -420,7 +420,7 @@ fn replacing(
         .when(Compare::unchanged(keys::host(host), host_row.revision))
         .when(generation_unchanged(world));
     let new_key = keys::placement(host, &old.machine);
-    txn.then.push(json(new_key.clone(), &placement)?);
+    txn.then.push(world.placement_op(&placement)?);
     if *host != old.host {
         // The refusal is journaled: that host holds nothing, and needs no tombstone.
         txn.then.push(Op::delete(old_key));

@@ -76,6 +76,7 @@ pub fn tombstone(host: &HostId, fact: &MachineFact) -> Placement {
         launch: false,
         destroy: true,
         force: false,
+        proof: String::new(),
         volume: fact.volume.as_ref().map(|volume| PlacedVolume {
             id: volume.id.clone(),
             name: String::new(),

@@ -92,6 +92,13 @@ impl Subject {
             Self::Volume(row) => row.epoch,
         }
     }
+    /// The highest number that was ever promised for it.
+    pub fn epoch_used(&self) -> u64 {
+        match self {
+            Self::Machine(row) => row.epoch_used,
+            Self::Volume(row) => row.epoch_used,
+        }
+    }
     pub fn instance_id(&self) -> &InstanceId {
         match self {
             Self::Machine(row) => &row.instance_id,
@@ -239,6 +246,7 @@ pub fn machine_placement(row: &MachineRow, network: &str, launch: bool) -> Place
         launch,
         destroy: false,
         force: false,
+        proof: String::new(),
         volume: None,
     }
 }
@@ -260,6 +268,7 @@ pub fn volume_placement(row: &VolumeRow, network: &str) -> Placement {
         launch: false,
         destroy: false,
         force: false,
+        proof: String::new(),
         volume: Some(PlacedVolume {
             id: row.id.clone(),
             name: row.name.clone(),

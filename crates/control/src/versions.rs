@@ -66,7 +66,7 @@ fn back_txn(world: &World, new: &Known<MachineRow>, version: &InstanceId) -> Res
     let (machine_key, placement_key) = (keys::machine(&new.app, &new.id), keys::placement(&new.host, &new.id));
     let mut txn = Txn::of([
         json(machine_key.clone(), &back)?,
-        json(placement_key.clone(), &machine_placement(&back, &placement.network, placement.launch))?,
+        world.placement_op(&machine_placement(&back, &placement.network, placement.launch))?,
     ])
     .when(Compare::unchanged(machine_key, new.revision))
     .when(Compare::unchanged(placement_key, placement.revision));

@@ -187,6 +187,6 @@ fn new_rows(world: &World, draft: &Draft, host: &HostId) -> Result<Txn, ApiError
     txn.then.push(json(key, &row)?);
     // Deleting the app and creating this exclude each other.
     txn.then.push(json(keys::app_use(&row.app), &row.id)?);
-    txn.then.push(json(keys::placement(host, &row.id.carrier()), &volume_placement(&row, &app.network))?);
+    txn.then.push(world.placement_op(&volume_placement(&row, &app.network))?);
     Ok(txn)
 }

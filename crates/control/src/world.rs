@@ -8,9 +8,10 @@ use godwit_api::fact::{HostFact, MachineFact, Resources};
 use godwit_api::hostname::{Hostname, HostnameRow};
 use godwit_api::route::{AppRegions, RouteRow};
 use godwit_api::row::{
-    AppRow, EdgeRow, GenerationRow, HostRow, LeaseRow, MachineRow, Placement, PortRow, TokenRow, VolumeRow,
+    AppRow, EdgeRow, GenerationRow, HostRow, LeaseRow, MachineRow, Placement, PortRow, ProofsRow, TokenRow, VolumeRow,
 };
 use godwit_api::{AppName, EdgeId, HostId, MachineId, MigrationId, VolumeId};
+use godwit_base::Prover;
 use godwit_machine::capacity;
 use godwit_store::Update;
 use serde::de::DeserializeOwned;
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use crate::place::{HostEntry, Snapshot};
 use crate::subject::Subject;
 
+pub mod belief;
 mod moves;
 
 pub use moves::Move;
@@ -83,6 +85,10 @@ pub struct World {
     pub stale_routes: BTreeSet<AppName>,
     /// Keys that hold what cannot be read; each is told once.
     pub unreadable: BTreeSet<String>,
+    /// Makes and judges the proofs of placements.
+    pub prover: Prover,
+    /// What hosts told that is not believed, until it is counted.
+    pub disbelieved: Vec<belief::Disbelieved>,
 }
 
 /// What is kept of a challenge: its answer may hold a key.
@@ -103,10 +109,16 @@ impl World {
     pub fn apply(&mut self, update: Update) {
         match update {
             Update::Snapshot { rows, revision } => {
-                *self = World { unreadable: std::mem::take(&mut self.unreadable), ..World::default() };
-                for row in rows {
+                let (unreadable, disbelieved) =
+                    (std::mem::take(&mut self.unreadable), std::mem::take(&mut self.disbelieved));
+                *self = World { unreadable, disbelieved, ..World::default() };
+                // Whose facts are whose is known from the hosts' rows.
+                let (hosts, others): (Vec<_>, Vec<_>) =
+                    rows.iter().partition(|row| row.key.starts_with(godwit_api::keys::HOSTS));
+                for row in hosts.into_iter().chain(others) {
                     self.row(&row.key, Some(&row.value), row.mod_revision);
                 }
+                self.drop_facts_of_other_apps();
                 self.settle_arrivals();
                 self.complete = true;
                 self.revision = revision;
@@ -127,6 +139,10 @@ impl World {
         let parts: Vec<&str> = key.split('/').collect();
         match parts.as_slice() {
             ["meta", "generation"] => self.generation = self.read(key, value, revision),
+            ["meta", "proofs"] => {
+                let row: Option<Known<ProofsRow>> = self.read(key, value, revision);
+                self.prover = row.map(|row| Prover::new(&row.secret)).unwrap_or_default();
+            }
             ["apps", app] => {
                 if let Some(app) = self.id::<AppName>(key, app) {
                     let row = self.read(key, value, revision);
@@ -298,6 +314,15 @@ impl World {
         let Some(host) = self.id::<HostId>(key, host) else { return };
         let row: Option<Known<HostFact>> = self.read(key, value, revision);
         if let Some(fact) = &row {
+            let known = self.host_facts.get(&host).map(|known| &known.stamp);
+            let is_own = if fact.host == host { Ok(()) } else { Err(belief::FOREIGN) };
+            if let Err(kind) = is_own.and_then(|()| self.believes_stamp(&host, &fact.stamp, known)) {
+                return self.disbelieve(&host, kind, key.to_owned());
+            }
+        } else if value.is_some() {
+            return self.disbelieve(&host, belief::UNREADABLE, key.to_owned());
+        }
+        if let Some(fact) = &row {
             self.snapshot.report(&host, fact.capacity, fact.used, fact.applied_revision);
         }
         set(&mut self.host_facts, host, row);
@@ -308,8 +333,17 @@ impl World {
             return;
         };
         let row: Option<Known<MachineFact>> = self.read(key, value, revision);
-        if let Some(fact) = &row {
-            self.note_hydration(fact);
+        match &row {
+            Some(fact) => {
+                if let Err(kind) = self.believes(&host, &machine, fact) {
+                    return self.disbelieve(&host, kind, key.to_owned());
+                }
+                if !self.note_hydration(fact) {
+                    self.disbelieve(&host, belief::FOREIGN_MOVE, key.to_owned());
+                }
+            }
+            None if value.is_some() => return self.disbelieve(&host, belief::UNREADABLE, key.to_owned()),
+            None => {}
         }
         let of_host = self.facts.entry(host.clone()).or_default();
         let told = |fact: Option<&Known<MachineFact>>| {
@@ -362,6 +396,15 @@ impl World {
 
     // ---- answers -----------------------------------------------------------------------
 
+    /// The images that a host needs, by their manifests: those of its placements, and of what is on its way to it.
+    pub fn images_of<'a>(&'a self, host: &HostId) -> impl Iterator<Item = &'a str> {
+        let placed = self.placements.get(host).into_iter().flat_map(|rows| rows.values());
+        let placed = placed.map(|row| row.image_digest.as_str());
+        let (to, moves) = (host.clone(), self.migrations.values());
+        let live = moves.filter(move |of| of.row.target == to && !of.row.phase.is_over());
+        placed.chain(live.filter_map(|of| Some(of.ticket.as_ref()?.lead.image_digest.as_str())))
+    }
+
     /// The Machines that belong to an app as it is now: not those of an earlier app of the same name.
     pub fn machines_of(&self, app: &AppName) -> impl Iterator<Item = &Known<MachineRow>> {
         let since = self.apps.get(app).map_or(u64::MAX, |app| app.created_at_ms);
@@ -398,7 +441,7 @@ impl World {
 
     /// What the volume's present host says of its present epoch.
     pub fn volume_fact(&self, row: &VolumeRow) -> Option<&Known<MachineFact>> {
-        self.facts.get(&row.host)?.get(&row.id.carrier()).filter(|fact| fact.epoch == row.epoch)
+        self.facts.get(&row.host)?.get(&row.id.carrier()).filter(|fact| fact.epoch == row.epoch && fact.app == row.app)
     }
 
     /// The host names that belong to an app as it is now.
@@ -426,7 +469,7 @@ impl World {
 
     /// What the Machine's present host says of its present epoch.
     pub fn fact_of(&self, row: &MachineRow) -> Option<&Known<MachineFact>> {
-        self.facts.get(&row.host)?.get(&row.id).filter(|fact| fact.epoch == row.epoch)
+        self.facts.get(&row.host)?.get(&row.id).filter(|fact| fact.epoch == row.epoch && fact.app == row.app)
     }
 
     /// The generation of new epochs; 0 only before the first start has written one.

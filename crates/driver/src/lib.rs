@@ -32,7 +32,7 @@ pub use handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
 pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, RawLogLine, log_files, parse_log_line, push_log_line};
 pub use log::{rotated_name, split_log_line};
 pub use session::{Session, SessionRequest, SessionStream};
-pub use spec::{Bind, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
+pub use spec::{Bind, Epoch, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
 pub use spec::{RootPolicy, Spec, Swept, Usage};
 pub use volume_mount::{MAX_VOLUMES, VolumeFs, VolumeMount};
 

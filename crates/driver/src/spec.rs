@@ -23,8 +23,8 @@ pub struct Spec {
     pub machine: String,
     /// Unique per start (a ULID, say); the same alphabet, upper case allowed. A repeated `start` of it is a no-op.
     pub instance: String,
-    /// The fencing epoch under which the Machine runs; carried, not interpreted.
-    pub epoch: u64,
+    /// The fencing epoch under which the Machine runs; carried whole, not interpreted.
+    pub epoch: Epoch,
     pub hostname: String,
     /// The Machine's own folder, absolute. The driver makes and owns `upper/ work/ log/ run/` in it.
     pub dir: PathBuf,
@@ -55,6 +55,30 @@ pub struct Spec {
     pub volumes: Vec<VolumeMount>,
     #[serde(default)]
     pub log: LogLimits,
+}
+
+/// A life of a placement, whole: first by its generation, then by its number. Written by an older agent it was one number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "EpochForm")]
+pub struct Epoch {
+    pub generation: u64,
+    pub n: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum EpochForm {
+    Whole { generation: u64, n: u64 },
+    Number(u64),
+}
+
+impl From<EpochForm> for Epoch {
+    fn from(form: EpochForm) -> Self {
+        match form {
+            EpochForm::Whole { generation, n } => Self { generation, n },
+            EpochForm::Number(n) => Self { generation: 0, n },
+        }
+    }
 }
 
 /// What happens to the writable layer of the last instance when the next one starts.

@@ -140,6 +140,7 @@ pub(crate) mod tests {
             launch: true,
             destroy: false,
             force: false,
+            proof: String::new(),
             volume: None,
         }
     }

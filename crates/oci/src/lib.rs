@@ -36,7 +36,7 @@ pub use limits::{Limits, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 pub use name::{DEFAULT_TAG, ImageId, MAX_NAME_BYTES, MAX_TAG_BYTES, Reference, ReferenceError, is_name, is_tag};
 pub use progress::{Progress, ProgressSink, no_progress};
 pub use pull::{MAX_PARALLEL_BLOBS, Puller};
-pub use routes::routes;
+pub use routes::{asked_for, routes};
 pub use spec::{ImageConfig, Manifest};
 pub use store::{Blob, Collected, ContentStore, ImageInfo, Lease};
 pub use unpack::{Unpacked, User, resolve_user};

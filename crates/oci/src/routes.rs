@@ -69,6 +69,14 @@ fn endpoint(path: &str) -> Option<Endpoint<'_>> {
     }
 }
 
+/// The manifest or blob that a path asks for by its digest, for who decides who may pull it.
+pub fn asked_for(path: &str) -> Option<Digest> {
+    match endpoint(path)? {
+        Endpoint::Manifest { reference: digest, .. } | Endpoint::Blob { digest, .. } => digest.parse().ok(),
+        Endpoint::Tags { .. } => None,
+    }
+}
+
 /// An error body (distribution-spec, "Error Codes").
 struct Refusal(StatusCode, &'static str, String);
 

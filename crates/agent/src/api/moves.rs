@@ -1,22 +1,23 @@
-//! What the other host of a move asks, and control when it calls one off. The bearer is the ticket: control has signed
-//! it for this host.
+//! What the other host of a move asks, and control when it calls one off. Control has signed the ticket for this host, and
+//! who shows it is named by its bearer (`caller`).
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use godwit_api::ApiError;
 use godwit_api::machine::Acknowledged;
 use godwit_api::migration::{MigrationFact, MovePart};
 use godwit_api::ticket::{
-    CancelAnswer, Grant, HandoffAnswer, HandoffAsk, PrepareAnswer, Release, SignedTicket, TakeBackAnswer, Ticket,
+    CancelAnswer, Grant, HandoffAnswer, HandoffAsk, PrepareAnswer, Release, SignedTicket, TakeBackAnswer,
 };
+use godwit_base::Verb;
 use godwit_base::http::Failure;
 use godwit_base::telemetry::chain;
-use godwit_base::ticket;
 use godwit_machine::{Answer, Refusal, Source, Until, What};
 
 use super::HostApi;
+use super::caller::Caller;
 use crate::owner::words;
 
 /// A question is held open for so long; then the answer is `pending`.
@@ -24,19 +25,18 @@ const HELD_OPEN: Duration = Duration::from_secs(20);
 const ACCEPT_WAIT: Duration = Duration::from_secs(25);
 
 impl HostApi {
-    fn ticket(&self, signed: &SignedTicket) -> Result<Ticket, ApiError> {
-        ticket::open_as_source(signed, &self.identity.host, &self.identity.control_key)
-            .map_err(|fault| ApiError::forbidden(fault.to_string()))
-    }
-
     async fn ask_move(&self, unit: &godwit_api::MachineId, what: What) -> Option<Answer> {
         self.inputs.ask(unit.clone(), what, Source::User, Until::Accepted, ACCEPT_WAIT).await
     }
 }
 
 /// Before anything stops: may the target read, and where. Nothing is journaled by it.
-pub async fn prepare(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) -> Result<Json<PrepareAnswer>, Failure> {
-    let ticket = api.ticket(&ask.ticket)?;
+pub async fn prepare(
+    State(api): State<HostApi>,
+    Extension(caller): Extension<Caller>,
+    Json(ask): Json<HandoffAsk>,
+) -> Result<Json<PrepareAnswer>, Failure> {
+    let ticket = api.ticket(&caller, Verb::Move, &ask.ticket)?;
     let unit = ticket.lead.machine.clone();
     match api.ask_move(&unit, What::PrepareMove { ticket: Box::new(ticket.clone()) }).await {
         Some(Answer::Accepted { .. } | Answer::Ended { .. }) => {}
@@ -53,8 +53,12 @@ pub async fn prepare(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) ->
     }
 }
 
-pub async fn handoff(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) -> Result<Json<HandoffAnswer>, Failure> {
-    let ticket = api.ticket(&ask.ticket)?;
+pub async fn handoff(
+    State(api): State<HostApi>,
+    Extension(caller): Extension<Caller>,
+    Json(ask): Json<HandoffAsk>,
+) -> Result<Json<HandoffAnswer>, Failure> {
+    let ticket = api.ticket(&caller, Verb::Move, &ask.ticket)?;
     let unit = ticket.lead.machine.clone();
     let what = What::MoveOut {
         signed: ask.ticket,
@@ -99,9 +103,10 @@ pub async fn handoff(State(api): State<HostApi>, Json(ask): Json<HandoffAsk>) ->
 
 pub async fn take_back(
     State(api): State<HostApi>,
+    Extension(caller): Extension<Caller>,
     Json(signed): Json<SignedTicket>,
 ) -> Result<Json<TakeBackAnswer>, Failure> {
-    let ticket = api.ticket(&signed)?;
+    let ticket = api.ticket(&caller, Verb::Move, &signed)?;
     let unit = ticket.lead.machine.clone();
     match api.ask_move(&unit, What::TakeBack { ticket: Box::new(ticket) }).await {
         Some(Answer::Accepted { .. } | Answer::Ended { .. }) => Ok(Json(TakeBackAnswer::TakenBack)),
@@ -113,9 +118,10 @@ pub async fn take_back(
 
 pub async fn cancel(
     State(api): State<HostApi>,
+    Extension(caller): Extension<Caller>,
     Json(signed): Json<SignedTicket>,
 ) -> Result<Json<CancelAnswer>, Failure> {
-    let ticket = api.ticket(&signed)?;
+    let ticket = api.ticket(&caller, Verb::CallOff, &signed)?;
     let unit = ticket.lead.machine.clone();
     match api.ask_move(&unit, What::CancelMove { ticket: Box::new(ticket.clone()) }).await {
         // One that is not here was never handed off from here, nor will be.
@@ -129,8 +135,12 @@ pub async fn cancel(
     }
 }
 
-pub async fn release(State(api): State<HostApi>, Json(release): Json<Release>) -> Result<Json<Acknowledged>, Failure> {
-    let ticket = api.ticket(&release.ticket)?;
+pub async fn release(
+    State(api): State<HostApi>,
+    Extension(caller): Extension<Caller>,
+    Json(release): Json<Release>,
+) -> Result<Json<Acknowledged>, Failure> {
+    let ticket = api.ticket(&caller, Verb::Move, &release.ticket)?;
     let ours = ticket.volumes.iter().any(|carried| carried.placement.machine == release.volume.carrier());
     if !ours {
         return Err(ApiError::bad_request(format!("volume {} is not part of the move", release.volume)).into());

@@ -12,7 +12,7 @@ use godwit_api::ticket::{ExportGrant, Grant, HandoffAsk, PREPARED_FOR, PrepareAn
 use godwit_api::volume::PlacedVolume;
 use godwit_base::backoff::Backoff;
 use godwit_base::dial::dial;
-use godwit_base::http::client::{CallError, Client};
+use godwit_base::http::client::CallError;
 use godwit_base::telemetry::chain;
 use godwit_machine::{Hydration, Outcome};
 use godwit_volume::precopy::PrecopyStatus;
@@ -213,8 +213,8 @@ impl Effects {
 
     async fn ask_to_prepare(&self, signed: &SignedTicket, ticket: &Ticket) -> Result<PrepareAnswer, CallError> {
         let client_certificate = self.client_certificate(ticket).await.unwrap_or_default();
-        let ask = HandoffAsk { ticket: signed.clone(), client_certificate };
-        let client = Client::tcp(&ticket.source_url, None);
+        let ask = HandoffAsk { ticket: signed.shown(), client_certificate };
+        let client = Self::at_source(&ticket.source_url, signed);
         client.json(Method::Post, "/host/v1/moves/prepare", Some(&ask), ASK_TIMEOUT).await
     }
 

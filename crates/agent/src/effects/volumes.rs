@@ -253,8 +253,9 @@ impl Effects {
         Outcome::done()
     }
 
-    fn at_source(&self, ticket: &Ticket) -> Client {
-        Client::tcp(&ticket.source_url, None)
+    /// Speaks with the source in the name of a ticket.
+    pub(super) fn at_source(source_url: &str, signed: &SignedTicket) -> Client {
+        Client::tcp(source_url, Some(signed.caller.clone()).filter(|caller| !caller.is_empty()))
     }
 
     /// By which this host will read the volumes of a move; empty when it has none.
@@ -275,8 +276,8 @@ impl Effects {
             Ok(certificate) => certificate,
             Err(error) => return retry(&error),
         };
-        let ask = HandoffAsk { ticket: signed, client_certificate };
-        let client = self.at_source(&ticket);
+        let ask = HandoffAsk { ticket: signed.shown(), client_certificate };
+        let client = Self::at_source(&ticket.source_url, &signed);
         let mut backoff = Backoff::new(ASK_FIRST, ASK_LONGEST);
         let mut last = String::new();
         for _ in 0..ASK_ROUNDS {
@@ -301,8 +302,9 @@ impl Effects {
             Ok(ticket) => ticket,
             Err(outcome) => return outcome,
         };
+        let client = Self::at_source(&ticket.source_url, &signed);
         let answer: Result<TakeBackAnswer, CallError> =
-            self.at_source(&ticket).json(Method::Post, "/host/v1/moves/take-back", Some(&signed), ASK_TIMEOUT).await;
+            client.json(Method::Post, "/host/v1/moves/take-back", Some(&signed.shown()), ASK_TIMEOUT).await;
         match answer {
             Ok(TakeBackAnswer::TakenBack | TakeBackAnswer::Never) => Outcome::done(),
             Err(error) => Outcome::Retry { reason: chain(&error) },
@@ -420,8 +422,8 @@ impl Effects {
         let (Some(hydration), Some(placed)) = (&work.record.hydration, &work.record.placement.volume) else {
             return Outcome::done();
         };
-        let release = Release { ticket: hydration.signed.clone(), volume: placed.id.clone() };
-        let client = Client::tcp(&hydration.source_url, None);
+        let release = Release { ticket: hydration.signed.shown(), volume: placed.id.clone() };
+        let client = Self::at_source(&hydration.source_url, &hydration.signed);
         let answer: Result<Acknowledged, CallError> =
             client.json(Method::Post, "/host/v1/moves/release", Some(&release), ASK_TIMEOUT).await;
         match answer {

@@ -66,7 +66,9 @@ impl Engine {
     ) -> Result<Resumed, Error> {
         let meta = |key: &str| loaded.meta.get(key).cloned();
         let number = |key: &str| meta(key).and_then(|text| text.parse().ok()).unwrap_or(0u64);
-        let seq = number(SEQ_RESERVED);
+        // Never below the time: a journal that was lost, or put back from an older copy, must not tell what control takes
+        // for old (`FactStamp`).
+        let seq = number(SEQ_RESERVED).max(now_ms);
         let mut engine = Self {
             slots: Default::default(),
             past: Past::load(&loaded.meta)

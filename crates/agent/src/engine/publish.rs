@@ -54,6 +54,7 @@ impl Engine {
             host: self.settings.host.clone(),
             stamp: self.stamp(seq),
             epoch: record.epoch(),
+            proof: record.placement.proof.clone(),
             instance_id: record.placement.instance_id.clone(),
             state: record.state,
             updated_at_ms: record.updated_at_ms,

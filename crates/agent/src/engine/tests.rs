@@ -48,6 +48,7 @@ fn placement(n: u64, memory_mb: u32) -> Placement {
         launch: true,
         destroy: false,
         force: false,
+        proof: String::new(),
         volume: None,
     }
 }

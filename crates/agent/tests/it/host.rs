@@ -248,6 +248,7 @@ impl Host {
             launch: true,
             destroy: false,
             force: false,
+            proof: String::new(),
             volume: None,
         }
     }

@@ -250,7 +250,7 @@ fn update_rows(
         nonce = Some(lease.nonce.clone());
         txn.then.push(json(keys::lease(&row.id), &lease)?);
     }
-    txn.then.push(json(placement_key, &machine_placement(&next, &placement.network, !body.skip_launch))?);
+    txn.then.push(world.placement_op(&machine_placement(&next, &placement.network, !body.skip_launch))?);
     txn.then.push(json(machine_key, &next)?);
     Ok((txn, nonce))
 }

@@ -66,7 +66,8 @@ async fn every_answer(State(control): State<Arc<Control>>, request: Request, nex
 }
 
 async fn may_pull(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
-    match control.allow(request.headers(), Verb::Pull, request.uri().path()) {
+    let key = control.image_key(request.headers(), request.uri().path()).await;
+    match control.allow(request.headers(), Verb::Pull, &key) {
         Ok(_) => next.run(request).await,
         Err(error) => {
             // Clients of registries look for this before they send a token.

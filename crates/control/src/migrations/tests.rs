@@ -45,6 +45,8 @@ fn ticket() -> Ticket {
         from_epoch: epoch(1),
         volumes: Vec::new(),
         drain_timeout_ms: 0,
+        back: Default::default(),
+        names_caller: false,
         rate_bytes_per_s: 0,
         precopy: false,
         start_first: false,

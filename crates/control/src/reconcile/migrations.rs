@@ -197,7 +197,7 @@ fn put(world: &World, placement: &Placement, txn: &mut Txn) -> Result<(), ApiErr
     let key = keys::placement(&placement.host, &placement.machine);
     let stands = world.placement(&placement.host, &placement.machine).map_or(0, |row| row.revision);
     txn.compares.push(Compare::unchanged(key.clone(), stands));
-    txn.then.push(json(key, placement)?);
+    txn.then.push(world.placement_op(placement)?);
     Ok(())
 }
 

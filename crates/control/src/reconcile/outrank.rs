@@ -1,5 +1,10 @@
 //! A host that holds something at a higher epoch than its row knows is right, and the row follows it: a store that was
 //! put back from an older copy learns of moves that it has lost. Never the other way.
+//!
+//! Only what control itself gave outranks a row: the fact carries the proof of it (`godwit_base::proof`), which came with
+//! the placement or the ticket. And only what this history of the store has forgotten: an epoch that it remembers to have
+//! promised (`epoch_used`) belongs to a move that is under way, or to one whose end it knows. So a target that never took
+//! over cannot claim later what its ticket once promised, nor a source take back what it had handed off for good.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +14,10 @@ use godwit_api::{ApiError, Epoch, HostId, MachineId, keys};
 use godwit_base::clock;
 use godwit_store::{Compare, Op, Txn};
 
+use crate::claims::Claim;
 use crate::control::Control;
-use crate::placing::json;
 use crate::subject::{Change, Place, Subject};
-use crate::world::{Known, World};
+use crate::world::{Known, World, belief};
 
 /// What is held above its row, by whom.
 struct Outranked {
@@ -21,7 +26,8 @@ struct Outranked {
 }
 
 pub async fn rows(control: &Control) -> Result<(), ApiError> {
-    let all = outranked(&control.world());
+    let (all, claims) = outranked(&control.world());
+    control.claims.count(claims, &control.distrust);
     for found in all {
         let txn = following(&control.world(), &found)?;
         let Some(txn) = txn else { continue };
@@ -33,8 +39,10 @@ pub async fn rows(control: &Control) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn outranked(world: &World) -> Vec<Outranked> {
+/// What outranks its row, and what only claims to.
+fn outranked(world: &World) -> (Vec<Outranked>, Vec<Claim>) {
     let mut highest: BTreeMap<MachineId, Outranked> = BTreeMap::new();
+    let mut claims = Vec::new();
     for fact in world.facts.values().flat_map(|facts| facts.values()).filter(|fact| fact.held) {
         // Nearly all are at their rows' epochs: what is looked at so often is not copied.
         if known_epoch(world, fact).is_none_or(|known| fact.epoch <= known) {
@@ -44,12 +52,26 @@ fn outranked(world: &World) -> Vec<Outranked> {
         if subject.is_destroyed() || is_expected(world, &subject, fact) {
             continue;
         }
+        let no = match () {
+            () if !world.is_proven(fact) => Some(belief::UNPROVEN),
+            () if is_spent(&subject, fact) => Some(belief::SPENT),
+            () => None,
+        };
+        if let Some(kind) = no {
+            claims.push(Claim { kind, host: fact.host.clone(), machine: fact.machine.clone(), epoch: fact.epoch });
+            continue;
+        }
         let best = highest.entry(fact.machine.clone()).or_insert_with(|| Outranked { subject, fact: fact.clone() });
         if best.fact.epoch < fact.epoch {
             best.fact = fact.clone();
         }
     }
-    highest.into_values().collect()
+    (highest.into_values().collect(), claims)
+}
+
+/// An epoch that this history of the store has promised, and whose end it knows.
+fn is_spent(subject: &Subject, fact: &MachineFact) -> bool {
+    fact.epoch.generation == subject.epoch().generation && fact.epoch.n <= subject.epoch_used()
 }
 
 fn known_epoch(world: &World, fact: &MachineFact) -> Option<Epoch> {
@@ -90,7 +112,7 @@ fn following(world: &World, found: &Outranked) -> Result<Option<Txn>, ApiError> 
     let now_ms = clock::unix_ms();
     let change = Change { place: Some(place), epoch_used: used, now_ms, ..Change::default() };
     let key = keys::placement(&fact.host, &fact.machine);
-    let mut txn = Txn::of([subject.changed(&change)?, json(key.clone(), &placement)?])
+    let mut txn = Txn::of([subject.changed(&change)?, world.placement_op(&placement)?])
         .when(Compare::unchanged(subject.key(), subject.revision()))
         .when(Compare::unchanged(key, stands.map_or(0, |row| row.revision)));
     if let Some(old) = old.filter(|old| old.host != fact.host && !still_holds(world, &old.host, &fact.machine)) {

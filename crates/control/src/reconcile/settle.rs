@@ -57,7 +57,8 @@ fn is_gone(world: &World, placement: &Placement, fact: Option<&MachineFact>) -> 
 /// Does any host hold it at a higher epoch than this row's? Then the row is about to follow.
 fn is_held_above(world: &World, placement: &Placement) -> bool {
     let told = world.facts.values().filter_map(|facts| facts.get(&placement.machine));
-    present(world, placement).is_some() && told.into_iter().any(|fact| fact.held && fact.epoch > placement.epoch)
+    present(world, placement).is_some()
+        && told.into_iter().any(|fact| fact.held && fact.epoch > placement.epoch && world.is_proven(fact))
 }
 
 /// Of exactly this row: a refusal of an older version says nothing of a newer one, which the host may have taken.

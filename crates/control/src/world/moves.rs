@@ -123,16 +123,21 @@ impl World {
     }
 
     /// How far a volume is, or how its filling ended. The end need not name the move: it is the one by which it came.
-    pub(super) fn note_hydration(&mut self, fact: &MachineFact) {
-        let Some(volume) = &fact.volume else { return };
-        let Some(told) = volume.hydration.as_ref().or(volume.hydrated.as_ref()) else { return };
+    /// False when it names a move that does not bring that volume to that host.
+    pub(super) fn note_hydration(&mut self, fact: &MachineFact) -> bool {
+        let Some(volume) = &fact.volume else { return true };
+        let Some(told) = volume.hydration.as_ref().or(volume.hydrated.as_ref()) else { return true };
         let arrival = self.arriving.get(&(fact.host.clone(), fact.machine.clone()));
         let by_arrival = arrival.filter(|arrival| fact.epoch == arrival.epoch);
         let id = told.migration.clone().or(by_arrival.map(|arrival| arrival.migration.clone()));
         let of = id.and_then(|id| self.migrations.get_mut(&id)).filter(|of| !of.row.phase.is_over());
-        if let Some(of) = of {
+        let Some(of) = of else { return true };
+        let is_part = |ticket: &Arc<Ticket>| parts(ticket).any(|part| part.machine == fact.machine);
+        let is_own = of.row.target == fact.host && of.ticket.as_ref().is_some_and(is_part);
+        if is_own {
             of.hydration.insert(fact.machine.clone(), told.clone());
         }
+        is_own
     }
 
     /// All that is known of a move now.

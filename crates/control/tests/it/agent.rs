@@ -326,6 +326,7 @@ impl Shared {
             refused: held.refused.clone(),
             refused_update: held.refused_update.clone(),
             held: held.held,
+            proof: held.placement.proof.clone(),
             migration: held.migration.clone(),
             volume: held.placement.volume.as_ref().map(|volume| VolumeFact {
                 id: volume.id.clone(),

@@ -10,14 +10,23 @@ use crate::bed::{Bed, IMAGE, config, until};
 use crate::image;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hosts_pull_what_was_loaded_and_others_do_not() {
-    let bed = Bed::with_hosts(1).await;
+async fn hosts_pull_what_they_are_to_run_and_others_do_not() {
+    let bed = Bed::with_hosts(2).await;
     let list = bed.api.get("/images").await.expect(200);
     assert_eq!((&list[0]["name"], &list[0]["layers"], &list[0]["in_use"]), (&json!(IMAGE), &json!(1), &json!(false)));
     let digest = list[0]["digest"].as_str().unwrap();
-    for (key, code) in [(Some(bed.agents[0].key.clone()), 200), (None, 401), (Some(bed.join_token()), 403)] {
+    let id = bed.api.app_with_machine("web", config()).await;
+    let at = bed.api.until("web", &id, MachineState::Started).await.host_id;
+    let other = bed.agents.iter().find(|agent| agent.id != at).unwrap();
+    let path = format!("/v2/demo/manifests/{digest}");
+    let keys = [
+        (Some(bed.agent_of(&at).key.clone()), 200),
+        (Some(other.key.clone()), 403),
+        (None, 401),
+        (Some(bed.join_token()), 403),
+    ];
+    for (key, code) in keys {
         let client = Client::tcp(&bed.url, key);
-        let path = format!("/v2/demo/manifests/{digest}");
         let response = client.send_raw(&path, http::Request::new(empty()), PATIENCE).await.unwrap();
         assert_eq!(response.status().as_u16(), code);
         let body = response.into_body().collect().await.unwrap().to_bytes();

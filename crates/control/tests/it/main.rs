@@ -11,6 +11,7 @@ mod certificates;
 mod clients;
 mod commands;
 mod faults;
+mod forge;
 mod image;
 mod images;
 mod leases;

@@ -1,14 +1,14 @@
 //! What a role sees of fake Machines, and of their faults.
 
 use godwit_driver::fake::{FakeDriver, Knobs};
-use godwit_driver::{Driver, Error, Found, Lost, Process, Spec};
+use godwit_driver::{Driver, Epoch, Error, Found, Lost, Process, Spec};
 use std::path::Path;
 
 fn spec(dir: &Path, instance: &str) -> Spec {
     Spec {
         machine: "m1".into(),
         instance: instance.into(),
-        epoch: 1,
+        epoch: Epoch { generation: 1, n: 1 },
         hostname: "m1".into(),
         dir: dir.join("m1"),
         lowers_base: dir.to_owned(),

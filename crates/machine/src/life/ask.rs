@@ -317,6 +317,7 @@ impl Life {
             Verdict::Destroy => {
                 let force = placement.force;
                 self.record.placement.epoch = placement.epoch;
+                self.record.placement.proof = placement.proof;
                 self.record.placement.destroy = true;
                 self.destroy(Some((id, until)), source, force, cx, out);
             }

@@ -73,6 +73,8 @@ impl World {
             from_epoch: machine_placement("w1", 1).epoch,
             volumes: vec![carried],
             drain_timeout_ms: 5_000,
+            back: Default::default(),
+            names_caller: false,
             rate_bytes_per_s: 0,
             precopy: true,
             start_first: false,

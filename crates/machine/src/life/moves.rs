@@ -22,7 +22,7 @@ pub enum Passage {
     /// It came here, and is to be filled.
     Adopt { placement: Box<godwit_api::row::Placement>, hydration: Box<Hydration> },
     /// It is this host's again.
-    TakeBack { epoch: Epoch },
+    TakeBack { epoch: Epoch, proof: String },
 }
 
 /// A volume's number, and what happens to it.
@@ -304,7 +304,9 @@ impl Life {
         }
         let is_volume = self.record.is_volume();
         let record = &mut self.record;
+        let proof = |machine: &MachineId| ticket.back.get(machine).cloned().unwrap_or_default();
         record.placement.epoch = ticket.lead.epoch.next();
+        record.placement.proof = proof(&ticket.lead.machine);
         record.held = true;
         record.lent = None;
         let Some(moving) = &mut record.moving else { return };
@@ -317,7 +319,8 @@ impl Life {
                 .iter()
                 .map(|carried| {
                     let epoch = carried.placement.epoch.next();
-                    (carried.placement.machine.clone(), Passage::TakeBack { epoch })
+                    let machine = carried.placement.machine.clone();
+                    (machine.clone(), Passage::TakeBack { epoch, proof: proof(&machine) })
                 })
                 .collect();
         }
@@ -351,8 +354,9 @@ impl Life {
                 self.record.reserved = of_placement(&self.record.placement, false);
                 self.begin(Draft::of(JobKind::Hydrate, Source::Host), None, cx, out);
             }
-            Passage::TakeBack { epoch } => {
+            Passage::TakeBack { epoch, proof } => {
                 self.record.placement.epoch = epoch;
+                self.record.placement.proof = proof;
                 self.record.held = true;
                 self.record.lent = None;
                 if self.job.take().is_some() {

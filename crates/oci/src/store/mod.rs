@@ -237,6 +237,11 @@ impl ContentStore {
         self.names.has_blob(name, blob)
     }
 
+    /// Whether an image, named by its manifest, has the blob; the manifest is one of its own.
+    pub fn image_has_blob(&self, manifest: &Digest, blob: &Digest) -> bool {
+        self.names.image_has_blob(manifest, blob)
+    }
+
     // ---- blobs -------------------------------------------------------------------------
 
     /// Keeps blobs, images and layers from being collected while the lease lives.

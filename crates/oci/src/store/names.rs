@@ -145,6 +145,14 @@ impl Names {
         })
     }
 
+    /// Whether an image, under whichever name, has the blob; its own manifest is one.
+    pub(crate) fn image_has_blob(&self, manifest: &Digest, blob: &Digest) -> bool {
+        self.read(|records| {
+            let images = records.values().filter_map(|record| record.images.get(manifest));
+            images.into_iter().any(|image| manifest == blob || image.blobs.contains(blob))
+        })
+    }
+
     fn read<T>(&self, read: impl FnOnce(&BTreeMap<String, NameRecord>) -> T) -> T {
         read(&self.records.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use godwit_base::Distrust;
 use godwit_base::metrics::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -34,6 +35,7 @@ pub struct DoorMetrics {
     pub agent_starts: Counter,
     pub idle_stops: Counter,
     pub cut_off: Counter,
+    pub distrust: Distrust,
     in_flight: Gauge,
     machines: Gauge,
     agent_age: Gauge<f64, AtomicU64>,
@@ -58,6 +60,7 @@ impl DoorMetrics {
             agent_starts: Counter::default(),
             idle_stops: Counter::default(),
             cut_off: Counter::default(),
+            distrust: Distrust::register(metrics),
             in_flight: Gauge::default(),
             machines: Gauge::default(),
             agent_age: Gauge::default(),

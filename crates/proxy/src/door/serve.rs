@@ -144,8 +144,21 @@ fn hello(door: &Door, named: &Named, request: &Request<RecvStream>) -> StatusCod
             let _ = named.set(edge);
             StatusCode::NO_CONTENT
         }
-        None => StatusCode::UNAUTHORIZED,
+        None => {
+            door.metrics.distrust.note(None, "unnamed_call", HELLO_PATH);
+            StatusCode::UNAUTHORIZED
+        }
     }
+}
+
+/// One who may not is counted.
+fn is_allowed(door: &Door, edge: &EdgeId, verb: Verb, machine: &str) -> bool {
+    let peer = Peer::Edge(edge.clone());
+    let answer = may(&peer, verb, machine);
+    if let Err(forbidden) = &answer {
+        door.metrics.distrust.note(Some(&peer), "forbidden_call", &forbidden.to_string());
+    }
+    answer.is_ok()
 }
 
 /// A request or a tunnel for a Machine.
@@ -162,7 +175,7 @@ async fn traffic(
         respond.send_response(plain(StatusCode::BAD_REQUEST), true)?;
         return Ok(());
     };
-    if may(&Peer::Edge(edge.clone()), Verb::Traffic, id).is_err() {
+    if !is_allowed(door, edge, Verb::Traffic, id) {
         respond.send_response(plain(StatusCode::FORBIDDEN), true)?;
         return Ok(());
     }
@@ -435,9 +448,19 @@ async fn call(
         respond.send_response(plain(StatusCode::BAD_REQUEST), true)?;
         return Ok(());
     };
-    let peer = Peer::Edge(edge.clone());
+    let asked = match verb {
+        "start" => Some(Verb::Start),
+        "stop-if-idle" => Some(Verb::StopIfIdle),
+        _ => None,
+    };
+    if let Some(asked) = asked
+        && !is_allowed(door, edge, asked, id)
+    {
+        respond.send_response(plain(StatusCode::FORBIDDEN), true)?;
+        return Ok(());
+    }
     let answer = match verb {
-        "start" if may(&peer, Verb::Start, id).is_ok() => match serde_json::from_slice::<StartCall>(&body) {
+        "start" => match serde_json::from_slice::<StartCall>(&body) {
             Ok(call) => {
                 // An edge that gave up need not be waited for, but a start that is on its way goes on at the agent.
                 tokio::select! {
@@ -447,8 +470,7 @@ async fn call(
             }
             Err(_) => None,
         },
-        "stop-if-idle" if may(&peer, Verb::StopIfIdle, id).is_ok() => match serde_json::from_slice::<StopIfIdle>(&body)
-        {
+        "stop-if-idle" => match serde_json::from_slice::<StopIfIdle>(&body) {
             Ok(call) => {
                 let reply = match door.machines.get(id) {
                     Some(entry) => closing::stop_if_idle(door, &entry, &call).await,

@@ -70,7 +70,7 @@ impl Fleet {
         Spec {
             machine: machine.into(),
             instance: instance.into(),
-            epoch: 1,
+            epoch: godwit_driver::Epoch { generation: 1, n: 1 },
             hostname: machine.into(),
             dir: self.folder.join("machines").join(machine),
             lowers_base: self.folder.join("layers"),

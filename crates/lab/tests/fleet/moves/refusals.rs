@@ -52,6 +52,10 @@ fn what_must_not_move_is_refused_with_a_reason_and_changes_nothing() {
                     other => anyhow::bail!("a forged ticket was answered {other:?}"),
                 }
             }
+            match handoff(&first.shown()).await {
+                Err(CallError::Answered(error)) if error.code == 401 => {}
+                other => anyhow::bail!("a ticket without its bearer was answered {other:?}"),
+            }
             stale.end = "refused".into();
             bed.runs_at(&ends.source.id).await?;
             let now = bed.fleet.machine(super::bed::APP, &bed.machine).await?.instance_id;
@@ -82,7 +86,8 @@ async fn refused(bed: &Bed, wish: serde_json::Value, code: u16, says: &str) -> R
 /// As a target would ask.
 async fn handoff(signed: &SignedTicket) -> Result<HandoffAnswer, CallError> {
     let url = signed.read().expect("a ticket").source_url;
-    let ask = HandoffAsk { ticket: signed.clone(), client_certificate: String::new() };
+    let ask = HandoffAsk { ticket: signed.shown(), client_certificate: String::new() };
     let timeout = crate::support::PATIENCE;
-    Client::tcp(&url, None).json(godwit_api::Method::Post, "/host/v1/moves/handoff", Some(&ask), timeout).await
+    let bearer = Some(signed.caller.clone()).filter(|caller| !caller.is_empty());
+    Client::tcp(&url, bearer).json(godwit_api::Method::Post, "/host/v1/moves/handoff", Some(&ask), timeout).await
 }
