@@ -38,7 +38,7 @@ pub struct Global {
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub yes: bool,
     /// The fleet that is meant, of those that `godwit config add` made
-    #[arg(long, global = true, env = "GODWIT_CONTEXT", value_name = "NAME", help_heading = "Global options")]
+    #[arg(long, global = true, env = "GODWIT_CONTEXT", value_name = "CONTEXT", help_heading = "Global options")]
     pub context: Option<String>,
     /// Where control's API is
     #[arg(long, global = true, env = "GODWIT_API_URL", value_name = "URL", help_heading = "Global options")]
@@ -114,6 +114,12 @@ pub enum Command {
     Run(roles::Command),
     /// A whole fleet on this machine, for development and proofs (needs root)
     Dev(dev::Options),
+    /// What fits at a place of a command line; asked by the completion scripts
+    #[command(hide = true, name = "__complete")]
+    Complete {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Reads rows of the store before an edge does; started by an edge
     #[command(hide = true, name = "taste-updates")]
     Taster,

@@ -53,7 +53,11 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
         Command::DevHost(options) => dev::run_host(&options).map(|()| ExitCode::SUCCESS),
         Command::Help { topic } => cli::help::print(&topic).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
-            cli::help::completions(shell);
+            cli::completion::print(shell);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Complete { arguments } => {
+            cli::completion::answer(&arguments);
             Ok(ExitCode::SUCCESS)
         }
         command => cli::run(command, arguments.global),

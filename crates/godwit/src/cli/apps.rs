@@ -27,10 +27,14 @@ pub enum Command {
     #[command(visible_alias = "ls")]
     List,
     /// Show an app
-    Show { name: String },
+    Show {
+        #[arg(value_name = "APP")]
+        name: String,
+    },
     /// Destroy an app with its Machines and, if it has any, its volumes
     #[command(visible_aliases = ["delete", "rm"])]
     Destroy {
+        #[arg(value_name = "APP")]
         name: String,
         /// Destroy its volumes and all data in them too
         #[arg(long)]

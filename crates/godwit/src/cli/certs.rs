@@ -55,7 +55,7 @@ pub struct AddOptions {
     #[command(flatten)]
     app: AppOption,
     /// The name: www.example.com, or *.example.com with a certificate of your own
-    #[arg(value_parser = hostname)]
+    #[arg(value_name = "HOSTNAME", value_parser = hostname)]
     hostname: Hostname,
     /// The certificate and those that vouch for it, in PEM, leaf first
     #[arg(long, value_name = "FILE", visible_alias = "cert", requires = "private_key")]
@@ -71,7 +71,7 @@ pub struct AddOptions {
 pub struct Target {
     #[command(flatten)]
     app: AppOption,
-    #[arg(value_parser = hostname)]
+    #[arg(value_name = "HOSTNAME", value_parser = hostname)]
     hostname: Hostname,
 }
 

@@ -26,19 +26,27 @@ pub enum Command {
     /// Add a context: another fleet, by --api-url, --token and --ca-file, or their environment variables
     Add {
         /// Its name: 1 to 63 of a-z, A-Z, 0-9, '-', '_' and '.'
+        #[arg(value_name = "NAME")]
         context: String,
     },
     /// Use a context from now on; `default` means the plain settings
-    Use { context: String },
+    Use {
+        #[arg(value_name = "CONTEXT")]
+        context: String,
+    },
     /// List the contexts
     #[command(visible_alias = "ls")]
     List,
     /// Forget a context
     #[command(visible_alias = "rm")]
-    Remove { context: String },
+    Remove {
+        #[arg(value_name = "CONTEXT")]
+        context: String,
+    },
     /// Use the dev fleet in a folder, as the default context
     UseDev {
         /// The --data folder of `godwit dev`
+        #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
     /// Print where the settings are kept

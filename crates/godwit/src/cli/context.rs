@@ -49,7 +49,7 @@ pub enum Asked {
 #[derive(clap::Args, Clone)]
 pub struct AppOption {
     /// The app; GODWIT_APP or the configuration may name it instead
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "APP")]
     pub app: Option<String>,
 }
 

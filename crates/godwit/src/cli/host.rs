@@ -19,11 +19,20 @@ pub enum Command {
     List,
     /// Show a host
     #[command(visible_alias = "status")]
-    Show { id: String },
+    Show {
+        #[arg(value_name = "HOST")]
+        id: String,
+    },
     /// Place nothing new on a host
-    Cordon { id: String },
+    Cordon {
+        #[arg(value_name = "HOST")]
+        id: String,
+    },
     /// Place on a host again
-    Uncordon { id: String },
+    Uncordon {
+        #[arg(value_name = "HOST")]
+        id: String,
+    },
     /// What hosts hold and no record of control names: list it, or end it
     ///
     /// There is such a thing after control was restored from an older backup. Hosts leave it alone.

@@ -44,7 +44,7 @@ pub enum Command {
     #[command(visible_alias = "rm")]
     Remove {
         /// `name[:tag]`; without a tag, `latest` is meant
-        #[arg(required = true)]
+        #[arg(required = true, value_name = "IMAGE")]
         names: Vec<String>,
     },
     /// List images

@@ -45,7 +45,7 @@ pub struct Options {
     #[command(flatten)]
     app: AppOption,
     /// Only this Machine
-    #[arg(long, visible_alias = "instance", value_name = "ID")]
+    #[arg(long, visible_alias = "instance", value_name = "MACHINE")]
     machine: Option<String>,
     /// Go on as lines come
     #[arg(short, long)]

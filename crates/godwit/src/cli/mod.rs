@@ -3,6 +3,7 @@
 
 pub mod apps;
 pub mod certs;
+pub mod completion;
 pub mod config;
 pub mod context;
 mod contexts;

@@ -35,7 +35,7 @@ pub struct CountOptions {
     #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(0..=i64::from(scale_plan::COUNT_MAX)))]
     count: u16,
     /// Only those in this region count
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
     /// Destroy Machines that hold volumes too; the volumes stay
     #[arg(long)]

@@ -7,6 +7,7 @@ mod agent;
 mod api;
 mod certs;
 mod cli;
+mod completion;
 mod control;
 mod dev;
 #[path = "../../../control/tests/it/image.rs"]

@@ -13,9 +13,16 @@ use crate::error::{CliError, Result};
 #[derive(Subcommand)]
 pub enum Command {
     /// List the strays of a host, or of all hosts
-    List { host: Option<String> },
+    List {
+        #[arg(value_name = "HOST")]
+        host: Option<String>,
+    },
     /// End a stray and delete its data
-    End { host: String, id: String },
+    End {
+        #[arg(value_name = "HOST")]
+        host: String,
+        id: String,
+    },
 }
 
 pub async fn run(command: Option<Command>, context: &Context) -> Result<()> {

@@ -21,7 +21,7 @@ pub struct Options {
     #[arg(short, long)]
     name: Option<String>,
     /// Where it should run; the region of the first otherwise
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
     /// A volume of its own, in the place of one of the first: its id, or its name if exactly one free one has it
     #[arg(short, long = "volume", value_name = "VOLUME:/PATH")]

@@ -27,8 +27,10 @@ pub struct Options {
     #[command(flatten)]
     app: AppOption,
     /// What to copy: a path, MACHINE:/PATH, or - for a tar archive on standard input
+    #[arg(value_name = "SOURCE")]
     source: String,
     /// Where to: a path, MACHINE:/PATH, or - for a tar archive on standard output
+    #[arg(value_name = "TARGET")]
     target: String,
     /// Keep the owners' numbers
     #[arg(long)]

@@ -21,7 +21,7 @@ pub struct RunOptions {
     #[command(flatten)]
     app: AppOption,
     /// The image, `name[:tag][@digest]`
-    #[arg(required_unless_present = "machine_config")]
+    #[arg(value_name = "IMAGE", required_unless_present = "machine_config")]
     image: Option<String>,
     /// Words that stand where no word may: told with the right spelling.
     #[arg(hide = true)]
@@ -33,7 +33,7 @@ pub struct RunOptions {
     #[arg(short, long)]
     name: Option<String>,
     /// Where it should run
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
     #[command(flatten)]
     config: ConfigFlags,
@@ -54,7 +54,7 @@ pub struct UpdateOptions {
     #[command(flatten)]
     target: Target,
     /// Another image
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "IMAGE")]
     image: Option<String>,
     /// The command to run instead of the image's; split as a shell does it
     #[arg(short = 'C', long, value_name = "COMMAND", conflicts_with = "words")]

@@ -21,7 +21,7 @@ pub struct ListOptions {
     #[command(flatten)]
     app: AppOption,
     /// Only those in this region
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
     /// Only those in this state
     #[arg(long)]

@@ -56,7 +56,7 @@ pub struct ListOptions {
     #[arg(long)]
     all: bool,
     /// Only those of this app
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "APP")]
     app: Option<String>,
     /// Only those of this Machine
     #[arg(long, value_name = "ID")]

@@ -28,7 +28,7 @@ pub struct MoveOptions {
     #[arg(long, visible_aliases = ["host", "to-host"], value_name = "HOST", conflicts_with = "region")]
     to: Option<String>,
     /// Any host of this region
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
     /// Bound on the copy in the background, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = size::rate)]

@@ -32,7 +32,7 @@ pub enum Command {
         #[arg(short, long, value_name = "SIZE", default_value = "1", value_parser = size::volume_gb)]
         size: u64,
         /// Where it should be
-        #[arg(short, long)]
+        #[arg(short, long, value_name = "REGION")]
         region: Option<String>,
         /// What lies in it when it is new: ext4, or raw for nothing
         #[arg(long, value_name = "ext4|raw", default_value = "ext4", value_parser = fstype)]
