@@ -74,6 +74,9 @@ pub struct CreateMachine {
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Godwit's own: the id of the host that it must be placed on. In an update only its present host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     pub config: MachineConfig,
     /// Seconds; a lease is taken with the creation and its nonce answered.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +128,9 @@ pub struct Machine {
     pub config: MachineConfig,
     pub events: Vec<MachineEvent>,
     pub checks: Vec<CheckStatus>,
+    /// Godwit's own: it was created without being registered in its app's routes, and no `uncordon` has changed that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_service_registration: bool,
     /// Why its services cannot be reached as its process listens; absent when nothing is wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreachable: Vec<String>,

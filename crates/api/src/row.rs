@@ -60,6 +60,9 @@ pub struct MachineRow {
     /// bounded by `EVENTS_PUBLISHED`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<MachineEvent>,
+    /// The host that its creation asked for: while it is there, no refusal sends it to another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_host: Option<HostId>,
 }
 
 pub const VERSIONS_KEPT: usize = 16;

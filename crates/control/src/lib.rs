@@ -41,6 +41,7 @@ mod liveness;
 mod migrations;
 mod mounts;
 mod moving;
+mod named_host;
 mod names;
 pub mod place;
 mod placing;

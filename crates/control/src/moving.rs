@@ -5,7 +5,6 @@
 //! The transaction compares every row that it was decided upon, and promises two epochs: the target's, and the one at
 //! which the source takes back. Neither is used for anything else, whatever becomes of the move.
 
-use godwit_api::error::Status;
 use godwit_api::machine::MachineState;
 use godwit_api::migration::{Migrate, Migration, MigrationEvent, MigrationPhase};
 use godwit_api::row::{HostRow, MigrationRow, Placement};
@@ -18,6 +17,7 @@ use godwit_store::{Compare, Txn};
 use crate::control::{COMMIT_ATTEMPTS, Control, contended};
 use crate::hosts::RETRY_AFTER_S;
 use crate::migrations::{self, Sight};
+use crate::named_host;
 use crate::place::{RESERVED, Request};
 use crate::placing::{choose, generation_unchanged, json, may_change, no_room};
 use crate::subject::{Change, Place, Subject};
@@ -230,20 +230,11 @@ impl Control {
         let region = wish.region.as_deref().filter(|region| !region.is_empty());
         let hosts: Vec<HostId> = match named {
             Some(name) => {
-                let row = HostId::parse(name).ok().and_then(|id| world.hosts.get(&id));
-                let row = row.ok_or_else(|| ApiError::unprocessable(format!("host: there is no host {name:?}")))?;
-                if row.id == *source {
+                if name == source.as_str() {
                     return Err(ApiError::conflict(format!("{} is on host {source} already", load.lead.words())));
                 }
-                if let Some(region) = region.filter(|region| *region != row.region) {
-                    let text = format!("host {} is in region {}, not in {region}", row.id, row.region);
-                    return Err(ApiError::unprocessable(text));
-                }
-                if row.cordoned {
-                    let text = format!("host {} is cordoned: it takes nothing new", row.id);
-                    return Err(ApiError::unprocessable(text));
-                }
-                vec![row.id.clone()]
+                let regions: Vec<String> = region.map(str::to_owned).into_iter().collect();
+                vec![named_host::find(world, name, &regions)?.id.clone()]
             }
             None => {
                 let region = region.unwrap_or(&load.source.region);
@@ -272,14 +263,11 @@ impl Control {
             tie: 0,
         };
         choose(world, ask).map_err(|why| {
+            if named.is_some() {
+                return named_host::cannot_take(&hosts[0], load.lead.noun(), &why);
+            }
             let mut error = no_room(load.lead.noun(), &why, None, &[]);
-            match named {
-                Some(name) => error.error.push_str(&format!("; host {name} was asked for")),
-                None => error.error.push_str("; only hosts of its region were looked at"),
-            }
-            if why.lost > 0 && named.is_some() {
-                error.status = Status::Unavailable;
-            }
+            error.error.push_str("; only hosts of its region were considered");
             error
         })
     }

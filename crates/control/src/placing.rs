@@ -20,6 +20,7 @@ use godwit_store::{Compare, Op, Txn, put_json};
 
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app, store_error};
 use crate::mounts::{self, Claim};
+use crate::named_host;
 use crate::place::{NoHost, RESERVED, Request};
 use crate::subject::{Change, Place, Refused, Subject, machine_placement};
 use crate::validate::raw_ports;
@@ -43,6 +44,8 @@ pub(crate) struct Draft {
     pub name: String,
     /// Those that are asked for, in order; none: any.
     pub regions: Vec<String>,
+    /// The one host that it may go to, if one is asked for.
+    pub host: Option<HostId>,
     pub config: MachineConfig,
     pub image_ref: ImageRef,
     pub launch: bool,
@@ -66,12 +69,26 @@ impl Control {
         let written = self.write_placed(&draft.app, &draft.id, need, |world| {
             let app = &draft.app;
             let running = capacity::need(&draft.config, true);
-            let (host, claim) = in_regions(&draft.regions, |region| {
+            // One that was named is looked at again: it may have been cordoned meanwhile.
+            let named = draft.host.as_ref().map(|host| named_host::find(world, host.as_str(), &draft.regions));
+            let named = named.transpose()?.map(|row| row.id.clone());
+            let regions = if named.is_some() { &[] } else { draft.regions.as_slice() };
+            let (host, claim) = in_regions(regions, |region| {
                 let claim = mounts::claim(world, app, &draft.config.mounts, &draft.id, region)?;
-                let only = claim.host.as_ref().map(std::slice::from_ref);
+                if let (Some(named), Some(volumes)) = (&named, &claim.host)
+                    && named != volumes
+                {
+                    let text =
+                        format!("host: the volumes are on host {volumes}, not on {named}: name that, or move them");
+                    return Err(ApiError::unprocessable(text));
+                }
+                let only = named.as_ref().or(claim.host.as_ref()).map(std::slice::from_ref);
                 let cpus = draft.config.guest.cpus;
                 let ask = Request { app, region, need, running, cpus, only, refused: &[], tie: 0 };
-                let host = choose(world, ask).map_err(|why| no_room_for_mounts(&why, region, &claim))?;
+                let host = choose(world, ask).map_err(|why| match &named {
+                    Some(host) => named_host::cannot_take(host, "Machine", &why),
+                    None => no_room_for_mounts(&why, region, &claim),
+                })?;
                 Ok((host, claim))
             })?;
             let txn = self.new_rows(world, draft, &host, &claim)?;
@@ -173,6 +190,7 @@ impl Control {
             older: Vec::new(),
             refusals: Refusals::default(),
             events: Vec::new(),
+            asked_host: draft.host.clone(),
         };
         let placement = machine_placement(&row, &app.network, draft.launch);
         let (machine_key, name_key) = (keys::machine(&row.app, &row.id), keys::machine_name(&row.app, &row.name));

@@ -135,10 +135,11 @@ impl Subject {
             Self::Volume(row) => &row.refusals,
         }
     }
-    /// It keeps to its host whatever that says: a Machine with volumes, and a volume that a Machine holds.
+    /// It keeps to its host whatever that says: a Machine with volumes or whose creation named its host, and a volume that
+    /// a Machine holds.
     pub fn is_bound(&self) -> bool {
         match self {
-            Self::Machine(row) => !row.config.mounts.is_empty(),
+            Self::Machine(row) => !row.config.mounts.is_empty() || row.asked_host.as_ref() == Some(&row.host),
             Self::Volume(row) => row.machine.is_some(),
         }
     }

@@ -97,6 +97,7 @@ pub fn machine(
         host_status: reach.as_str().to_owned(),
         host_id: row.host.to_string(),
         cordoned: is_out_of_routes(row),
+        skip_service_registration: row.skip_service_registration,
     }
 }
 

@@ -26,6 +26,7 @@ pub const TABLES: &[Table] = &[
         fields: &[
             built("name"),
             built("region"),
+            built("host"),
             built("config"),
             built("config.image"),
             built("config.env"),

@@ -15,6 +15,7 @@ use super::lease;
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
 use crate::http::Call;
 use crate::mounts;
+use crate::named_host;
 use crate::names;
 use crate::place::NoHost;
 use crate::placing::{Draft, claim_ports, json, may_change, no_room, release_ports};
@@ -84,6 +85,9 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
     validate::config(&body.config)?;
     canonical(&mut body.config)?;
     let regions = validate::regions(body.region.as_deref())?;
+    let named = body.host.as_deref().filter(|host| !host.is_empty());
+    let named = named.map(|host| named_host::find(&control.world(), host, &regions).map(|row| row.id.clone()));
+    let host = named.transpose()?;
     let name = body.name.filter(|name| !name.is_empty());
     if let Some(name) = &name {
         validate::machine_name(name)?;
@@ -102,6 +106,7 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
         name: name.unwrap_or_else(|| names::draw(secret::random_u64())),
         app,
         regions,
+        host,
         image_ref,
         launch: !body.skip_launch,
         skip_service_registration: body.skip_service_registration,
@@ -172,6 +177,10 @@ pub async fn update(call: Call<MachinesUpdate>) -> Result<Machine, ApiError> {
         let regions = validate::regions(body.region.as_deref())?;
         if !regions.is_empty() && !regions.contains(&row.region) {
             return Err(ApiError::unprocessable(format!("region: Machine {id} stays in region {}", row.region)));
+        }
+        if body.host.as_deref().is_some_and(|host| !host.is_empty() && host != row.host.as_str()) {
+            let text = format!("host: an update leaves Machine {id} on host {}: move it with a migration", row.host);
+            return Err(ApiError::unprocessable(text));
         }
         let (txn, new_lease) = update_rows(control, &row, &body, &image_ref, guard, &call.peer)?;
         if !control.commit(txn).await?.succeeded {

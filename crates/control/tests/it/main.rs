@@ -18,6 +18,7 @@ mod leases;
 mod machines;
 mod moves;
 mod moves_faults;
+mod named_hosts;
 mod outcomes;
 mod reference;
 mod routes;

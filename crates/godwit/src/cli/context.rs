@@ -167,6 +167,28 @@ impl Context {
         Ok(apps.apps.into_iter().map(|app| app.name).collect())
     }
 
+    /// An error with the nearest names if there is no such host.
+    pub async fn known_host(&self, host: &str) -> Result<()> {
+        let known = self.host_names().await?;
+        if known.iter().any(|id| id == host) {
+            return Ok(());
+        }
+        let error = CliError::not_found(format!("there is no host {host}"));
+        Err(match did_you_mean(host, &known) {
+            Some(guess) => error.hint(guess),
+            None => error.hint("`godwit host list` shows the hosts"),
+        })
+    }
+
+    /// An error of a call that named a host, or that there is no such host, if that is why.
+    pub async fn or_unknown_host(&self, error: CliError, host: Option<&str>) -> CliError {
+        let Some(host) = host.filter(|_| error.exit == Exit::Failed) else { return error };
+        match self.known_host(host).await {
+            Err(unknown) if unknown.exit == Exit::NotFound => unknown,
+            _ => error,
+        }
+    }
+
     pub async fn host_names(&self) -> Result<Vec<String>> {
         let hosts = self.client.call::<HostsList>(&[], &Empty {}, &Empty {}).await?;
         Ok(hosts.into_iter().map(|host| host.id).collect())

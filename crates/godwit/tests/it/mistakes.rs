@@ -90,6 +90,10 @@ const REFUSED: &[Row] = &[
     (&["machine", "run", "x-base", "-a", "shop", "--vm-memory", "900gb"], 1, "larger than every host", ""),
     (&["machine", "run", "x-base", "-a", "shop", "--kill-signal", "SIGNOPE"], 1, "SIGNOPE", ""),
     (&["machine", "run", "x-base", "-a", "shop", "-e", "A=B", "-r", "mars"], 1, "mars", ""),
+    (&["machine", "run", "x-base", "-a", "shop", "--host", "w1"], 3, "no host w1", "did you mean w1"),
+    (&["machine", "create", "x-base", "-a", "shop", "--host", "mars"], 3, "no host mars", "godwit host list"),
+    (&["machine", "clone", "web", "-a", "shop", "--host", "w1"], 3, "no host w1", "did you mean w1"),
+    (&["machine", "migrate", "web", "-a", "shop", "--to", "w1"], 3, "no host w1", "did you mean w1"),
     (&["--token", "gwo_wrong", "apps", "list"], 5, "", "config show"),
     (&["--api-url", "http://127.0.0.1:1", "apps", "list"], 7, "cannot reach", "godwit dev"),
 ];

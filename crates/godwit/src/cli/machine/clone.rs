@@ -23,6 +23,9 @@ pub struct Options {
     /// Where it should run; the region of the first otherwise
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
+    /// The host that it must run on; any host of the region with room otherwise
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
     /// A volume of its own, in the place of one of the first: its id, or its name if exactly one free one has it
     #[arg(short, long = "volume", value_name = "VOLUME:/PATH")]
     volumes: Vec<MountSpec>,
@@ -34,10 +37,19 @@ pub struct Options {
 
 pub async fn run(options: &Options, context: &Context) -> Result<()> {
     let (app, machine) = context.machine(&options.target.app, &options.target.machine).await?;
-    let region = options.region.as_deref().unwrap_or(&machine.region);
+    // Who names a host means its region.
+    let region = match &options.host {
+        Some(_) => options.region.as_deref(),
+        None => Some(options.region.as_deref().unwrap_or(&machine.region)),
+    };
     let mut config = own_config(&machine, &options.volumes)?;
-    mounts::resolve(context, &app, Some(region), None, &mut config).await?;
-    let request = request(context, &machine, config, region, options.name.as_deref()).await?;
+    mounts::resolve(context, &app, region, None, &mut config).await?;
+    let mut request = request(context, &machine, config).await?;
+    for (name, value) in [("region", region), ("host", options.host.as_deref()), ("name", options.name.as_deref())] {
+        if let Some(value) = value {
+            request.insert(name.into(), value.into());
+        }
+    }
     make::launch(context, &app, request, true, &options.wait, &options.smoke).await
 }
 
@@ -50,7 +62,8 @@ pub async fn one(
     wait: &WaitOption,
     smoke: &SmokeOption,
 ) -> Result<Machine> {
-    let request = request(context, machine, own_config(machine, &[])?, region, None).await?;
+    let mut request = request(context, machine, own_config(machine, &[])?).await?;
+    request.insert("region".into(), region.into());
     make::place(context, app, request, true, wait, smoke).await
 }
 
@@ -82,13 +95,7 @@ pub fn own_config(machine: &Machine, volumes: &[MountSpec]) -> Result<Config> {
 }
 
 /// The clone runs the image that the first one runs, also where its tag means another by now.
-async fn request(
-    context: &Context,
-    machine: &Machine,
-    mut config: Config,
-    region: &str,
-    name: Option<&str>,
-) -> Result<Config> {
+async fn request(context: &Context, machine: &Machine, mut config: Config) -> Result<Config> {
     if let Some(newer) = changes::moved_tag(context, machine).await? {
         let (image, digest) = (&machine.config.image, &machine.image_ref.digest);
         context.output.say(format!(
@@ -101,9 +108,9 @@ async fn request(
     }
     let mut request = Config::new();
     request.insert("config".into(), config.into());
-    request.insert("region".into(), region.into());
-    if let Some(name) = name {
-        request.insert("name".into(), name.into());
+    if machine.skip_service_registration {
+        context.output.say(format!("It is left out of the app's routes, as Machine {} is.", machine.id));
+        request.insert("skip_service_registration".into(), true.into());
     }
     Ok(request)
 }

@@ -35,6 +35,9 @@ pub struct RunOptions {
     /// Where it should run
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
+    /// The host that it must run on; any host with room otherwise
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
     #[command(flatten)]
     config: ConfigFlags,
     /// Create it and leave it stopped
@@ -92,7 +95,7 @@ pub async fn run(options: &RunOptions, context: &Context, launch_it: bool) -> Re
     let region = options.region.clone().or_else(|| request.get("region")?.as_str().map(str::to_owned));
     mounts::resolve(context, &app, region.as_deref(), None, &mut config).await?;
     let launched = launch_it && !options.skip_launch && request.get("skip_launch") != Some(&Value::Bool(true));
-    for (name, value) in [("name", &options.name), ("region", &options.region)] {
+    for (name, value) in [("name", &options.name), ("region", &options.region), ("host", &options.host)] {
         if let Some(value) = value {
             request.insert(name.into(), value.clone().into());
         }
@@ -139,7 +142,12 @@ pub async fn place(
         if let Some(image) = request.get("config").and_then(|config| config.get("image")?.as_str()) {
             context.about(Asked::Image(image.to_owned()));
         }
-        document::send::<MachinesCreate>(context, &[app.as_str()], &request.into(), HeaderMap::new()).await?
+        let host = request.get("host").and_then(Value::as_str).map(str::to_owned);
+        let made = document::send::<MachinesCreate>(context, &[app.as_str()], &request.into(), HeaderMap::new()).await;
+        match made {
+            Ok(machine) => machine,
+            Err(error) => return Err(context.or_unknown_host(error, host.as_deref()).await),
+        }
     };
     output.say(format!("Machine {} ({}) is placed on {}.", machine.id, machine.name, machine.host_id));
     if !wait.detach {

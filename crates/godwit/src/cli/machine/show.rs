@@ -9,7 +9,6 @@ use godwit_api::machine::{ListMachines, Machine};
 
 use super::Target;
 use crate::cli::context::{AppOption, Context};
-use crate::cli::guess::did_you_mean;
 use crate::cli::output::Column;
 use crate::error::Result;
 
@@ -80,7 +79,7 @@ pub async fn list(options: &ListOptions, context: &Context) -> Result<()> {
     if machines.is_empty()
         && let Some(host) = &options.host
     {
-        no_such_host(context, host).await?;
+        context.known_host(host).await?;
     }
     let output = context.output;
     if output.json {
@@ -94,19 +93,6 @@ pub async fn list(options: &ListOptions, context: &Context) -> Result<()> {
     let of_several = options.all || options.host.is_some();
     table(context, &machines, of_several);
     Ok(())
-}
-
-/// An empty list of a host that does not exist is a slip of the pen.
-async fn no_such_host(context: &Context, host: &str) -> Result<()> {
-    let known = context.host_names().await?;
-    if known.iter().any(|id| id == host) {
-        return Ok(());
-    }
-    let error = crate::error::CliError::not_found(format!("there is no host {host}"));
-    Err(match did_you_mean(host, &known) {
-        Some(guess) => error.hint(guess),
-        None => error.hint("`godwit host list` shows those there are"),
-    })
 }
 
 /// Machines under headings; those of hosts that do not report are marked.

@@ -84,7 +84,10 @@ pub async fn machine(
 ) -> Result<()> {
     let drain = running.drain_timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
     let request = Migrate { drain_timeout_ms: drain, start_first: running.start_first, ..way.request() };
-    let begun = begin::<MachinesMigrate>(context, app, machine.id.as_str(), &request, headers).await?;
+    let begun = match begin::<MachinesMigrate>(context, app, machine.id.as_str(), &request, headers).await {
+        Ok(begun) => begun,
+        Err(error) => return Err(context.or_unknown_host(error, way.to.as_deref()).await),
+    };
     go_on(context, begun, way).await
 }
 
@@ -96,7 +99,11 @@ pub async fn volume(context: &Context, app: &AppName, volume: &Volume, way: &Mov
             error.hint(format!("it moves with its Machine: `godwit machine migrate {machine} -a {app}`"))
         }
         _ => error,
-    })?;
+    });
+    let begun = match begun {
+        Ok(begun) => begun,
+        Err(error) => return Err(context.or_unknown_host(error, way.to.as_deref()).await),
+    };
     go_on(context, begun, way).await
 }
 
