@@ -384,6 +384,7 @@ impl Life {
             retry_at_ms: None,
             phase: Phase::Forward,
             placement: draft.placement,
+            former: None,
             run: draft.start.then(|| cx.run_id()),
             stop_signal: draft.stop_signal,
             stop_timeout_ms: draft.stop_timeout_ms,

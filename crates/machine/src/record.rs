@@ -222,6 +222,9 @@ pub struct Job {
     /// Of Create and Update: the configuration to hold.
     #[serde(default)]
     pub placement: Option<Placement>,
+    /// Of Update, once it has swapped them: the configuration that was held before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Placement>,
     /// Of jobs that start: the new process's id, drawn once so that no repetition starts a second one.
     #[serde(default)]
     pub run: Option<String>,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use godwit_api::machine::MachineState;
-use godwit_lab::fleet::Fleet;
+use godwit_lab::fleet::{Fleet, eventually};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
@@ -143,6 +143,47 @@ fn an_image_that_no_host_can_run_is_placed_once() {
         fleet.wait_state("web", good.id.as_str(), &[MachineState::Started], PATIENCE).await.unwrap();
         let still = fleet.machine("web", bad.id.as_str()).await.unwrap();
         assert_eq!((still.state, still.host_id, still.events), (failed.state, failed.host_id, failed.events));
+    });
+}
+
+/// W4: what cannot be started at all is refused, and the version before it runs again.
+#[test]
+fn an_update_that_can_never_start_goes_back_to_the_version_before() {
+    let (fleet, _folder) = fleet();
+    run(async {
+        let config = json!({ "image": "box", "env": { "WHICH": "first" } });
+        let first = fleet.create_machine("web", json!({ "config": config })).await.unwrap();
+        let id = first.id.as_str();
+        fleet.wait_state("web", id, &[MachineState::Started], PATIENCE).await.unwrap();
+        let updates: [(&[&str], &str); 3] = [
+            (&["--image", "bad"], "nobody-here"),
+            (&["--", "/no/such"], "program \"/no/such\" does not exist"),
+            (&["--entrypoint", "nosuch"], "program \"nosuch\" was not found in PATH"),
+        ];
+        for (change, why) in updates {
+            let mut arguments = vec!["--yes", "machine", "update", id, "-a", "web"];
+            arguments.extend(change);
+            fails(&fleet, &arguments, &[why, "version before it stands"]);
+            let back = eventually("the version before it stands, and runs", PATIENCE, async || {
+                let shown = fleet.machine("web", id).await?;
+                let is_back = shown.instance_id == first.instance_id && shown.state == MachineState::Started;
+                Ok(is_back.then_some(shown))
+            });
+            let back = back.await.unwrap();
+            assert_eq!((back.config, &back.image_ref.digest), (first.config.clone(), &first.image_ref.digest));
+            let reasons = back.events.iter().filter(|event| event.kind == "update");
+            let reasons: Vec<_> = reasons.filter_map(|event| event.request.as_ref()?.reason.as_deref()).collect();
+            assert!(reasons.first().is_some_and(|reason| reason.contains(why)), "{reasons:?}");
+            let env = fleet.cli_ok(&["machine", "exec", id, "-a", "web", "--", "sh", "-c", "echo $WHICH"]).unwrap();
+            assert_eq!(env.trim(), "first");
+        }
+        // What ends by itself has been started: it is its restart policy's matter, and no version comes back.
+        let crash: [&str; 10] =
+            ["--yes", "machine", "update", id, "-a", "web", "--", "sh", "-c", "echo the port is taken; exit 3"];
+        fails(&fleet, &crash, &["the port is taken", "exited with code 3"]);
+        assert_ne!(fleet.machine("web", id).await.unwrap().instance_id, first.instance_id);
+        // And one that can be started takes the place.
+        fleet.cli_ok(&["--yes", "machine", "update", id, "-a", "web", "--", "sleep", "1000000"]).unwrap();
     });
 }
 

@@ -3,6 +3,7 @@
 
 use super::tests::{World, launched};
 use super::*;
+use crate::converge::tests::placement;
 use crate::job::Fault;
 
 #[test]
@@ -60,6 +61,62 @@ fn a_program_that_is_not_there_fails_at_once_with_its_reason() {
     let start = world.ask(What::Start, Until::Ended);
     world.settle();
     assert!(matches!(world.answers[&start], Answer::Ended { .. }));
+}
+
+/// The new version's start, which ends so.
+fn start_fails(world: &mut World, fault: Fault, reason: &str) {
+    while world.pending.is_some_and(|(_, step)| step != Step::StartProcess) {
+        world.progress();
+    }
+    world.fail(Outcome::Abort { fault, reason: reason.into(), exit: None });
+    world.settle();
+}
+
+#[test]
+fn an_update_that_can_never_start_gives_its_place_back_to_the_version_before() {
+    let mut world = launched();
+    let before = world.life.record.placement.clone();
+    world.place(2, false);
+    start_fails(&mut world, Fault::User, "user \"nobody-here\" is unknown");
+    let record = &world.life.record;
+    assert_eq!((record.state, record.running, &record.placement), (MachineState::Started, true, &before));
+    assert_eq!(world.starts, 2, "the old version was started again");
+    assert_eq!(record.refused_update_reason.as_deref(), Some("user \"nobody-here\" is unknown"));
+    let told = world.notes.iter().rfind(|note| note.kind == "update").and_then(|note| note.detail.clone()).unwrap();
+    assert_eq!(told.reason.unwrap(), "user \"nobody-here\" is unknown; the version before it stands");
+    world.check_at_rest();
+    // The same row is not tried again, and a good one is.
+    let again = world.place(2, false);
+    assert!(matches!(&world.answers[&again], Answer::Refused(Refusal::Placement(why)) if why.contains("nobody-here")));
+    world.place(3, false);
+    world.settle();
+    assert_eq!((world.life.record.state, world.life.record.refused_update.as_ref()), (MachineState::Started, None));
+
+    // What was stopped stays so.
+    world.ask(What::Stop { signal: None, timeout_ms: None }, Until::Ended);
+    world.settle();
+    let (before, starts) = (world.life.record.placement.clone(), world.starts);
+    world.place(4, false);
+    start_fails(&mut world, Fault::User, "no such program");
+    assert_eq!((world.life.record.state, world.starts), (MachineState::Stopped, starts));
+    assert_eq!(world.life.record.placement, before);
+    world.check_at_rest();
+}
+
+#[test]
+fn an_update_whose_host_could_not_start_it_is_tried_again_as_it_is() {
+    let mut world = launched();
+    world.place(2, false);
+    start_fails(&mut world, Fault::System, "no memory for its shim");
+    assert_eq!(world.life.record.refused_update, None);
+    world.pass_time();
+    world.settle();
+    let record = &world.life.record;
+    assert_eq!(
+        (record.state, record.placement.instance_id.clone()),
+        (MachineState::Started, placement(1, 1, 2).instance_id)
+    );
+    world.check_at_rest();
 }
 
 #[test]

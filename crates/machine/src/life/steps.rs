@@ -9,7 +9,7 @@ use godwit_api::ticket::Grant;
 
 use super::{Answer, Context, Draft, Effects, Life, Refusal, Sync, reason};
 use crate::capacity::{need, of_placement};
-use crate::job::{Fault, JobKind, OnAbort, Outcome, Step, retry_after_ms};
+use crate::job::{Fault, JobKind, OnAbort, Outcome, Step, StopMode, retry_after_ms};
 use crate::record::{Job, Phase, Source};
 
 impl Life {
@@ -131,10 +131,10 @@ impl Life {
             }
             Step::SwapSpec => {
                 if let Some(placement) = job.placement.clone() {
-                    record.placement = placement;
+                    // Both versions' shares are held to the job's end: the old one may be what runs then.
+                    job.former = Some(std::mem::replace(&mut record.placement, placement));
                     record.refused_update = None;
                     record.refused_update_reason = None;
-                    record.reserved = need(&record.placement.config, job.start);
                 }
             }
             Step::UnpackImage
@@ -345,9 +345,32 @@ impl Life {
         out.changed = true;
     }
 
+    /// The new version can never be started as it is (its program is missing, its user is unknown): the one before takes
+    /// its place again, and runs again if it ran.
+    fn go_back(&mut self, job: Job, why: String, cx: &mut Context<'_>, out: &mut Effects) {
+        let Some(former) = job.former else { return };
+        let record = &mut self.record;
+        let refused = std::mem::replace(&mut record.placement, former);
+        record.refused_update = Some((refused.epoch, refused.instance_id));
+        record.refused_update_reason = Some(why.clone());
+        let lives = job.stop != StopMode::Leave || record.restart_due_ms.is_some();
+        record.state = if lives { MachineState::Stopped } else { job.prior };
+        record.reserved = need(&record.placement.config, lives);
+        out.note("update", record.state, job.source, reason(format!("{why}; the version before it stands")));
+        out.save(Sync::Disk);
+        out.changed = true;
+        for id in std::mem::take(&mut self.waiters) {
+            out.refuse(id, Refusal::Placement(why.clone()));
+        }
+        if lives {
+            out.note("start", MachineState::Starting, Source::Host, None);
+            self.begin(Draft { start: true, ..Draft::of(JobKind::Start, Source::Host) }, None, cx, out);
+        }
+    }
+
     /// The start was taken back: its process is proven dead.
     fn finish_undone(&mut self, job: Job, cx: &mut Context<'_>, out: &mut Effects) {
-        let Phase::Unwinding { fault, reason: why, exit, aborted_at } = job.phase else { return };
+        let Phase::Unwinding { fault, reason: why, exit, aborted_at } = job.phase.clone() else { return };
         self.cancel = false;
         if job.kind.is_departure() {
             self.stays(why, cx.now_ms, out);
@@ -366,6 +389,9 @@ impl Life {
             moving.enter(MovePart::Done, cx.now_ms);
         }
         self.record.running = false;
+        if fault == Fault::User && job.former.is_some() {
+            return self.go_back(job, why, cx, out);
+        }
         out.changed = true;
         out.save(Sync::Process);
         let waiters = std::mem::take(&mut self.waiters);
