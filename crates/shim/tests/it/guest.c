@@ -218,7 +218,7 @@ int main(int argc, char **argv) {
     if (!strcmp(act, "raise")) { raise(number); return 99; }
     if (!strcmp(act, "sleep")) { printf("asleep\n"); fflush(stdout); for (;;) pause(); }
     if (!strcmp(act, "trap")) { signal(SIGTERM, on_term); printf("trapping\n"); fflush(stdout); for (;;) pause(); }
-    if (!strcmp(act, "stubborn")) { signal(SIGTERM, SIG_IGN); signal(SIGINT, SIG_IGN); for (;;) pause(); }
+    if (!strcmp(act, "stubborn")) { signal(SIGTERM, SIG_IGN); signal(SIGINT, SIG_IGN); printf("stubborn\n"); fflush(stdout); for (;;) pause(); }
     if (!strcmp(act, "burn")) {
         double until = seconds(CLOCK_MONOTONIC) + number / 1000.0;
         while (seconds(CLOCK_MONOTONIC) < until) ;

@@ -39,6 +39,7 @@ async fn signals_reach_the_program_with_their_default_actions() {
     assert_eq!(wait(&handle).await.signal, Some(15), "`kill 1` from inside is meant for the program");
 
     let handle = fleet.start("m4", &["guest", "stubborn"]).await;
+    until("it ignores signals", || output(&handle.dir).contains("stubborn")).await;
     fleet.driver.signal(&handle, 15).await.unwrap();
     let exit = fleet.driver.kill(&handle).await.unwrap();
     assert_eq!(exit.signal, Some(9));
