@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use godwit_api::door::Listening;
 use godwit_api::ids::MachineId;
+use godwit_api::route::ClosedPort;
 use godwit_base::dial::Addresses;
 
 use judge::{Stand, Verdict, judge};
@@ -84,8 +85,11 @@ impl Live {
         self.sockets = sockets;
         self.looks.send_modify(|looks| *looks += 1);
         let settled = self.stands.iter().filter(|(_, stand)| stand.is_settled(now_ms));
-        let faults = settled.filter_map(|(port, stand)| stand.verdict.words(*port, BY_SERVICE)).collect();
-        Told { faults, opened: self.wanted.opened.clone() }
+        let closed = settled.filter_map(|(port, stand)| {
+            let lasting = stand.is_lasting(self.wanted.opened.contains(port), self.wanted.own, now_ms);
+            Some(ClosedPort { port: *port, why: stand.verdict.words(*port, BY_SERVICE)?, lasting })
+        });
+        Told { closed: closed.collect(), opened: self.wanted.opened.clone() }
     }
 
     fn is_well(&self) -> bool {

@@ -6,6 +6,7 @@ use crate::event::{ExitEvent, MachineEvent};
 use crate::ids::{AppName, Epoch, HostId, InstanceId, MachineId};
 use crate::machine::{CheckStatus, MachineState};
 use crate::migration::MigrationFact;
+use crate::route::ClosedPort;
 use crate::volume::VolumeFact;
 
 /// The order of facts of one host. A fact of a lower sequence never takes the place of one of a higher.
@@ -81,6 +82,9 @@ pub struct MachineFact {
     /// Why its services cannot be reached as its process listens, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreachable: Vec<String>,
+    /// The same by port, for edges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed_ports: Vec<ClosedPort>,
     /// Set when the host refused the placement for good (journaled): control may place again elsewhere.
     #[serde(default)]
     pub refused: Option<String>,

@@ -25,6 +25,19 @@ pub struct RouteMachine {
     pub readiness: Readiness,
     pub cordoned: bool,
     pub services: Vec<Service>,
+    /// Of its services' internal ports, those that its process does not listen on for anybody outside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed_ports: Vec<ClosedPort>,
+}
+
+/// A port that takes no connection as its Machine's process listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedPort {
+    pub port: u16,
+    /// In words, with what to do.
+    pub why: String,
+    /// It has been so for long enough that nothing is to be expected of waiting.
+    pub lasting: bool,
 }
 
 /// What an edge may do with a Machine. A hint: the door decides.

@@ -52,6 +52,7 @@ fn route_machine(world: &World, row: &MachineRow, is_lost: impl Fn(&HostId) -> b
         readiness,
         cordoned: row.cordoned,
         services: row.config.services.clone(),
+        closed_ports: fact.map(|fact| fact.closed_ports.clone()).unwrap_or_default(),
     })
 }
 

@@ -349,7 +349,7 @@ impl World {
         let told = |fact: Option<&Known<MachineFact>>| {
             let fact = fact?;
             let critical = fact.checks.iter().filter(|check| check.status == "critical").count();
-            Some((fact.app.clone(), fact.epoch, fact.state, critical))
+            Some((fact.app.clone(), fact.epoch, fact.state, critical, fact.closed_ports.clone()))
         };
         let (old, new) = (told(of_host.get(&machine)), told(row.as_ref()));
         set(of_host, machine.clone(), row);

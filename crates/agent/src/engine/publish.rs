@@ -63,7 +63,8 @@ impl Engine {
             last_exit: record.last_exit.clone(),
             events: slot.events.iter().cloned().collect(),
             checks: slot.checks.values().cloned().collect(),
-            unreachable: slot.reach.faults.clone(),
+            unreachable: slot.reach.closed.iter().map(|one| one.why.clone()).collect(),
+            closed_ports: slot.reach.closed.clone(),
             refused: record.refused.clone(),
             refused_update: record.refused_update.as_ref().map(|(_, instance_id)| RefusedUpdate {
                 instance_id: instance_id.clone(),
@@ -173,7 +174,7 @@ impl Engine {
             return;
         }
         slot.checks.clear();
-        slot.reach.faults.clear();
+        slot.reach.closed.clear();
         let machine = machine.clone();
         out.commands.push(match &wanted {
             None => Command::EndChecks { machine },

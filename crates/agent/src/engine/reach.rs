@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use godwit_api::event::{EventDetail, MachineEvent};
 use godwit_api::ids::{InstanceId, MachineId};
+use godwit_api::route::ClosedPort;
 use godwit_machine::Source;
 use godwit_store::journal::Write;
 
@@ -13,8 +14,8 @@ use super::{Engine, Output, Slot, load};
 /// What is told of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Told {
-    /// Faults that have stood for a while, in words.
-    pub faults: Vec<String>,
+    /// Faults that have stood for a while.
+    pub closed: Vec<ClosedPort>,
     /// Ports that were open at some time in this version.
     pub opened: BTreeSet<u16>,
 }
@@ -22,8 +23,8 @@ pub struct Told {
 /// What a host knows of how a Machine listens.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
-    /// Faults of the present run, in words.
-    pub faults: Vec<String>,
+    /// Faults of the present run.
+    pub closed: Vec<ClosedPort>,
     /// Ports that were open in some run of this version.
     version: Option<InstanceId>,
     opened: BTreeSet<u16>,
@@ -44,13 +45,13 @@ impl Engine {
         }
         slot.reach.version = Some(slot.life.record.placement.instance_id.clone());
         slot.reach.opened = told.opened;
-        if slot.reach.faults == told.faults {
+        if slot.reach.closed == told.closed {
             return;
         }
-        let before = std::mem::replace(&mut slot.reach.faults, told.faults.clone());
-        for fault in told.faults.iter().filter(|fault| !before.contains(fault)) {
+        let before = std::mem::replace(&mut slot.reach.closed, told.closed.clone());
+        for fault in told.closed.iter().filter(|fault| before.iter().all(|known| known.why != fault.why)) {
             let id = InstanceId::from_parts(now_ms, (self.draw)());
-            unreachable(slot, id, fault, now_ms, out);
+            unreachable(slot, id, &fault.why, now_ms, out);
         }
         self.show(machine, true, out);
     }

@@ -18,6 +18,7 @@ use godwit_api::machine::{
     Acknowledged, CheckStatus, ExecAnswer, ExecMachine, MachineState, ProcessStat, SignalMachine, StartAnswer,
 };
 use godwit_api::migration::{MigrationFact, MovePart, MoveRole};
+use godwit_api::route::ClosedPort;
 use godwit_api::row::Placement;
 use godwit_api::ticket::{CancelAnswer, SignedTicket, Ticket};
 use godwit_api::volume::{HydrationFact, VolumeFact};
@@ -59,6 +60,7 @@ pub struct Held {
     pub state: MachineState,
     pub refused: Option<String>,
     pub checks: Vec<CheckStatus>,
+    pub closed_ports: Vec<ClosedPort>,
     pub updated_at_ms: u64,
     /// Told of it in place of the placement's, once a move has changed it.
     pub epoch: Epoch,
@@ -80,6 +82,7 @@ impl Held {
             held: refused.is_none() && state != MachineState::Destroyed,
             refused,
             checks: Vec::new(),
+            closed_ports: Vec::new(),
             updated_at_ms: clock::unix_ms(),
             epoch: placement.epoch,
             migration: None,
@@ -323,6 +326,7 @@ impl Shared {
             },
             checks: held.checks.clone(),
             unreachable: Vec::new(),
+            closed_ports: held.closed_ports.clone(),
             refused: held.refused.clone(),
             refused_update: held.refused_update.clone(),
             held: held.held,

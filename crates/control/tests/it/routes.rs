@@ -1,7 +1,7 @@
 //! What edges see: one row an app and region, following Machines, checks, cordons and hosts.
 
 use godwit_api::machine::{CheckStatus, MachineState};
-use godwit_api::route::{AppRegions, Readiness, RouteRow};
+use godwit_api::route::{AppRegions, ClosedPort, Readiness, RouteRow};
 use godwit_api::{AppName, keys};
 use godwit_store::StoreExt;
 use serde_json::json;
@@ -43,8 +43,21 @@ async fn a_route_follows_its_machine() {
     };
     agent.becomes(&id, |held| held.checks = vec![critical.clone()]);
     until_readiness(&bed, Readiness::Unavailable).await;
-    agent.becomes(&id, |held| held.checks.clear());
-    until_readiness(&bed, Readiness::Running).await;
+    // Why nobody can connect is told to edges, also when nothing else has changed since.
+    for lasting in [false, true] {
+        let closed = ClosedPort { port: 8080, why: "listens on 127.0.0.1:8080".into(), lasting };
+        agent.becomes(&id, |held| held.closed_ports = vec![closed.clone()]);
+        until("the route says so", || async {
+            row(&bed, "fra").await.filter(|row| row.machines[0].closed_ports == [closed.clone()])
+        })
+        .await;
+    }
+    agent.becomes(&id, |held| {
+        held.checks.clear();
+        held.closed_ports.clear();
+    });
+    let route = until_readiness(&bed, Readiness::Running).await;
+    assert!(route.machines[0].closed_ports.is_empty());
     api.post(&format!("{path}/cordon"), json!({})).await.expect(200);
     until("the route is cordoned", || async { row(&bed, "fra").await.filter(|row| row.machines[0].cordoned) }).await;
     api.delete(&format!("{path}?force=true")).await.expect(200);

@@ -71,7 +71,8 @@ impl<'a> Doubt<'a> {
             let listening = asking.await;
             self.asking = None;
             self.not_before = Instant::now() + PAUSE;
-            self.hint = listening.hint;
+            // An agent that was too busy to answer takes back nothing that it said before.
+            self.hint = listening.hint.or(self.hint.take());
             if let (Some(hint), true) = (&self.hint, listening.lasting) {
                 return hint.clone();
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use godwit_api::door::Refusal;
 use godwit_api::ids::{Epoch, MachineId};
+use godwit_api::route::Readiness;
 use tokio::time::Instant;
 
 use super::Edge;
@@ -203,6 +204,7 @@ impl Search<'_> {
                 Ok(None)
             }
             Choice::Wait => {
+                self.look_for_closed(&view, &places)?;
                 self.wait().await?;
                 Ok(None)
             }
@@ -325,6 +327,21 @@ impl Search<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Nobody is asked for what is out, such as a Machine whose check fails: what its host has told of its port counts. It is
+    /// said at the deadline; or at once, if it is so of all of them and lasts.
+    fn look_for_closed(&mut self, view: &View, places: &[Place]) -> Result<(), Turned> {
+        let closed = places.iter().map(|(target, service)| {
+            let target = &view.targets[*target];
+            target.services[*service].closed.as_ref().filter(|_| target.readiness == Readiness::Unavailable)
+        });
+        let Some(first) = closed.clone().flatten().next() else { return Ok(()) };
+        self.hint = Some(first.why.clone());
+        if closed.into_iter().all(|one| one.is_some_and(|closed| closed.lasting)) {
+            return Err(Turned::Unreachable(first.why.clone()));
+        }
+        Ok(())
     }
 
     /// The time is over: if a host knows why, that is said.

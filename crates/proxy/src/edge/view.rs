@@ -47,6 +47,16 @@ pub struct TargetService {
     pub hard: Option<u32>,
     pub tally: Arc<Tally>,
     pub port_header: HeaderValue,
+    /// Why its host says that nobody can connect to it.
+    pub closed: Option<Closed>,
+}
+
+/// What a host sees of a port that takes no connection.
+pub struct Closed {
+    /// With the Machine's name.
+    pub why: Arc<str>,
+    /// Nothing is to be expected of waiting.
+    pub lasting: bool,
 }
 
 impl TargetService {
@@ -362,6 +372,10 @@ fn target(machine: &RouteMachine, region: Arc<str>, local: bool, tallies: Arc<Ta
             hard: limits.hard_limit,
             tally: tallies.of(service.internal_port),
             port_header: HeaderValue::from(service.internal_port),
+            closed: machine.closed_ports.iter().find(|one| one.port == service.internal_port).map(|one| Closed {
+                why: format!("Machine {}: {}", machine.machine, one.why).into(),
+                lasting: one.lasting,
+            }),
             service: service.clone(),
         }
     });
@@ -407,6 +421,7 @@ mod tests {
             readiness,
             cordoned: false,
             services: vec![Service { internal_port: 80, ..Service::default() }],
+            closed_ports: Vec::new(),
         };
         let app = godwit_api::AppName::parse("a").unwrap();
         BTreeMap::from([("fra".into(), RouteRow { app, region: "fra".into(), machines: vec![machine] })])

@@ -26,7 +26,7 @@ use crate::link::client::Link;
 const ASK_WAIT_FIRST: Duration = Duration::from_millis(10);
 const ASK_WAIT_MAX: Duration = Duration::from_millis(200);
 /// For a door's answer to arrive.
-const ANSWER_MARGIN: Duration = Duration::from_millis(500);
+const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 
 /// Starts a Machine, or joins the start that is on its way.
 pub fn wake(edge: &Edge, app: &Arc<App>, target: &Target, service: usize) -> Waking {

@@ -232,6 +232,7 @@ async fn a_dead_host_is_passed_by() {
         readiness: Readiness::Running,
         cordoned: false,
         services: vec![http_service(1)],
+        closed_ports: Vec::new(),
     };
     let live = host.agent.machines().remove(0);
     let live = RouteMachine {
@@ -239,6 +240,7 @@ async fn a_dead_host_is_passed_by() {
         host: host.id.clone(),
         door_addr: host.door_addr.to_string(),
         services: live.services,
+        closed_ports: Vec::new(),
         ..dead.clone()
     };
     fleet.write_row(vec![dead, live]).await;
@@ -283,6 +285,7 @@ async fn one_far_away(delay: Duration) -> (crate::fleet::Fleet, Host, Host, Rela
             readiness: Readiness::Running,
             cordoned: false,
             services: machine.services,
+            closed_ports: Vec::new(),
         }
     };
     fleet.write_row(vec![of(&host, relay.addr), of(&other, other.door_addr)]).await;

@@ -236,6 +236,7 @@ impl Fleet {
                 readiness: readiness(machine.state),
                 cordoned: false,
                 services: machine.services,
+                closed_ports: Vec::new(),
             })
         });
         self.write_row(machines.collect()).await;

@@ -297,6 +297,7 @@ async fn a_source_that_dies_right_after_the_handoff_costs_nothing_but_time() {
         readiness: Readiness::Running,
         cordoned: false,
         services: machine.services.clone(),
+        closed_ports: Vec::new(),
     };
     stage.fleet.write_row(vec![row(&stage.source, relay.addr.to_string(), 1)]).await;
     stage.target.agent.accept(&machine, Host::epoch(2));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use godwit_api::config::{HttpOptions, Port, Service};
 use godwit_api::door::Listening;
 use godwit_api::ids::MachineId;
-use godwit_api::route::{Readiness, RouteMachine};
+use godwit_api::route::{ClosedPort, Readiness, RouteMachine};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tungstenite::Message;
@@ -264,6 +264,36 @@ async fn what_may_still_come_is_waited_for_and_in_the_end_the_reason_is_named() 
     assert!(host.agent.with(&id, |held| held.asked) > 0);
 }
 
+/// A check fails because the port is closed: its row is out, and no door is asked for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_out_because_its_port_is_closed_is_named_at_once_or_at_the_deadline() {
+    let setup = Setup { gate_deadline_ms: 1_500, ..Setup::default() };
+    let (fleet, host, id) = one_machine(&setup, |port| vec![http_service(port)]).await;
+    let machine = host.agent.machines().remove(0);
+    let row = |lasting: bool, readiness: Readiness| RouteMachine {
+        machine: id.clone(),
+        host: host.id.clone(),
+        door_addr: host.door_addr.to_string(),
+        epoch: machine.epoch,
+        private_ip: machine.private_ip,
+        readiness,
+        cordoned: false,
+        services: machine.services.clone(),
+        closed_ports: vec![ClosedPort { port: machine.services[0].internal_port, why: HINT.into(), lasting }],
+    };
+    let named = format!("app web cannot be reached. Machine {id}: {HINT}");
+    let browser = fleet.browser();
+    for lasting in [false, true] {
+        fleet.write_row(vec![row(lasting, Readiness::Unavailable)]).await;
+        let answer = browser.get("/").await;
+        assert_eq!((answer.code, answer.text().trim()), (503, &*named), "lasting: {lasting}");
+    }
+    assert_eq!(host.agent.starts.load(Ordering::SeqCst), 0, "nobody was asked for a start");
+    // What was said of a port holds up no request to a Machine that is in.
+    fleet.write_row(vec![row(true, Readiness::Stopped)]).await;
+    until("it serves", async || (browser.get("/").await.code == 200).then_some(())).await;
+}
+
 /// It is never started by a request, so its door names the reason with the refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_without_autostart_is_named_too() {
@@ -327,6 +357,7 @@ async fn equal_machines_of_a_region_share_what_comes_one_at_a_time() {
             readiness: Readiness::Running,
             cordoned: false,
             services: machine.services,
+            closed_ports: Vec::new(),
         }
     });
     fleet.write_row(row.collect()).await;
