@@ -1,6 +1,7 @@
 //! The agent's configuration: read raw, then checked into what the parts take. It must not open or start anything.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Raw {
     pub images: RawImages,
     #[serde(default)]
     pub volumes: RawVolumes,
+    #[serde(default)]
+    pub logs: RawLogs,
     #[serde(default)]
     pub timing: RawTiming,
     /// A file whose content changes when the host is started anew.
@@ -141,6 +144,15 @@ pub struct RawVolumes {
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+pub struct RawLogs {
+    /// How much of what each Machine writes to its output is kept, the newest, from its next start on; 4 to 16384. It is
+    /// not part of `capacity.disk_mb`.
+    #[schemars(extend("default" = 256))]
+    pub keep_mb: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct RawTiming {
     /// How often placements are pulled without an occasion.
     #[schemars(extend("default" = "30s", "format" = "duration"))]
@@ -152,6 +164,10 @@ pub struct RawTiming {
     #[schemars(extend("default" = "5s", "format" = "duration"))]
     pub drain_timeout: Option<Span>,
 }
+
+/// A few of a Machine's longest lines fit, and a log of no Machine fills a disk by itself.
+const KEPT_LOG_MB: RangeInclusive<u32> = 4..=16_384;
+const DEFAULT_KEPT_LOG_MB: u32 = 256;
 
 /// A hundred volumes may be on their way from one host at once.
 const EXPORT_PORTS: (u16, u16) = (4300, 4399);
@@ -211,6 +227,8 @@ pub struct Config {
     pub pull_interval: Duration,
     pub host_fact_interval: Duration,
     pub drain_timeout: Duration,
+    /// Of each Machine.
+    pub kept_log_bytes: u64,
     /// Never empty.
     pub volume_program: Vec<String>,
     pub rate_bytes_per_s: u64,
@@ -277,6 +295,7 @@ impl TryFrom<Raw> for Config {
             pull_interval: or(raw.timing.pull_interval, 30),
             host_fact_interval: or(raw.timing.host_fact_interval, 5),
             drain_timeout: or(raw.timing.drain_timeout, 5),
+            kept_log_bytes: kept_log_bytes(raw.logs.keep_mb)?,
             export_ports: export_ports(raw.volumes.export_ports.as_deref())?,
             volume_program: volume_program(raw.volumes.program)?,
             rate_bytes_per_s: raw.volumes.rate_bytes_per_s,
@@ -314,6 +333,15 @@ fn volume_program(given: Vec<String>) -> Result<Vec<String>, Error> {
     let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
     let program = program.to_str().ok_or_else(|| Error::Config("this program's path is not UTF-8".into()))?;
     Ok(vec![program.to_owned(), "volume-process".to_owned()])
+}
+
+fn kept_log_bytes(mb: Option<u32>) -> Result<u64, Error> {
+    let mb = mb.unwrap_or(DEFAULT_KEPT_LOG_MB);
+    if !KEPT_LOG_MB.contains(&mb) {
+        let (least, most) = (KEPT_LOG_MB.start(), KEPT_LOG_MB.end());
+        return Err(Error::Config(format!("logs.keep_mb {mb} is not between {least} and {most}")));
+    }
+    Ok(u64::from(mb) << 20)
 }
 
 fn export_ports(text: Option<&str>) -> Result<(u16, u16), Error> {
@@ -382,6 +410,11 @@ mod tests {
         assert_eq!(raw("lab = true\ndriver = { kind = 'fake' }").unwrap().driver, DriverChoice::Fake);
         assert!(raw("network = { pool_v4 = 'x' }").unwrap_err().contains("address/len"));
         assert_eq!(config.export_ports, (4300, 4399));
+        assert_eq!(
+            (config.kept_log_bytes, raw("logs = { keep_mb = 64 }").unwrap().kept_log_bytes),
+            (256 << 20, 64 << 20)
+        );
+        assert!(raw("logs = { keep_mb = 3 }").unwrap_err().contains("between 4 and 16384"));
         assert_eq!(raw("volumes = { export_ports = '7000 - 7003' }").unwrap().export_ports, (7000, 7003));
         for wrong in ["7000", "0-5", "9-8", "a-b", "1-70000"] {
             assert!(raw(&format!("volumes = {{ export_ports = '{wrong}' }}")).unwrap_err().contains("4300-4399"));

@@ -35,6 +35,7 @@ pub struct Surroundings<'a> {
     /// The host's own `resolv.conf`.
     pub resolv_conf: &'a str,
     pub volumes: Vec<VolumeMount>,
+    pub log: LogLimits,
 }
 
 /// `Err`: the configuration cannot be carried out; its owner must change it.
@@ -62,7 +63,7 @@ pub fn build(placement: &Placement, around: Surroundings<'_>) -> Result<Spec, St
         hosts: hosts(placement, &hostname),
         binds: Vec::new(),
         volumes: around.volumes,
-        log: LogLimits::default(),
+        log: around.log,
         machine,
         hostname,
     })
@@ -231,6 +232,7 @@ mod tests {
             image: &image,
             volumes: Vec::new(),
             resolv_conf: "nameserver 127.0.0.53\nnameserver 10.0.0.2\nsearch corp\n",
+            log: LogLimits::default(),
         };
         build(placement, around)
     }

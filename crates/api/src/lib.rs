@@ -21,6 +21,7 @@ pub mod hostname;
 pub mod ids;
 pub mod keys;
 pub mod lease;
+pub mod log;
 pub mod machine;
 pub mod migration;
 pub mod openapi;

@@ -29,8 +29,8 @@ use std::pin::Pin;
 
 pub use error::{Error, Fault, Result};
 pub use handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
-pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, RawLogLine, log_files, parse_log_line, push_log_line};
-pub use log::{rotated_name, split_log_line};
+pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, RawLogLine, current_log, log_files};
+pub use log::{parse_log_line, push_log_line, rotated_name, split_log_line};
 pub use session::{Session, SessionRequest, SessionStream};
 pub use spec::{Bind, Epoch, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
 pub use spec::{RootPolicy, Spec, Swept, Usage};

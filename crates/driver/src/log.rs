@@ -87,9 +87,14 @@ pub fn push_log_line(out: &mut Vec<u8>, time: OffsetDateTime, stream: LogStream,
     out.push(b'\n');
 }
 
+/// The file that is written now, of the Machine whose folder is `dir`.
+pub fn current_log(dir: &Path) -> PathBuf {
+    dir.join("log").join(LOG_NAME)
+}
+
 /// The log files of the Machine whose folder is `dir`, oldest first.
 pub fn log_files(dir: &Path) -> Vec<PathBuf> {
-    let current = dir.join("log").join(LOG_NAME);
+    let current = current_log(dir);
     let rotated = (1..MAX_FILES).map(|n| rotated_name(&current, n)).take_while(|path| path.exists());
     let mut files: Vec<PathBuf> = rotated.collect();
     files.reverse();

@@ -144,9 +144,21 @@ pub struct LogLimits {
     pub files: u32,
 }
 
+/// So many files share what is kept: with each rotation no more than a part of this is lost.
+const LOG_FILES: u32 = 32;
+/// Least size of a file: a longest line is much shorter.
+const LEAST_LOG_FILE_BYTES: u64 = 128 << 10;
+
+impl LogLimits {
+    /// Of a Machine's output its last `bytes`, or up to a part in 32 less.
+    pub fn keeping(bytes: u64) -> Self {
+        Self { file_bytes: (bytes / u64::from(LOG_FILES)).max(LEAST_LOG_FILE_BYTES), files: LOG_FILES }
+    }
+}
+
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { file_bytes: 8 << 20, files: 3 }
+        Self::keeping(256 << 20)
     }
 }
 

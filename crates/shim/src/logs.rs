@@ -53,6 +53,16 @@ impl Lines {
     }
 }
 
+/// Kept of a log while its disk is nearly full: logs are in no ledger, and volumes need the room more.
+const FILES_ON_A_FULL_DISK: u32 = 3;
+/// A disk with less than one part in so many free is nearly full.
+const FREE_PART: u64 = 20;
+
+fn disk_is_nearly_full(path: &Path) -> bool {
+    let folder = path.parent().unwrap_or(path);
+    nix::sys::statvfs::statvfs(folder).is_ok_and(|disk| disk.blocks_available() < disk.blocks() / FREE_PART)
+}
+
 /// The files of one Machine.
 pub struct LogFiles {
     path: PathBuf,
@@ -60,6 +70,7 @@ pub struct LogFiles {
     file: Option<File>,
     size: u64,
     dropped: u64,
+    is_full: fn(&Path) -> bool,
 }
 
 impl LogFiles {
@@ -67,7 +78,7 @@ impl LogFiles {
     pub fn open(folder: &Path, limits: LogLimits) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let path = folder.join(LOG_NAME);
-        let mut files = Self { path, limits, file: None, size: 0, dropped: 0 };
+        let mut files = Self { path, limits, file: None, size: 0, dropped: 0, is_full: disk_is_nearly_full };
         files.reopen()?;
         Ok(files)
     }
@@ -123,7 +134,15 @@ impl LogFiles {
 
     fn rotate(&mut self) -> io::Result<()> {
         self.file = None;
-        let kept = self.limits.files.max(1) - 1;
+        let files = match (self.is_full)(&self.path) {
+            true => self.limits.files.min(FILES_ON_A_FULL_DISK),
+            false => self.limits.files,
+        };
+        let kept = files.max(1) - 1;
+        // Beyond what is kept now, because more was kept before.
+        for path in (kept + 1..).map(|n| rotated_name(&self.path, n)).take_while(|path| path.exists()) {
+            fs::remove_file(path)?;
+        }
         match kept {
             0 => fs::remove_file(&self.path)?,
             _ => {
@@ -190,6 +209,21 @@ mod tests {
         let numbers: Vec<u32> = all.lines().map(|l| l.rsplit(' ').next().unwrap().parse().unwrap()).collect();
         assert_eq!(numbers.last(), Some(&199));
         assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "a gap or a wrong order: {numbers:?}");
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_keeps_the_newest_files_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = LogLimits { file_bytes: 100, files: 9 };
+        let mut files = LogFiles::open(&folder.path().join("log"), limits).unwrap();
+        let mut fill = |is_full: fn(&Path) -> bool| {
+            files.is_full = is_full;
+            for _ in 0..9 {
+                files.write(&[b'x'; 100], 1);
+            }
+            log_files(folder.path()).len()
+        };
+        assert_eq!((fill(|_| false), fill(|_| true), fill(|_| false)), (9, 3, 9));
     }
 
     #[test]

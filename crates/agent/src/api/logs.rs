@@ -17,9 +17,11 @@ use futures_util::stream::unfold;
 
 use godwit_api::event::MachineEvent;
 use godwit_api::host::{LogLine, LogQuery, PLATFORM_STREAM};
+use godwit_api::log::{Head, push_message};
 use godwit_base::clock;
 use godwit_base::http::Failure;
-use godwit_driver::{LogStream, split_log_line};
+use godwit_driver::{LogStream, RawLogLine, split_log_line};
+use memchr::memchr_iter;
 
 use place::{Piece, Place, newest};
 
@@ -44,7 +46,7 @@ pub async fn logs(
     let mut remarks = Remarks::of(api.view.clone(), machine);
     let opening = Opening::new(&remarks.new_ones(), wanted, lines);
     let follow = query.follow.unwrap_or(false);
-    let reader = Reader { place, remarks, opening, until: Some(newest(&dir)), follow };
+    let reader = Reader { place, remarks, opening, until: Some(newest(&dir)), follow, telling: Telling::default() };
     let stream = unfold(reader, async |mut reader| {
         let lines = reader.next().await?;
         Some((Ok::<Bytes, Infallible>(lines), reader))
@@ -61,6 +63,7 @@ struct Reader {
     /// Where the first part ends (inode and length); `None` behind it.
     until: Option<(u64, u64)>,
     follow: bool,
+    telling: Telling,
 }
 
 impl Reader {
@@ -70,7 +73,9 @@ impl Reader {
         while out.is_empty() {
             match self.until {
                 Some(end) => match self.place.more(Some(end)).await {
-                    Some(piece) => lines_of(&piece).for_each(|line| self.opening.take(line, &mut out)),
+                    // A log that is read whole is as long as one that is followed.
+                    Some(piece) if self.opening.is_over() => self.telling.piece(&piece, &mut out),
+                    Some(piece) => values_of(&piece).for_each(|line| self.opening.take(line, &mut out)),
                     None => {
                         self.until = None;
                         self.opening.finish(&mut out);
@@ -87,7 +92,7 @@ impl Reader {
         let events = tokio::select! {
             biased;
             piece = self.place.more(None) => {
-                piece.iter().flat_map(lines_of).for_each(|line| push(&line, out));
+                piece.iter().for_each(|piece| self.telling.piece(piece, out));
                 return;
             }
             events = self.remarks.more() => events,
@@ -95,7 +100,7 @@ impl Reader {
         while out.len() < BEFORE_REMARK_BYTES
             && let Some(piece) = self.place.now().await
         {
-            lines_of(&piece).for_each(|line| push(&line, out));
+            self.telling.piece(&piece, out);
         }
         events.iter().map(remark).for_each(|line| push(&line, out));
     }
@@ -140,6 +145,11 @@ impl Opening {
         }
     }
 
+    /// No remark is to come, and no line too many.
+    fn is_over(&self) -> bool {
+        self.remarks.is_empty() && self.skip == Some(0)
+    }
+
     fn count(&mut self) {
         self.skip = Some((self.lines + self.remarks.len() as u64).saturating_sub(self.wanted));
     }
@@ -158,23 +168,59 @@ impl Opening {
     }
 }
 
-/// Lines as the host API tells them. Remarks of the holder's are the platform's.
-fn lines_of(piece: &Piece) -> Box<dyn Iterator<Item = LogLine> + '_> {
+/// Written lines as the host API tells them, from the files' form straight to the wire's.
+#[derive(Default)]
+struct Telling {
+    /// What stands before the text of the last line, as in the file and as JSON: neighbours mostly share it.
+    written: Vec<u8>,
+    told: Vec<u8>,
+    partial: bool,
+}
+
+impl Telling {
+    fn piece(&mut self, piece: &Piece, out: &mut Vec<u8>) {
+        match piece {
+            Piece::Lines(written) => lines_in(written).for_each(|line| self.line(line, out)),
+            Piece::Gap => push(&gap(), out),
+        }
+    }
+
+    fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        if self.written.is_empty() || !line.starts_with(&self.written) {
+            let Some(split) = split_log_line(line) else { return };
+            self.written = line[..line.len() - split.text.len()].to_vec();
+            self.told = head(&split).json();
+            self.partial = split.partial;
+        }
+        out.extend_from_slice(&self.told);
+        push_message(&line[self.written.len()..], self.partial, out);
+    }
+}
+
+/// Remarks of the holder's are the platform's.
+fn head(line: &RawLogLine<'_>) -> Head {
+    let stream = match line.stream {
+        LogStream::Stdout | LogStream::Stderr => line.stream.name(),
+        LogStream::Shim => PLATFORM_STREAM,
+    };
+    Head { timestamp: of_one_width(line.time), stream: stream.into() }
+}
+
+/// Without their ends; what follows the last end is none.
+fn lines_in(written: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut start = 0;
+    memchr_iter(b'\n', written).map(move |end| &written[std::mem::replace(&mut start, end + 1)..end])
+}
+
+/// As values, for the few that are shown first.
+fn values_of(piece: &Piece) -> Box<dyn Iterator<Item = LogLine> + '_> {
     let written = match piece {
         Piece::Lines(written) => written,
         Piece::Gap => return Box::new(std::iter::once(gap())),
     };
-    Box::new(written.split(|b| *b == b'\n').filter_map(split_log_line).map(|line| {
-        let stream = match line.stream {
-            LogStream::Stdout | LogStream::Stderr => line.stream.name(),
-            LogStream::Shim => PLATFORM_STREAM,
-        };
-        LogLine {
-            timestamp: of_one_width(line.time),
-            stream: stream.into(),
-            message: String::from_utf8_lossy(line.text).into_owned(),
-            partial: line.partial,
-        }
+    Box::new(lines_in(written).filter_map(split_log_line).map(|line| {
+        let Head { timestamp, stream } = head(&line);
+        LogLine { timestamp, stream, message: String::from_utf8_lossy(line.text).into_owned(), partial: line.partial }
     }))
 }
 

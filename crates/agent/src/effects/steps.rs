@@ -7,7 +7,7 @@ use godwit_api::event::ExitEvent;
 use godwit_api::row::Placement;
 use godwit_base::clock;
 use godwit_base::telemetry::chain;
-use godwit_driver::{Error as DriverError, Found};
+use godwit_driver::{Error as DriverError, Found, LogLimits};
 use godwit_machine::{Fault, Outcome, Step, signal};
 use godwit_oci::Blame;
 
@@ -106,6 +106,7 @@ impl Effects {
             image: &unpacked.config,
             resolv_conf: &resolv_conf,
             volumes,
+            log: LogLimits::keeping(self.shared.config.kept_log_bytes),
         };
         let spec = match build(placement, around) {
             Ok(spec) => spec,

@@ -5,18 +5,21 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{BufWriter, Write};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use godwit_api::AppName;
 use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{MACHINE_LOGS, MachinesList};
-use godwit_api::host::{LogLine, LogQuery, PLATFORM_STREAM};
+use godwit_api::host::{LogQuery, PLATFORM_STREAM};
+use godwit_api::log::{Head, Line, Reader, push_message};
 use godwit_api::machine::ListMachines;
 use godwit_base::clock;
 use godwit_base::http::client::{Client, HEAD_TIMEOUT, empty, query_string};
 use http_body_util::BodyExt;
+use memchr::memchr;
 use tokio::sync::mpsc;
 
 use super::context::{AppOption, Context};
@@ -25,8 +28,10 @@ use super::silence;
 use crate::error::{CliError, Result};
 use crate::exit::Exit;
 
-/// Lines of one Machine that wait for their turn.
-const LINES_QUEUED: usize = 1024;
+/// Of one Machine's lines, how many batches wait for their turn; the next is taken when none of them is left.
+const BATCHES_QUEUED: usize = 4;
+/// A batch is what came at once, and no more than so many bytes and a line.
+const BATCH_BYTES: usize = 64 << 10;
 /// A line longer than this is no log line of ours.
 const LINE_LIMIT_BYTES: usize = 1 << 20;
 /// How long without a byte, once connected, before a log that is not followed counts as broken.
@@ -39,7 +44,8 @@ const PRINT_BYTES: usize = 64 << 10;
 /// Show what Machines write to their output
 ///
 /// Lines of one Machine stand in the order in which it wrote them; those of several are merged by time. A `!` marks
-/// standard error, a `*` the platform's remarks. A host keeps the last 24 MiB of each Machine.
+/// standard error, a `*` the platform's remarks. A host keeps the last 256 MiB of each Machine, unless its
+/// configuration says otherwise.
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
@@ -60,14 +66,6 @@ fn tail(text: &str) -> Result<u64, String> {
         "all" => Ok(u64::MAX),
         number => number.parse().map_err(|_| "say a number of lines, or all".to_owned()),
     }
-}
-
-/// A line and who wrote it.
-#[derive(serde::Serialize)]
-struct Entry {
-    machine: String,
-    #[serde(flatten)]
-    line: LogLine,
 }
 
 pub async fn run(options: &Options, context: &Context) -> Result<()> {
@@ -94,14 +92,14 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
             machine: id.to_string(),
             follow: options.follow,
         };
-        let (sender, lines) = mpsc::channel(LINES_QUEUED);
+        let (sender, batches) = mpsc::channel(BATCHES_QUEUED);
         tokio::spawn(async move {
             if let Err(error) = stream.read(&sender).await {
                 // The receiver is gone only when the whole command is.
                 let _ = sender.send(Err(error)).await;
             }
         });
-        lanes.push(Lane { lines, waiting: VecDeque::new(), ended: false });
+        lanes.push(Lane { machine: id.to_string(), batches, waiting: VecDeque::new(), ended: false });
     }
     let window = options.follow.then_some(WINDOW);
     let mut merge = Merge { lanes, window, failed: None, any_written: false };
@@ -126,49 +124,76 @@ fn path_of(app: &AppName, id: &str, options: &Options) -> String {
 
 /// Prints until every stream has ended.
 async fn print_merged(merge: &mut Merge, output: Output) -> Result<()> {
-    let mut out = BufWriter::with_capacity(PRINT_BYTES, std::io::stdout());
+    let mut out = Print { out: BufWriter::with_capacity(PRINT_BYTES, std::io::stdout()), output, last: None };
     loop {
         let next = match merge.ready() {
-            Some(entry) => Some(entry),
+            Some(next) => Some(next),
             None => {
                 // Nobody waits for what is printed while we wait for more.
-                out.flush()?;
+                out.out.flush()?;
                 merge.next(output).await
             }
         };
-        match next {
-            Some(entry) => {
-                merge.any_written |= entry.line.stream != PLATFORM_STREAM;
-                print(&mut out, output, &entry)?;
-            }
-            None => {
-                out.flush()?;
-                return Ok(());
-            }
-        }
+        let Some((lane, line)) = next else {
+            out.out.flush()?;
+            return Ok(());
+        };
+        merge.any_written |= line.head.stream != PLATFORM_STREAM;
+        out.print(lane, &merge.lanes[lane].machine, &line)?;
     }
 }
 
-fn print(out: &mut impl Write, output: Output, entry: &Entry) -> Result<()> {
-    if output.json {
-        serde_json::to_writer(&mut *out, entry)?;
-        out.write_all(b"\n")?;
-        return Ok(());
+struct Print<W: Write> {
+    out: W,
+    output: Output,
+    /// What stands before the message of lines of this lane that share this head.
+    last: Option<(usize, Arc<Head>, Vec<u8>)>,
+}
+
+impl<W: Write> Print<W> {
+    fn print(&mut self, lane: usize, machine: &str, line: &Line) -> Result<()> {
+        let is_like = |(at, head, _): &(usize, Arc<Head>, Vec<u8>)| *at == lane && Arc::ptr_eq(head, &line.head);
+        let last = match self.last.take().filter(is_like) {
+            Some(last) => last,
+            None => (lane, line.head.clone(), before_messages(self.output, machine, &line.head)?),
+        };
+        let (.., before) = self.last.insert(last);
+        if self.output.json {
+            let mut object = before.clone();
+            push_message(line.message.as_bytes(), line.partial, &mut object);
+            self.out.write_all(&object)?;
+        } else {
+            self.out.write_all(before)?;
+            self.out.write_all(line.message.as_bytes())?;
+            self.out.write_all(b"\n")?;
+        }
+        Ok(())
     }
-    let LogLine { timestamp, stream, message, .. } = &entry.line;
-    let mark = match stream.as_str() {
+}
+
+fn before_messages(output: Output, machine: &str, head: &Head) -> Result<Vec<u8>> {
+    if output.json {
+        // The line's own object with one more member.
+        let mut object = b"{\"machine\":".to_vec();
+        serde_json::to_writer(&mut object, machine)?;
+        object.push(b',');
+        object.extend_from_slice(&head.json()[1..]);
+        return Ok(object);
+    }
+    let mark = match head.stream.as_str() {
         "stderr" => "!",
         PLATFORM_STREAM => "*",
         _ => " ",
     };
-    writeln!(out, "{} {}{mark} {message}", output.style.faint(timestamp), output.style.faint(&entry.machine))?;
-    Ok(())
+    let style = output.style;
+    Ok(format!("{} {}{mark} ", style.faint(&head.timestamp), style.faint(machine)).into_bytes())
 }
 
 /// One Machine's lines, in order.
 struct Lane {
-    lines: mpsc::Receiver<Result<Entry>>,
-    waiting: VecDeque<Entry>,
+    machine: String,
+    batches: mpsc::Receiver<Result<Vec<Line>>>,
+    waiting: VecDeque<Line>,
     ended: bool,
 }
 
@@ -184,28 +209,29 @@ struct Merge {
 }
 
 impl Merge {
-    /// The next line, if it is known to be that without waiting.
-    fn ready(&mut self) -> Option<Entry> {
+    /// The next line and its lane, if it is known to be that without waiting.
+    fn ready(&mut self) -> Option<(usize, Line)> {
         if self.lanes.iter().any(|lane| lane.waiting.is_empty() && !lane.ended) {
             return None;
         }
         self.oldest()
     }
 
-    fn oldest(&mut self) -> Option<Entry> {
+    fn oldest(&mut self) -> Option<(usize, Line)> {
         let heads = self.lanes.iter().enumerate().filter_map(|(at, lane)| Some((at, lane.waiting.front()?)));
-        let (at, _) = heads.min_by(|(_, a), (_, b)| a.line.timestamp.cmp(&b.line.timestamp))?;
-        self.lanes[at].waiting.pop_front()
+        let (at, _) = heads.min_by(|(_, a), (_, b)| a.head.timestamp.cmp(&b.head.timestamp))?;
+        Some((at, self.lanes[at].waiting.pop_front()?))
     }
 
     /// The next line; `None` when all have ended.
-    async fn next(&mut self, output: Output) -> Option<Entry> {
+    async fn next(&mut self, output: Output) -> Option<(usize, Line)> {
         loop {
             let missing = self.lanes.iter().any(|lane| lane.waiting.is_empty() && !lane.ended);
             if !missing {
                 return self.oldest();
             }
-            let oldest = self.lanes.iter().filter_map(|lane| lane.waiting.front()).map(|e| &e.line.timestamp).min();
+            let oldest =
+                self.lanes.iter().filter_map(|lane| lane.waiting.front()).map(|line| &line.head.timestamp).min();
             match (self.window, oldest) {
                 (Some(window), Some(oldest)) if *oldest <= stamp_before_now(window) => return self.oldest(),
                 // It comes of age soon, or an older one comes first.
@@ -223,9 +249,9 @@ impl Merge {
         poll_fn(|context| {
             let mut any = false;
             for lane in lanes.iter_mut().filter(|lane| lane.waiting.is_empty() && !lane.ended) {
-                while lane.waiting.len() < LINES_QUEUED {
-                    match lane.lines.poll_recv(context) {
-                        Poll::Ready(Some(Ok(entry))) => lane.waiting.push_back(entry),
+                while lane.waiting.is_empty() {
+                    match lane.batches.poll_recv(context) {
+                        Poll::Ready(Some(Ok(lines))) => lane.waiting = lines.into(),
                         // One host that does not answer hides no other's lines.
                         Poll::Ready(Some(Err(error))) => {
                             output.warn(error.to_string());
@@ -261,10 +287,10 @@ struct Stream {
 }
 
 impl Stream {
-    async fn read(&self, sender: &mpsc::Sender<Result<Entry>>) -> Result<()> {
+    async fn read(&self, sender: &mpsc::Sender<Result<Vec<Line>>>) -> Result<()> {
         let response = self.client.send(&self.path, http::Request::new(empty()), HEAD_TIMEOUT).await?;
         let mut body = response.into_body();
-        let mut buffer = BytesMut::new();
+        let (mut buffer, mut reader) = (BytesMut::new(), Reader::default());
         loop {
             let frame = if self.follow {
                 body.frame().await
@@ -276,9 +302,14 @@ impl Stream {
             let frame = frame.map_err(|error| self.broken(&error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             buffer.extend_from_slice(&data);
-            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                let line = buffer.split_to(end + 1);
-                if !self.hand_on(&line, sender).await? {
+            loop {
+                let (lines, bytes) = self.batch(&buffer, &mut reader)?;
+                buffer.advance(bytes);
+                if bytes == 0 {
+                    break;
+                }
+                // Nobody listens any more.
+                if !lines.is_empty() && sender.send(Ok(lines)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -289,16 +320,26 @@ impl Stream {
         if self.follow {
             return Err(self.broken("its host, or control, ended the stream"));
         }
-        if buffer.is_empty() { Ok(()) } else { self.hand_on(&buffer, sender).await.map(|_| ()) }
+        buffer.extend_from_slice(b"\n");
+        let (lines, _) = self.batch(&buffer, &mut reader)?;
+        // As above.
+        let _ = sender.send(Ok(lines)).await;
+        Ok(())
     }
 
-    /// False when nobody listens any more. Empty lines keep a quiet stream open.
-    async fn hand_on(&self, line: &[u8], sender: &mpsc::Sender<Result<Entry>>) -> Result<bool> {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return Ok(true);
+    /// Whole lines at the buffer's start, and how many bytes they are. Empty lines keep a quiet stream open.
+    fn batch(&self, buffer: &[u8], reader: &mut Reader) -> Result<(Vec<Line>, usize)> {
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH_BYTES
+            && let Some(length) = memchr(b'\n', &buffer[bytes..])
+        {
+            let line = &buffer[bytes..bytes + length];
+            bytes += length + 1;
+            if !line.iter().all(u8::is_ascii_whitespace) {
+                lines.push(reader.read(line).map_err(|error| self.broken(&error.to_string()))?);
+            }
         }
-        let line: LogLine = serde_json::from_slice(line).map_err(|error| self.broken(&error.to_string()))?;
-        Ok(sender.send(Ok(Entry { machine: self.machine.clone(), line })).await.is_ok())
+        Ok((lines, bytes))
     }
 
     fn broken(&self, why: &str) -> CliError {
@@ -313,37 +354,58 @@ mod tests {
     use crate::cli::output::Style;
     use proptest::prelude::*;
 
-    fn entry(machine: usize, number: usize, stamp: u32) -> Entry {
-        let line = LogLine {
-            timestamp: format!("2026-01-01T00:00:00.{stamp:06}Z"),
-            stream: "stdout".into(),
-            message: number.to_string(),
-            partial: false,
-        };
-        Entry { machine: machine.to_string(), line }
+    fn line(number: usize, stamp: u32) -> Line {
+        let timestamp = format!("2026-01-01T00:00:00.{stamp:06}Z");
+        let head = Arc::new(Head { timestamp, stream: "stdout".into() });
+        Line { head, message: number.to_string(), partial: false }
+    }
+
+    fn output(json: bool) -> Output {
+        Output { json, quiet: true, wide: false, style: Style::for_stdout(ColorChoice::Never) }
     }
 
     async fn merged(lanes: Vec<Vec<u32>>, window: Option<Duration>) -> Vec<(usize, usize, String)> {
-        let output = Output { json: false, quiet: true, wide: false, style: Style::for_stdout(ColorChoice::Never) };
         let mut merge = Merge { lanes: Vec::new(), window, failed: None, any_written: false };
         for (machine, stamps) in lanes.into_iter().enumerate() {
-            let (sender, lines) = mpsc::channel(4);
+            let (sender, batches) = mpsc::channel(4);
             tokio::spawn(async move {
-                for (number, stamp) in stamps.into_iter().enumerate() {
-                    let _ = sender.send(Ok(entry(machine, number, stamp))).await;
+                let lines: Vec<_> = stamps.into_iter().enumerate().map(|(number, stamp)| line(number, stamp)).collect();
+                for batch in lines.chunks(3) {
+                    let _ = sender.send(Ok(batch.to_vec())).await;
                 }
             });
-            merge.lanes.push(Lane { lines, waiting: VecDeque::new(), ended: false });
+            merge.lanes.push(Lane { machine: machine.to_string(), batches, waiting: VecDeque::new(), ended: false });
         }
         let mut all = Vec::new();
         loop {
             let next = match merge.ready() {
-                Some(entry) => Some(entry),
-                None => merge.next(output).await,
+                Some(next) => Some(next),
+                None => merge.next(output(false)).await,
             };
-            let Some(entry) = next else { return all };
-            all.push((entry.machine.parse().unwrap(), entry.line.message.parse().unwrap(), entry.line.timestamp));
+            let Some((lane, line)) = next else { return all };
+            all.push((lane, line.message.parse().unwrap(), line.head.timestamp.clone()));
         }
+    }
+
+    #[test]
+    fn printed_lines_carry_their_own_machine_time_and_mark() {
+        let head = |stream: &str| Arc::new(Head { timestamp: "T".into(), stream: stream.into() });
+        let (out, err) = (head("stdout"), head("stderr"));
+        let lines = [(0, &out, "a"), (0, &out, "say \"b\""), (1, &out, "c"), (0, &err, "d")];
+        let printed = |json: bool| {
+            let mut print = Print { out: Vec::new(), output: output(json), last: None };
+            for (lane, head, message) in lines {
+                let line = Line { head: head.clone(), message: message.into(), partial: false };
+                print.print(lane, ["m0", "m1"][lane], &line).unwrap();
+            }
+            String::from_utf8(print.out).unwrap()
+        };
+        assert_eq!(printed(false), "T m0  a\nT m0  say \"b\"\nT m1  c\nT m0! d\n");
+        let first = r#"{"machine":"m0","timestamp":"T","stream":"stdout","message":"a"}"#;
+        let second = r#"{"machine":"m0","timestamp":"T","stream":"stdout","message":"say \"b\""}"#;
+        let text = printed(true);
+        assert_eq!(text.lines().take(2).collect::<Vec<_>>(), [first, second]);
+        assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
     }
 
     proptest! {

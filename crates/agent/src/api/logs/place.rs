@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use godwit_driver::log_files;
+use godwit_driver::{current_log, log_files};
 
 const POLL: Duration = Duration::from_millis(100);
-const CHUNK_BYTES: usize = 64 << 10;
+const CHUNK_BYTES: usize = 256 << 10;
 /// A piece without an end of line beyond this is given up as no line.
 const MAX_LINE_BYTES: usize = 128 << 10;
 /// Listings that a rotation may disturb before a reader waits a moment.
@@ -162,6 +162,11 @@ impl Place {
     /// may lie between the two.
     async fn next(&self) -> io::Result<Option<(File, bool)>> {
         let at_hand = self.inode().await;
+        // Mostly it is the one that is being written, and none is after it: the others need no look.
+        let current = std::fs::metadata(current_log(&self.dir)).ok().map(|found| found.ino());
+        if current.is_some() && current == at_hand {
+            return Ok(None);
+        }
         for _ in 0..LIST_ATTEMPTS {
             let files = listed(&self.dir);
             // Listed twice alike: no rotation went on in between.
