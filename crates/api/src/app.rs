@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::RawPort;
+
 /// `POST /apps`. Newer clients send `name`, older ones `app_name`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -46,6 +48,9 @@ pub struct App {
     /// What its owner should know: a raw port that an edge could not open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Godwit's own: the public raw ports of its Machines, and at which edges they are open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub raw_ports: Vec<RawPort>,
     /// Where its HTTP services are reached: the edges' names for it, then its own host names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::EdgeId;
 use crate::fact::Resources;
 
 /// `POST /v1/join` with a join token as bearer.
@@ -93,6 +94,27 @@ pub struct EdgePorts {
     pub own: Vec<u16>,
     /// Raw ports of apps that it could not open.
     pub closed: Vec<ClosedPort>,
+    /// Raw ports of apps that it has open.
+    #[serde(default)]
+    pub open: Vec<u16>,
+}
+
+/// A public raw port of an app, as edges reported it in the last `EDGE_PORTS_KEPT_MS`. With neither: no edge has yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RawPort {
+    pub port: u16,
+    /// Edges that have it open.
+    #[serde(default)]
+    pub open_at: Vec<EdgeId>,
+    /// Edges that could not open it, and why.
+    #[serde(default)]
+    pub closed_at: Vec<ClosedAt>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClosedAt {
+    pub edge: EdgeId,
+    pub why: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

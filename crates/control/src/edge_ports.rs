@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use godwit_api::EdgeId;
-use godwit_api::fleet::{ClosedPort, EDGE_PORTS_KEPT_MS, EdgePorts};
+use godwit_api::fleet::{ClosedAt, EDGE_PORTS_KEPT_MS, EdgePorts, RawPort};
 
 /// Of one edge: what it may say is bounded by what it opens.
 const PORTS_MAX: usize = 2_048;
@@ -22,6 +22,7 @@ impl Told {
     pub fn hear(&self, edge: EdgeId, mut ports: EdgePorts, now: Instant) {
         ports.own.truncate(PORTS_MAX);
         ports.closed.truncate(PORTS_MAX);
+        ports.open.truncate(PORTS_MAX);
         for closed in &mut ports.closed {
             closed.why = closed.why.chars().take(WHY_MAX_BYTES).collect();
         }
@@ -37,17 +38,24 @@ impl Told {
         owners.first().map(|id| (*id).clone())
     }
 
-    /// One sentence for each of these ports that some edge could not open, in the order of edges.
-    pub fn warnings(&self, ports: &[u16], now: Instant) -> Vec<String> {
+    /// What edges said of each of these ports, in the order of edges.
+    pub fn of(&self, ports: &[u16], now: Instant) -> Vec<RawPort> {
         let edges = self.living(now);
-        let mut closed: Vec<(&EdgeId, &ClosedPort)> = Vec::new();
-        for (edge, (_, told)) in edges.iter() {
-            closed
-                .extend(told.closed.iter().filter(|closed| ports.contains(&closed.port)).map(|closed| (edge, closed)));
-        }
-        closed.sort_by_key(|(edge, closed)| (closed.port, (*edge).clone()));
-        let told = closed.into_iter();
-        told.map(|(edge, closed)| format!("port {} is not open at edge {edge}: {}", closed.port, closed.why)).collect()
+        let mut edges: Vec<(&EdgeId, &EdgePorts)> = edges.iter().map(|(edge, (_, told))| (edge, told)).collect();
+        edges.sort_by_key(|(edge, _)| *edge);
+        let of = |port: &u16| {
+            let open = edges.iter().filter(|(_, told)| told.open.contains(port));
+            let closed = edges.iter().filter_map(|(edge, told)| {
+                let closed = told.closed.iter().find(|closed| closed.port == *port)?;
+                Some(ClosedAt { edge: (*edge).clone(), why: closed.why.clone() })
+            });
+            RawPort {
+                port: *port,
+                open_at: open.map(|(edge, _)| (*edge).clone()).collect(),
+                closed_at: closed.collect(),
+            }
+        };
+        ports.iter().map(of).collect()
     }
 
     /// Those that were heard of not too long ago; the others are forgotten.
@@ -59,8 +67,16 @@ impl Told {
     }
 }
 
+/// One sentence for each port and edge that could not open it.
+pub fn warnings(ports: &[RawPort]) -> Vec<String> {
+    let closed = ports.iter().flat_map(|port| port.closed_at.iter().map(move |closed| (port.port, closed)));
+    closed.map(|(port, closed)| format!("port {port} is not open at edge {}: {}", closed.edge, closed.why)).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use godwit_api::fleet::ClosedPort;
+
     use super::*;
 
     #[test]
@@ -68,16 +84,20 @@ mod tests {
         let (told, now) = (Told::default(), Instant::now());
         let edge: EdgeId = "edge-1-0001".parse().unwrap();
         let closed = |port| ClosedPort { port, why: "in use".repeat(100) };
-        told.hear(edge.clone(), EdgePorts { own: vec![8080], closed: vec![closed(5432), closed(6379)] }, now);
+        let first = EdgePorts { own: vec![8080], closed: vec![closed(5432), closed(6379)], open: vec![7000] };
+        told.hear(edge.clone(), first, now);
         assert_eq!(told.owner(8080, now), Some(edge.clone()));
         assert_eq!(told.owner(5432, now), None);
-        let warnings = told.warnings(&[5432, 1], now);
+        let ports = told.of(&[5432, 7000, 1], now);
+        assert_eq!((ports[1].open_at.as_slice(), ports[1].closed_at.is_empty()), (&[edge.clone()][..], true));
+        assert!(ports[2].open_at.is_empty() && ports[2].closed_at.is_empty(), "nobody has said anything of it");
+        let warnings = warnings(&ports);
         assert_eq!(warnings.len(), 1);
         assert!(
             warnings[0].starts_with("port 5432 is not open at edge edge-1-0001: in use") && warnings[0].len() < 260
         );
-        told.hear(edge, EdgePorts { own: vec![8080], closed: vec![] }, now);
-        assert!(told.warnings(&[5432], now).is_empty(), "it is open by now");
+        told.hear(edge, EdgePorts { own: vec![8080], closed: vec![], open: vec![5432] }, now);
+        assert!(super::warnings(&told.of(&[5432], now)).is_empty(), "it is open by now");
         let later = now + Duration::from_millis(EDGE_PORTS_KEPT_MS);
         assert_eq!(told.owner(8080, later), None);
     }

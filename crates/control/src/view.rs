@@ -215,6 +215,7 @@ pub fn app(row: &AppRow, machines: u64, volumes: u64, urls: Vec<String>) -> App 
         volume_count: volumes,
         network: row.network.clone(),
         warnings: Vec::new(),
+        raw_ports: Vec::new(),
         urls,
     }
 }

@@ -10,6 +10,7 @@ use godwit_base::{clock, secret};
 use godwit_store::{Compare, Op, Txn, put_json};
 
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app, store_error};
+use crate::edge_ports;
 use crate::http::Call;
 use crate::view;
 use crate::world::{Known, World};
@@ -57,11 +58,12 @@ pub async fn show(call: Call<AppsShow>) -> Result<App, ApiError> {
     let world = call.control.world();
     let row = world.apps.get(&app).ok_or_else(|| no_app(&app))?;
     let ports: Vec<u16> = world.ports.iter().filter(|(_, row)| row.app == app).map(|(port, _)| *port).collect();
-    let warnings = call.control.edge_ports.warnings(&ports, std::time::Instant::now());
+    let raw_ports = call.control.edge_ports.of(&ports, std::time::Instant::now());
+    let warnings = edge_ports::warnings(&raw_ports);
     let own = world.hostnames_of(&app).filter(|row| row.hostname.wildcard_of().is_none());
     let own = own.take(URLS_TOLD).map(|row| format!("https://{}", row.hostname));
     let urls = urls_of(&call.control, &app).into_iter().chain(own).collect();
-    Ok(App { warnings, ..view::app(row, living(&world, &app), volumes(&world, &app), urls) })
+    Ok(App { warnings, raw_ports, ..view::app(row, living(&world, &app), volumes(&world, &app), urls) })
 }
 
 /// Its names at the edges, as the configuration has them.

@@ -3,7 +3,8 @@
 use godwit_api::machine::MachineState;
 use serde_json::json;
 
-use crate::bed::{Bed, config};
+use crate::api::Api;
+use crate::bed::{Bed, IMAGE, config};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_lives_from_create_to_delete() {
@@ -48,4 +49,30 @@ async fn an_app_with_machines_goes_only_by_force_and_its_name_starts_afresh() {
         journal.held.values().all(|held| held.state == MachineState::Destroyed).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_ports_tell_at_which_edges_they_are_open_and_why_not_at_others() {
+    let bed = Bed::with_hosts(1).await;
+    let api = &bed.api;
+    let joiner = Api::new(&bed.url, Some(&bed.join_token()));
+    let mut edges = Vec::new();
+    for name in ["edge-1", "edge-2"] {
+        let join = json!({ "role": "edge", "name": name, "region": "fra", "incarnation": name });
+        let joined = joiner.post("/join", join).await.expect(200);
+        let text = |member: &str| joined[member].as_str().unwrap().to_owned();
+        edges.push((text("id"), Api::new(&bed.url, Some(&text("key")))));
+    }
+    let config = json!({ "image": IMAGE, "services": [{ "internal_port": 1, "ports": [{ "port": 5432 }] }] });
+    api.app_with_machine("web", config).await;
+    let shown = api.get("/apps/web").await.expect(200);
+    assert_eq!(shown["raw_ports"], json!([{ "port": 5432, "open_at": [], "closed_at": [] }]), "nobody has reported");
+    let closed = json!([{ "port": 5432, "why": "Address already in use" }]);
+    edges[0].1.post("/edges/ports", json!({ "own": [80], "closed": closed })).await.expect(200);
+    edges[1].1.post("/edges/ports", json!({ "own": [], "closed": [], "open": [5432, 9999] })).await.expect(200);
+    let shown = api.get("/apps/web").await.expect(200);
+    let at = json!([{ "edge": edges[0].0, "why": "Address already in use" }]);
+    assert_eq!(shown["raw_ports"], json!([{ "port": 5432, "open_at": [edges[1].0], "closed_at": at }]));
+    let warning = format!("port 5432 is not open at edge {}: Address already in use", edges[0].0);
+    assert_eq!(shown["warnings"], json!([warning]));
 }

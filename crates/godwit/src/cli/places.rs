@@ -1,6 +1,7 @@
 //! Where an app is reached: its URLs and the public ports of its Machines, as `run` and `status` end with them.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use godwit_api::AppName;
 use godwit_api::config::Port;
@@ -8,7 +9,10 @@ use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::AppsShow;
 use godwit_api::machine::Machine;
 
-use super::context::Context;
+use super::context::{Context, LOOK_INTERVAL};
+
+/// For edges to report a raw port that is new.
+const PORTS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The lines for a person; nothing with `--json` or `--quiet`. What the command was for is done: that these cannot be
 /// had is no failure of it.
@@ -22,6 +26,40 @@ pub async fn print(context: &Context, app: &AppName, machines: &[&Machine]) {
         eprintln!();
     }
     lines.iter().for_each(|line| context.output.say(line));
+}
+
+/// A warning for each public raw port of the Machine that is not open. Edges open it while the Machine is being made, and
+/// are waited for a little.
+pub async fn warn_of_closed_ports(context: &Context, app: &AppName, machine: &Machine) {
+    let services = machine.config.services.iter().flat_map(|service| &service.ports);
+    let raw = services.filter(|port| !port.is_http()).filter_map(Port::range);
+    let raw: Vec<u16> = raw.flat_map(|(first, last)| first..=last).collect();
+    if raw.is_empty() {
+        return;
+    }
+    let deadline = Instant::now() + PORTS_TIMEOUT;
+    loop {
+        let Ok(shown) = context.client.call::<AppsShow>(&[app.as_str()], &Empty {}, &Empty {}).await else { return };
+        let of = |port: &u16| shown.raw_ports.iter().find(|known| known.port == *port);
+        let is_known = |port: &&u16| of(port).is_some_and(|of| !of.open_at.is_empty() || !of.closed_at.is_empty());
+        let unknown: Vec<String> = raw.iter().filter(|port| !is_known(port)).map(u16::to_string).collect();
+        if !unknown.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            continue;
+        }
+        for closed in raw.iter().filter_map(of) {
+            for at in &closed.closed_at {
+                context.output.warn(format!("port {} is not open at edge {}: {}", closed.port, at.edge, at.why));
+            }
+        }
+        if !unknown.is_empty() {
+            let ports = unknown.join(", ");
+            context.output.warn(format!(
+                "no edge has reported port {ports} as open yet; `godwit status -a {app}` shows what edges report"
+            ));
+        }
+        return;
+    }
 }
 
 fn lines(urls: &[String], machines: &[&Machine]) -> Vec<String> {

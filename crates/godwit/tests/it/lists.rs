@@ -105,3 +105,37 @@ fn a_running_machine_is_destroyed_only_by_force_and_of_several_all_or_none() {
         fleet.json(&["machine", "list", "-a", "shop"]).as_array().is_some_and(Vec::is_empty).then_some(())
     });
 }
+
+#[test]
+fn who_asked_for_a_raw_port_is_told_that_no_edge_could_open_it() {
+    let api = Api::start();
+    let config = json!({ "image": "img", "services": [{ "internal_port": 1, "ports": [{ "port": 5432 }, { "port": 80, "handlers": ["http"] }] }] });
+    let app = |open: serde_json::Value, closed: serde_json::Value| {
+        json!({
+            "id": "1", "name": "shop", "status": "deployed", "organization": { "name": "o", "slug": "o" },
+            "machine_count": 1, "volume_count": 0, "network": "default",
+            "raw_ports": [{ "port": 5432, "open_at": open, "closed_at": closed }],
+        })
+    };
+    let made = machine(config);
+    api.on("POST /v1/apps/shop/machines", [(200, made.clone())])
+        .on(&format!("GET /v1/apps/shop/machines/{MACHINE}"), [(200, made)])
+        .on("GET /v1/images", [(200, json!([]))]);
+    let run = |answers: Vec<serde_json::Value>, flags: &[&str]| {
+        api.on("GET /v1/apps/shop", answers.into_iter().map(|answer| (200, answer)));
+        let arguments = [&["machine", "run", "img", "--smoke-time", "0s"], flags].concat();
+        let output = godwit_with(home().path(), &arguments, &[("GODWIT_API_URL", &api.url), ("GODWIT_APP", "shop")]);
+        assert!(output.status.success(), "the Machine runs: {}", stderr(&output));
+        stderr(&output)
+    };
+    let closed = json!([{ "edge": "edge-1-0001", "why": "Address already in use" }]);
+    // The edge reports a little later than the Machine is made.
+    let told = run(vec![app(json!([]), json!([])), app(json!([]), closed.clone())], &[]);
+    assert!(told.contains("warning: port 5432 is not open at edge edge-1-0001: Address already in use"), "{told}");
+    let told = run(vec![app(json!([]), closed)], &["--json"]);
+    assert!(told.contains("\"warning\":\"port 5432 is not open at edge"), "{told}");
+    let told = run(vec![app(json!(["edge-1-0001"]), json!([]))], &[]);
+    assert!(!told.contains("warning"), "{told}");
+    let told = run(vec![app(json!([]), json!([]))], &[]);
+    assert!(told.contains("warning: no edge has reported port 5432 as open yet"), "{told}");
+}

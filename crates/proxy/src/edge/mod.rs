@@ -315,17 +315,17 @@ impl BoundEdge {
         for listener in https {
             group.spawn(clients::accept(edge.clone(), listener, Some(tls.clone())));
         }
-        let (closed, told) = watch::channel(ports::Closed::new());
+        let (raw, told) = watch::channel(ports::Raw::default());
         let control = Client::tcp(&config.control_url, Some(identity.key.clone()));
         group.spawn_cancellable(ports::tell(control, own_ports, told));
         match config.listen_tcp {
             Some(address) => {
-                group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone(), given, closed));
+                group.spawn_cancellable(tcp::follow(edge.clone(), address, config.tcp_ports.clone(), given, raw));
             }
             // What nobody took is closed: it is not served any more.
             None => {
                 drop(given);
-                group.spawn_cancellable(tcp::none(edge.clone(), closed));
+                group.spawn_cancellable(tcp::none(edge.clone(), raw));
             }
         }
         if let Some(interval) = config.autostop_interval {

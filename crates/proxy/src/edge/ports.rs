@@ -1,7 +1,7 @@
-//! Tells control which public ports this edge could not open, and which are its own: whoever asked for a port hears of it
+//! Tells control which public ports this edge has open, which it could not open, and which are its own: whoever asked for a port hears of it
 //! there. Nothing is written anywhere; control forgets an edge that is silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use godwit_api::endpoint::Empty;
@@ -20,12 +20,21 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Ports that could not be opened, and why.
 pub type Closed = BTreeMap<u16, String>;
 
+/// What became of the raw ports that apps ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Raw {
+    pub open: BTreeSet<u16>,
+    pub closed: Closed,
+}
+
 /// For ever.
-pub async fn tell(client: Client, own: Vec<u16>, mut closed: watch::Receiver<Closed>) {
+pub async fn tell(client: Client, own: Vec<u16>, mut raw: watch::Receiver<Raw>) {
     loop {
-        let ports =
-            closed.borrow_and_update().iter().map(|(port, why)| ClosedPort { port: *port, why: why.clone() }).collect();
-        let told = EdgePorts { own: own.clone(), closed: ports };
+        let told = {
+            let raw = raw.borrow_and_update();
+            let closed = raw.closed.iter().map(|(port, why)| ClosedPort { port: *port, why: why.clone() });
+            EdgePorts { own: own.clone(), closed: closed.collect(), open: raw.open.iter().copied().collect() }
+        };
         let again = match client.call::<EdgesTellPorts>(&[], &Empty {}, &told).await {
             Ok(_) => AGAIN,
             Err(error) => {
@@ -34,7 +43,7 @@ pub async fn tell(client: Client, own: Vec<u16>, mut closed: watch::Receiver<Clo
             }
         };
         tokio::select! {
-            changed = closed.changed() => match changed {
+            changed = raw.changed() => match changed {
                 Ok(()) => tokio::time::sleep(GATHER).await,
                 Err(_) => return,
             },

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::app::App;
 use super::attempt::TunnelAttempt;
 use super::find::find;
-use super::ports::Closed;
+use super::ports::{Closed, Raw};
 use super::record::Trail;
 use super::tls::Manner;
 use super::view::Entrance;
@@ -37,13 +37,13 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Opens and closes ports as the rows say, until the group stops.
 ///
-/// `closed` learns which could not be opened.
+/// `told` learns which are open and which could not be opened.
 pub(super) async fn follow(
     edge: Arc<Edge>,
     address: IpAddr,
     allowed: Option<Vec<u16>>,
     given: Option<Given>,
-    closed: watch::Sender<Closed>,
+    told: watch::Sender<Raw>,
 ) {
     let mut changes = edge.routes.ports.subscribe();
     let mut open: HashMap<u16, CancellationToken> = HashMap::new();
@@ -76,7 +76,7 @@ pub(super) async fn follow(
                 Err(error) => {
                     let why = godwit_base::telemetry::chain(&error);
                     // Tried again every two seconds; told when it is new.
-                    if closed.borrow().get(&port) != Some(&why) {
+                    if told.borrow().closed.get(&port) != Some(&why) {
                         tracing::warn!(port, error = why, "cannot open a port");
                     }
                     failed.insert(port, why);
@@ -85,7 +85,8 @@ pub(super) async fn follow(
         }
         let again = !failed.is_empty();
         failed.extend(left_out.into_iter().map(|port| (port, LEFT_OUT.to_owned())));
-        closed.send_if_modified(|told| std::mem::replace(told, failed.clone()) != failed);
+        let now = Raw { open: open.keys().copied().collect(), closed: failed };
+        told.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
         if let Some(given) = given.as_ref().filter(|_| edge.routes.is_store_well()) {
             // Until now there may have been fewer rows than there are.
             given.close_rest();
@@ -98,13 +99,14 @@ pub(super) async fn follow(
 }
 
 /// An edge without `listen_tcp` opens none, and says so.
-pub(super) async fn none(edge: Arc<Edge>, closed: watch::Sender<Closed>) {
+pub(super) async fn none(edge: Arc<Edge>, told: watch::Sender<Raw>) {
     let mut changes = edge.routes.ports.subscribe();
     loop {
         changes.mark_unchanged();
         let all = edge.routes.tcp_ports().into_iter().take(MAX_PORTS);
         let all: Closed = all.map(|port| (port, "its configuration has no listen_tcp".to_owned())).collect();
-        closed.send_if_modified(|told| std::mem::replace(told, all.clone()) != all);
+        let now = Raw { closed: all, ..Raw::default() };
+        told.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
         if changes.changed().await.is_err() {
             return;
         }

@@ -119,6 +119,9 @@ pub async fn launch(
     smoke: &SmokeOption,
 ) -> Result<()> {
     let machine = place(context, app, request, launched, wait, smoke).await?;
+    if !wait.detach {
+        places::warn_of_closed_ports(context, app, &machine).await;
+    }
     if context.output.json {
         return context.output.json(&machine);
     }
@@ -220,6 +223,9 @@ pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {
             smoke: options.smoke.time(),
         };
         updated = context.follow_start(&app, &machine, goal).await?;
+    }
+    if !options.wait.detach {
+        places::warn_of_closed_ports(context, &app, &updated).await;
     }
     if output.json {
         return output.json(&updated);

@@ -155,7 +155,9 @@ fn a_wrong_start_says_what_to_do(servers: &Servers) -> Result<()> {
 /// Something else of the edge's server listens there; then it goes.
 fn a_port_that_is_taken_is_told(control: &Server) -> Result<()> {
     let other = control.listen("0.0.0.0:5555")?;
-    control.cli_ok(&["machine", "run", "demo", "-a", "hello", "--port", "5555:8080/tcp"])?;
+    let run = control.cli(&["machine", "run", "demo", "-a", "hello", "--port", "5555:8080/tcp"])?;
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(run.status.success() && said.contains("warning: port 5555 is not open at edge edge-1-"), "{said}");
     let warned = || -> Result<bool> {
         let output = control.cli(&["status", "-a", "hello"])?;
         Ok(String::from_utf8_lossy(&output.stderr).contains("warning: port 5555 is not open at edge edge-1-"))
