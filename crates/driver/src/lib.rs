@@ -9,6 +9,8 @@
 //! - `find` needs only the Machine's folder, so a caller that lost its memory can ask what became of it;
 //! - `kill` and `find` answer only after the kernel has shown that nothing of a former instance lives.
 
+mod base64_bytes;
+mod bind;
 pub mod cgroup;
 pub mod container;
 mod durable;
@@ -27,12 +29,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 
+pub use bind::Bind;
 pub use error::{Error, Fault, Result};
 pub use handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
 pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, RawLogLine, current_log, log_files};
 pub use log::{parse_log_line, push_log_line, rotated_name, split_log_line};
 pub use session::{Session, SessionRequest, SessionStream};
-pub use spec::{Bind, Epoch, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
+pub use spec::{Epoch, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
 pub use spec::{RootPolicy, Spec, Swept, Usage};
 pub use volume_mount::{MAX_VOLUMES, VolumeFs, VolumeMount};
 

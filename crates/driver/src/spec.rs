@@ -1,8 +1,9 @@
 //! The plain values that go into a driver and come out of it. It knows no IO, and no way of running anything.
 
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::bind::{Bind, check_absolute, check_guest_path, has_dots};
 use crate::error::{Error, Result};
 use crate::volume_mount::{VolumeMount, check_volumes};
 
@@ -122,18 +123,10 @@ pub struct Limits {
 pub struct GuestFile {
     /// Absolute, inside the Machine. Links are followed inside its root only.
     pub guest_path: String,
-    #[serde(with = "crate::protocol::base64_bytes")]
+    #[serde(with = "crate::base64_bytes")]
     pub content: Vec<u8>,
     /// Permission bits, such as 0o644.
     pub mode: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Bind {
-    /// An absolute path on the host; a folder or a file.
-    pub source: PathBuf,
-    pub guest_path: String,
-    pub read_only: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +164,7 @@ pub struct ExecRequest {
     /// As [`Process::user`]; absent means the main process's user.
     #[serde(default)]
     pub user: Option<String>,
-    #[serde(default, with = "crate::protocol::base64_bytes")]
+    #[serde(default, with = "crate::base64_bytes")]
     pub stdin: Vec<u8>,
     pub timeout_ms: u64,
     /// Bound on stdout and on stderr, each; more is read and dropped, and `truncated` is set.
@@ -182,9 +175,9 @@ pub struct ExecRequest {
 pub struct ExecReply {
     pub exit_code: Option<i32>,
     pub signal: Option<i32>,
-    #[serde(with = "crate::protocol::base64_bytes")]
+    #[serde(with = "crate::base64_bytes")]
     pub stdout: Vec<u8>,
-    #[serde(with = "crate::protocol::base64_bytes")]
+    #[serde(with = "crate::base64_bytes")]
     pub stderr: Vec<u8>,
     pub truncated: bool,
     /// The deadline passed and the command was killed (then `signal` is 9).
@@ -324,25 +317,6 @@ fn check_hostname(name: &str) -> Result<()> {
         return Err(Error::invalid("hostname", format!("{name:?} is no host name of at most 64 bytes")));
     }
     Ok(())
-}
-
-pub(crate) fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
-    let text = path.to_str().unwrap_or("");
-    if !path.is_absolute() || text.contains(['\0', '\n']) || has_dots(path) {
-        return Err(Error::invalid(field, format!("{} is no plain absolute path", path.display())));
-    }
-    Ok(())
-}
-
-pub(crate) fn check_guest_path(field: &'static str, path: &str) -> Result<()> {
-    if !path.starts_with('/') || path.contains('\0') || has_dots(Path::new(path)) || path.len() > 4000 {
-        return Err(Error::invalid(field, format!("{path:?} is no plain absolute path")));
-    }
-    Ok(())
-}
-
-fn has_dots(path: &Path) -> bool {
-    path.components().any(|c| c == std::path::Component::ParentDir)
 }
 
 pub(crate) fn check_process(argv: &[String], env: &[(String, String)]) -> Result<()> {

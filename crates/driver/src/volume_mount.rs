@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+use crate::bind::{Bind, check_absolute, check_guest_path};
 use crate::error::{Error, Result};
-use crate::spec::{Bind, check_absolute, check_guest_path};
 
 /// Most volumes of one Machine.
 pub const MAX_VOLUMES: usize = 16;

@@ -293,7 +293,7 @@ impl Giver {
                         Ok(copies) => drop(waiting.spawn(offer(stream, copies, state()))),
                         Err(error) => tracing::warn!(%error, "cannot offer the listening sockets"),
                     },
-                    Err(error) => crate::edge::pause_after_accept_error(&error).await,
+                    Err(error) => godwit_base::http::server::pause_after_accept_error(&error).await,
                 },
                 Some(ended) = waiting.join_next(), if !waiting.is_empty() => match ended {
                     Ok(Some(stream)) => {

@@ -10,66 +10,17 @@ use libcontainer::syscall::syscall::SyscallType;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::entry::{DEFAULT_PATH, Entry};
+use crate::error::BuildError;
 use crate::filter::Filter;
 use crate::oci::{Inside, OPEN_FILES, configuration};
 use crate::root::{Root, mount_overlay, write_files};
+use crate::state_dir::StateDir;
 use crate::sys;
 use crate::user::{Identity, look_up};
 use crate::volumes::attach;
-
-/// Why a start failed, and whose fault it is.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    #[error("{0}")]
-    User(String),
-    #[error("{what}: {reason}")]
-    Host { what: &'static str, reason: String },
-}
-
-impl BuildError {
-    fn host<E: std::error::Error>(what: &'static str) -> impl FnOnce(E) -> Self {
-        move |e| BuildError::Host { what, reason: chain(&e) }
-    }
-}
-
-/// An error with all its causes: libcontainer's own texts say little.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
-}
-
-/// Where libcontainer keeps its state and finds the configuration, while the container lives.
-pub struct StateDir {
-    pub dir: PathBuf,
-}
-
-impl StateDir {
-    pub fn new(order: &Order) -> Self {
-        Self { dir: order.state_dir.clone() }
-    }
-    /// The driver's run folder, which all Machines share.
-    pub fn shared(&self) -> PathBuf {
-        self.dir.parent().map_or_else(|| self.dir.clone(), Path::to_owned)
-    }
-    pub fn bundle(&self) -> PathBuf {
-        self.dir.join("bundle")
-    }
-    pub fn configuration(&self) -> PathBuf {
-        self.bundle().join("config.json")
-    }
-}
 
 /// Times of the steps, for the shim's log.
 pub type Spans = Vec<(&'static str, u64)>;

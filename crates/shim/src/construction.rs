@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use crate::builder::{self, BuildError, chain};
-use crate::start::ShimError;
+use crate::builder;
+use crate::error::{BuildError, ShimError, chain};
 use crate::sys;
 
 /// Largest report of a builder.

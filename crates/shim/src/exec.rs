@@ -10,8 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::builder::BuildError;
 use crate::entry::wait_for;
+use crate::error::BuildError;
 use crate::sys;
 use crate::tenant::{Command, enter, kill_group, not_executed};
 

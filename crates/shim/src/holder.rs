@@ -22,9 +22,10 @@ use time::OffsetDateTime;
 
 use crate::construction::Construction;
 use crate::entry::{MAX_WORD_BYTES, Word, explain, reap_one};
+use crate::error::ShimError;
 use crate::logs::{Lines, LogFiles};
 use crate::server::Server;
-use crate::start::{ShimError, clean_up};
+use crate::state_dir::clean_up;
 use crate::{exec, session, sys};
 
 /// Most commands and copies at once.

@@ -8,6 +8,7 @@ mod builder;
 mod construction;
 mod copy;
 mod entry;
+mod error;
 mod exec;
 mod filter;
 mod holder;
@@ -18,6 +19,7 @@ mod seccomp;
 mod server;
 mod session;
 mod start;
+mod state_dir;
 mod sys;
 mod tenant;
 mod terminal;
@@ -30,14 +32,14 @@ fn main() -> ExitCode {
     // Whatever the agent failed to mark close-on-exec must not live as long as the Machine.
     sys::close_from(3);
     let heap = sys::HeapMark::here();
-    let outcome = std::env::current_dir().map_err(start::ShimError::io("no working folder")).and_then(|dir| {
-        std::env::set_current_dir("/").map_err(start::ShimError::io("cannot leave the working folder"))?;
+    let outcome = std::env::current_dir().map_err(error::ShimError::io("no working folder")).and_then(|dir| {
+        std::env::set_current_dir("/").map_err(error::ShimError::io("cannot leave the working folder"))?;
         start::run(&dir, heap)
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("godwit-shim: {}", builder::chain(&error));
+            eprintln!("godwit-shim: {}", error::chain(&error));
             start::report_failure(&error);
             ExitCode::FAILURE
         }

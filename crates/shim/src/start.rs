@@ -17,33 +17,16 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::builder::StateDir;
+use crate::error::ShimError;
 use crate::holder::Holder;
 use crate::logs::LogFiles;
 use crate::server::Server;
+use crate::state_dir::clean_up;
 use crate::sys;
 
 /// How long the shim of an older instance may take to clean up after it has told its end.
 const LOCK_TIMEOUT_MS: u64 = 20_000;
 const LOCK_POLL_MS: u64 = 2;
-
-#[derive(Debug, thiserror::Error)]
-pub enum ShimError {
-    #[error("{what}")]
-    Io { what: String, source: io::Error },
-    #[error("{0}")]
-    State(String),
-    /// The image or the configuration is at fault.
-    #[error("{reason}")]
-    User { exit_code: Option<i32>, reason: String },
-}
-
-impl ShimError {
-    pub fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
-        let what = what.into();
-        move |e| ShimError::Io { what, source: e.into() }
-    }
-}
 
 /// The whole life of the shim.
 pub fn run(dir: &Path, heap: sys::HeapMark) -> Result<(), ShimError> {
@@ -99,20 +82,6 @@ fn abandon(layout: &Layout, cgroups: &Cgroups, handle: &Handle, me: i32) {
     }
 }
 
-/// Removes what lived only as long as the container. Our own cgroup stays, for the next start or the driver's remove:
-/// to move out of it would cost a grace period of the kernel's, for which a restart would wait.
-pub fn clean_up(cgroups: &Cgroups, order: &Order) {
-    cgroups.remove(&order.spec.machine);
-    let _ = fs::remove_dir_all(StateDir::new(order).dir);
-    let layout = Layout::new(&order.spec.dir);
-    let _ = fs::remove_file(layout.socket());
-    if order.spec.root == godwit_driver::RootPolicy::Fresh {
-        // Room on the disk now, and a faster next start.
-        let _ = fs::remove_dir_all(layout.upper());
-        let _ = fs::remove_dir_all(layout.work());
-    }
-}
-
 fn take_lock(layout: &Layout) -> Result<File, ShimError> {
     let deadline = Instant::now() + Duration::from_millis(LOCK_TIMEOUT_MS);
     loop {
@@ -161,7 +130,7 @@ pub fn report_failure(error: &ShimError) {
         ShimError::User { exit_code, reason } => {
             Started::Failed { exit_code: *exit_code, reason: reason.clone(), user_fault: true }
         }
-        other => Started::Failed { exit_code: None, reason: crate::builder::chain(other), user_fault: false },
+        other => Started::Failed { exit_code: None, reason: crate::error::chain(other), user_fault: false },
     };
     report(&started);
 }

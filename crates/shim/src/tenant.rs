@@ -11,10 +11,12 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use crate::builder::{BuildError, StateDir, chain, identify};
+use crate::builder::identify;
 use crate::entry::{Entry, MAX_WORD_BYTES, Word, explain, wait_for};
+use crate::error::{BuildError, chain};
 use crate::filter::Filter;
 use crate::root::Root;
+use crate::state_dir::StateDir;
 use crate::user::Identity;
 
 /// What to run.

@@ -16,7 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::builder::BuildError;
+use crate::error::BuildError;
 use crate::root::Root;
 
 /// How long the start waits, in all, for devices that are still held: a former instance's unmount may be under way.

@@ -20,6 +20,7 @@ use godwit_api::ids::Epoch;
 use godwit_base::backoff::Backoff;
 use serde::{Deserialize, Serialize};
 
+pub use self::board::ExportStatus;
 use self::board::{Counted, ExportBoard};
 use crate::device::lock;
 use crate::error::{Result, VolumeError};
@@ -101,21 +102,6 @@ pub struct ExporterStatus {
     /// What it listens on: goes into the spec of a keeper that takes over.
     pub addr: SocketAddr,
     pub exports: Vec<ExportStatus>,
-}
-
-/// Counters since the keeper began.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExportStatus {
-    pub volume: String,
-    pub epoch: Epoch,
-    /// Connections that are open now.
-    pub connections: u64,
-    pub connections_total: u64,
-    pub read_bytes: u64,
-    /// Hashes of the manifest that were given out.
-    pub hashes: u64,
-    /// Whether a peer has shown the token.
-    pub claimed: bool,
 }
 
 impl ExportSpec {

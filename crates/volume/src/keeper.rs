@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 use godwit_base::backoff::Backoff;
 use serde::{Deserialize, Serialize};
 
-use self::remains::Found;
 pub use self::remains::stop_without_keeper;
+use self::remains::{DETACH_PATIENCE, FLUSH_PATIENCE, Found};
 pub use self::server::{ServerAsk, serve};
 use crate::device::lock;
 use crate::error::{Result, VolumeError};
@@ -47,9 +47,6 @@ const RESTART_MAX: Duration = Duration::from_millis(500);
 /// A server that lived this long starts the waits anew.
 const LIVED_WELL: Duration = Duration::from_secs(5);
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// At a stop: for the loop device to go while the server still answers what it asks, and for the last sync.
-const DETACH_PATIENCE: Duration = Duration::from_secs(2);
-const FLUSH_PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]

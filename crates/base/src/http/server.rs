@@ -155,7 +155,7 @@ where
 }
 
 /// Out of descriptors is the usual reason: going on at once would spin.
-async fn pause_after_accept_error(error: &io::Error) {
+pub async fn pause_after_accept_error(error: &io::Error) {
     tracing::warn!(%error, "cannot accept a connection");
     tokio::time::sleep(Duration::from_millis(50)).await;
 }

@@ -11,7 +11,7 @@ use godwit_lab::fleet::{DevFile, DevHost, binary, free_port};
 use serde_json::Value;
 
 use super::LOOK_INTERVAL;
-use super::story::Story;
+use super::story::{Ran, Story};
 use crate::load::Report as Load;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -21,12 +21,6 @@ const LOG_LINES_SHOWN: usize = 30;
 pub struct DemoFleet {
     dir: PathBuf,
     child: Option<Child>,
-}
-
-/// A command that went well.
-pub struct Ran {
-    pub shown: String,
-    pub stdout: String,
 }
 
 impl DemoFleet {

@@ -6,10 +6,15 @@ use std::time::Instant;
 
 use godwit_lab::traffic::TrafficReport;
 
-use super::fleet::Ran;
 use crate::load::Report as Load;
 
 const FAILURES_SHOWN: usize = 5;
+
+/// A command that went well.
+pub struct Ran {
+    pub shown: String,
+    pub stdout: String,
+}
 
 pub struct Story {
     begin: Instant,

@@ -1,6 +1,7 @@
 //! The house keeps its order: floors, pure files, file heads, fresh API description, and a verification page that
 //! names tests which exist. Reads the tree as text; must not start anything but `cargo metadata`.
 
+mod circles;
 mod configuration;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,9 +103,40 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The file without its inline tests.
-fn without_tests(text: &str) -> &str {
-    text.split("#[cfg(test)]").next().unwrap_or(text)
+/// The file without what only tests see: each item behind `#[cfg(test)]`, wherever in the file it stands. Its lines are
+/// emptied, so that the others keep their numbers. An item that is no single line ends at the brace that stands as far in.
+fn without_tests(text: &str) -> String {
+    let indentation = |line: &str| line.len() - line.trim_start().len();
+    let mut kept = String::new();
+    let mut hidden: Option<usize> = None;
+    let mut begins = false;
+    for line in text.lines() {
+        let code = line.trim();
+        if let Some(depth) = hidden {
+            if indentation(line) == depth && code.starts_with('}') {
+                hidden = None;
+            }
+        } else if code == "#[cfg(test)]" {
+            begins = true;
+        } else if begins {
+            begins = code.starts_with("#[");
+            if !begins && !code.ends_with(';') && !code.ends_with('}') {
+                hidden = Some(indentation(line));
+            }
+        } else {
+            kept.push_str(line);
+        }
+        kept.push('\n');
+    }
+    kept
+}
+
+#[test]
+fn what_only_tests_see_is_left_out_wherever_it_stands() {
+    let text =
+        "a\n#[cfg(test)]\nmod tests;\nb\n#[cfg(test)]\nimpl X {\n    fn f() {\n    }\n}\nc\n#[cfg(test)]\nmod t {\n}\n";
+    let kept: Vec<_> = without_tests(text).lines().map(str::to_owned).collect();
+    assert_eq!(kept, ["a", "", "", "b", "", "", "", "", "", "c", "", "", ""]);
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(super) async fn accept(edge: Arc<Edge>, listener: TcpListener, tls: Option<A
                     drop(permit);
                 });
             }
-            Err(error) => super::pause_after_accept_error(&error).await,
+            Err(error) => godwit_base::http::server::pause_after_accept_error(&error).await,
         }
     }
 }

@@ -155,12 +155,6 @@ pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, Error> {
     bind().map_err(|source| Error::Listen { addr, source })
 }
 
-/// Out of descriptors is the usual reason: going on at once would spin.
-pub(crate) async fn pause_after_accept_error(error: &std::io::Error) {
-    tracing::warn!(%error, "cannot accept a connection");
-    tokio::time::sleep(Duration::from_millis(50)).await;
-}
-
 /// An edge with its sockets bound, or taken over, not serving yet.
 pub struct BoundEdge {
     http: Vec<TcpListener>,

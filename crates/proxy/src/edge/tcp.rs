@@ -133,7 +133,7 @@ async fn accept(edge: Arc<Edge>, listener: TcpListener, port: u16, token: Cancel
                     drop(permit);
                 });
             }
-            Err(error) => super::pause_after_accept_error(&error).await,
+            Err(error) => godwit_base::http::server::pause_after_accept_error(&error).await,
         }
     }
 }

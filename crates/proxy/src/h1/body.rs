@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
+use super::framing::Framing;
 use super::grammar::{self, Side};
-use super::head::{Limits, MAX_FIELDS};
+use super::limits::{Limits, MAX_FIELDS};
 use super::names::may_trail;
 use super::refusal::Refusal;
 
@@ -19,16 +20,6 @@ const MAX_EXTENSION_BYTES: u16 = 256;
 const MAX_OVERHEAD_BYTES: u32 = 16 << 10;
 /// A trailer section; the caller's buffer must be able to hold it.
 pub const MAX_TRAILER_BYTES: usize = 8 << 10;
-
-/// How the end of a body is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    None,
-    Length(u64),
-    Chunked,
-    /// Answers only.
-    UntilClose,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {

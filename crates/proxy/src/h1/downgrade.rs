@@ -8,8 +8,9 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderMap, TE};
 use http::{Method, Uri};
 
 use super::grammar::is_target_char;
-use super::head::{Limits, MAX_METHOD_BYTES, length};
+use super::head::length;
 use super::host::is_authority;
+use super::limits::{Limits, MAX_METHOD_BYTES};
 use super::names::{Class, classify};
 use super::refusal::Refusal;
 

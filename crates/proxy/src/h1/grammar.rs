@@ -4,7 +4,7 @@
 //! file finds the reason, always the first one in the order of the bytes, so that a head has the same reason however
 //! it was cut into reads. It is also the second parser that tests compare with. (It runs once in a connection's life.)
 
-use super::head::{Limits, MAX_METHOD_BYTES};
+use super::limits::{Limits, MAX_METHOD_BYTES};
 use super::refusal::Refusal;
 
 /// What a field name or a method consists of (RFC 9110 section 5.6.2).

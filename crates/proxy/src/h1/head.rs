@@ -10,37 +10,17 @@
 
 use std::mem::MaybeUninit;
 
-use super::body::Framing;
+use super::framing::Framing;
 use super::grammar::{self, Side};
 use super::host::{is_authority, same_authority};
+use super::limits::{Limits, MAX_FIELDS, MAX_HEAD_BYTES, MAX_METHOD_BYTES};
 use super::names::{Class, classify, same};
 use super::refusal::Refusal;
 
-/// No configuration goes beyond these: positions are 16 bits wide.
-pub const MAX_HEAD_BYTES: usize = 0xffff;
-pub const MAX_FIELDS: usize = 128;
-/// The longest registered method has 17 letters.
-pub const MAX_METHOD_BYTES: usize = 32;
 /// Options of all Connection fields of a message.
 const MAX_OPTIONS: usize = 32;
 /// A field list that is kept between heads has at most this capacity: an idle connection holds little.
 const KEPT_FIELDS: usize = 32;
-
-/// Limits of one head.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// At most `MAX_HEAD_BYTES`.
-    pub head_bytes: usize,
-    /// At most `MAX_FIELDS`.
-    pub fields: usize,
-    pub target_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { head_bytes: MAX_HEAD_BYTES, fields: MAX_FIELDS, target_bytes: 16 << 10 }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, StatusCode, Uri};
 
-use super::body::Framing;
+use super::framing::Framing;
 use super::head::{Field, RequestHead, Span, Version};
 use super::response::ResponseHead;
 

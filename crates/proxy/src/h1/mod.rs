@@ -7,6 +7,8 @@
 //! ```text
 //!  head       one head from bytes: strict grammar, then what it means for framing
 //!  body       where a body ends: length, chunks, or the connection's end; ranges, never copies
+//!  limits     how large a head may be
+//!  framing    how the end of a body is told
 //!  write      heads out, from borrowed parts
 //!  conn       a connection as a state machine without IO: bytes in, events out (`server`, `client`)
 //!  downgrade  an HTTP/2 head, held to the same rules before it is written as one of HTTP/1.1
@@ -21,10 +23,12 @@
 pub mod body;
 pub mod conn;
 pub mod downgrade;
+pub mod framing;
 mod grammar;
 pub mod head;
 pub mod host;
 pub mod io;
+pub mod limits;
 pub mod map;
 pub mod names;
 pub mod refusal;
@@ -32,6 +36,7 @@ pub mod response;
 pub mod write;
 
 pub use grammar::{Side, read as read_grammar};
-pub use head::{Limits, RequestHead, Version};
+pub use head::{RequestHead, Version};
+pub use limits::Limits;
 pub use refusal::Refusal;
 pub use response::ResponseHead;

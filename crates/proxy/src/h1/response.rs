@@ -5,11 +5,10 @@
 
 use std::mem::MaybeUninit;
 
-use super::body::Framing;
+use super::framing::Framing;
 use super::grammar::{self, Side};
-use super::head::{
-    Field, Limits, MAX_FIELDS, Meaning, Span, Version, length, read_options, reason, unfinished, window,
-};
+use super::head::{Field, Meaning, Span, Version, length, read_options, reason, unfinished, window};
+use super::limits::{Limits, MAX_FIELDS};
 use super::names::{Class, classify, same};
 use super::refusal::Refusal;
 

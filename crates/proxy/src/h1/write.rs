@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 
-use super::body::Framing;
+use super::framing::Framing;
 use super::head::RequestHead;
 use super::names::{Class, classify};
 use super::response::ResponseHead;
@@ -144,7 +144,7 @@ fn push_decimal(out: &mut Vec<u8>, mut value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::h1::head::Limits;
+    use crate::h1::limits::Limits;
 
     #[test]
     fn a_request_goes_on_without_what_concerned_its_connection() {

@@ -6,13 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use godwit_api::ids::Epoch;
+use serde::{Deserialize, Serialize};
 
-use super::ExportStatus;
 use crate::error::Result;
 use crate::map::Board;
 use crate::nbd::export::{Export, FileExport, Peer};
 use crate::shm::SharedBoard;
 use crate::source::{BlockHash, Extent};
+
+/// Counters since the keeper began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    pub volume: String,
+    pub epoch: Epoch,
+    /// Connections that are open now.
+    pub connections: u64,
+    pub connections_total: u64,
+    pub read_bytes: u64,
+    /// Hashes of the manifest that were given out.
+    pub hashes: u64,
+    /// Whether a peer has shown the token.
+    pub claimed: bool,
+}
 
 /// Words of one export.
 const WORDS: usize = 16;

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount as mount_at, umount2};
 
+pub use self::wire::MAX_IO_BYTES;
 use self::wire::{Operation, Reply, Request};
 use super::Frontend;
 use super::loop_device::FileId;
@@ -38,8 +39,6 @@ use crate::process;
 const SOURCE: &str = "godwit-volume";
 /// The one file in the root.
 pub const FILE_NAME: &str = "volume.raw";
-/// Largest read or write; loop and page cache send up to this.
-pub const MAX_IO_BYTES: usize = 1 << 20;
 /// Threads that read requests. Two more than may wait for a sync at once is plenty: syncs share commits.
 const READERS: usize = 6;
 /// Requests that wait for their blocks.

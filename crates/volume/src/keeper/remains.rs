@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::control;
 use super::server::{Adoption, ServerAsk};
-use super::{DETACH_PATIENCE, FLUSH_PATIENCE, control};
 use crate::device::CloneStatus;
 use crate::error::{Result, VolumeError};
 use crate::front::fuse;
@@ -16,6 +16,9 @@ use crate::lock::{Lock, path_of};
 use crate::process::Watched;
 use crate::spec::VolumeSpec;
 
+/// At a stop: for the loop device to go while the server still answers what it asks, and for the last sync.
+pub(super) const DETACH_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const FLUSH_PATIENCE: Duration = Duration::from_secs(20);
 /// A server that lives but was just started answers within this.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_millis(20);

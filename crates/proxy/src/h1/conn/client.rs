@@ -8,9 +8,11 @@
 //! ```
 
 use super::{Event, Step};
-use crate::h1::body::{Decoder, Framing, Piece};
+use crate::h1::body::{Decoder, Piece};
+use crate::h1::framing::Framing;
 use crate::h1::grammar::Side;
-use crate::h1::head::{Limits, cut};
+use crate::h1::head::cut;
+use crate::h1::limits::Limits;
 use crate::h1::refusal::Refusal;
 use crate::h1::response::ResponseHead;
 

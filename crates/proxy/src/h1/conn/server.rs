@@ -7,9 +7,11 @@
 //! ```
 
 use super::{Event, Step};
-use crate::h1::body::{Decoder, Framing, Piece};
+use crate::h1::body::{Decoder, Piece};
+use crate::h1::framing::Framing;
 use crate::h1::grammar::Side;
-use crate::h1::head::{Limits, RequestHead, Version, cut};
+use crate::h1::head::{RequestHead, Version, cut};
+use crate::h1::limits::Limits;
 use crate::h1::refusal::Refusal;
 
 /// Of a body that nobody wants any more, so much is read to keep the connection; a longer one closes it.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::h1::body::Framing;
+use crate::h1::framing::Framing;
 use crate::h1::refusal::Refusal;
 
 /// Why a body ended early. The client's fault, each of them.

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use super::MAX_IO_BYTES;
-
+/// Largest read or write; loop and page cache send up to this.
+pub const MAX_IO_BYTES: usize = 1 << 20;
 /// Room for the head of any request, beside its payload.
 pub const MAX_HEAD_BYTES: usize = 8192;
 const HEAD: usize = 40;
