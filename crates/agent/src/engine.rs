@@ -10,6 +10,7 @@ mod moves;
 mod past;
 mod publish;
 mod reach;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -357,7 +358,7 @@ impl Engine {
                 timestamp: now_ms,
                 request: note.detail,
             };
-            out.batch.push(Write::Event { machine: machine.as_str().to_owned(), row: load::json(&event) });
+            out.batch.push(Write::Event { machine: machine.as_str().to_owned(), row: rows::json(&event) });
             slot.events.push_front(event);
             slot.events.truncate(godwit_api::fact::EVENTS_PUBLISHED);
         }
@@ -520,7 +521,7 @@ impl Engine {
 
 fn save(machine: &MachineId, slot: &Slot, now_ms: u64, out: &mut Output) {
     let id = machine.as_str().to_owned();
-    out.batch.push(Write::Machine { id: id.clone(), row: load::json(&slot.life.record) });
+    out.batch.push(Write::Machine { id: id.clone(), row: rows::json(&slot.life.record) });
     out.batch.push(match &slot.life.job {
         None => Write::EndJob { machine: id },
         Some(job) => Write::Job(JobRow {
@@ -530,7 +531,7 @@ fn save(machine: &MachineId, slot: &Slot, now_ms: u64, out: &mut Output) {
             step: job.step.as_str().to_owned(),
             attempt: job.attempt,
             code_version: env!("CARGO_PKG_VERSION").to_owned(),
-            row: load::json(job),
+            row: rows::json(job),
             updated_at_ms: now_ms,
         }),
     });

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use godwit_api::error::Status;
 use godwit_api::fact::MachineFact;
 use godwit_api::row::{GenerationRow, MachineRow, ProofsRow, TokenRow, VolumeRow};
 use godwit_api::{ApiError, AppName, HostId, MachineId, VolumeId, keys};
@@ -21,8 +20,9 @@ use crate::claims::Claims;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::edge_ports::Told;
-use crate::hosts::HostClients;
+use crate::host_clients::HostClients;
 use crate::liveness::Liveness;
+use crate::rows::store_error;
 use crate::stalls::{STALLED_AFTER, Stalls};
 use crate::world::{Known, World};
 use crate::{StartError, mounts, view};
@@ -275,18 +275,6 @@ pub(crate) fn no_app(app: &AppName) -> ApiError {
 
 pub(crate) fn no_host(host: &HostId) -> ApiError {
     ApiError::not_found(format!("there is no host {host}"))
-}
-
-/// Turns a store's failure into an answer.
-pub(crate) fn store_error(error: godwit_store::Error) -> ApiError {
-    if let godwit_store::Error::TooLarge { .. } = error {
-        return ApiError::new(413, Status::InvalidArgument, error.to_string());
-    }
-    tracing::error!(error = godwit_base::telemetry::chain(&error), "the fleet store failed");
-    match error.is_retryable() {
-        true => ApiError::unavailable("the fleet store is not available; try again", 1),
-        false => ApiError::internal("the fleet store failed; the log of control has the cause"),
-    }
 }
 
 /// Read-modify-write that lost its compares too often.

@@ -14,7 +14,7 @@ use godwit_store::{Compare, Op, Txn};
 
 use crate::certificates::Pair;
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
-use crate::placing::json;
+use crate::rows::json;
 use crate::world::Known;
 
 /// Host names of one app, and of the fleet: every edge holds them all.

@@ -1,12 +1,10 @@
 //! Calls to agents: the host API, with a deadline each, and errors that say which host did not answer.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_api::host::PlaceReply;
 use godwit_api::machine::Acknowledged;
-use godwit_api::row::{HostRow, MachineRow, Placement};
+use godwit_api::row::{MachineRow, Placement};
 use godwit_api::ticket::{CancelAnswer, SignedTicket};
 use godwit_api::{ApiError, HostId, Method};
 use godwit_base::http::client::{CallError, Client};
@@ -29,27 +27,6 @@ const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 /// When a caller may try again after a host was not reached.
 pub const RETRY_AFTER_S: u32 = 2;
-
-/// One client a host, made anew when the host's URL or key changed.
-#[derive(Default)]
-pub struct HostClients {
-    clients: Mutex<HashMap<HostId, (String, String, Client)>>,
-}
-
-impl HostClients {
-    pub fn of(&self, row: &HostRow) -> Client {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((url, key, client)) = clients.get(&row.id)
-            && *url == row.agent_url
-            && *key == row.control_key
-        {
-            return client.clone();
-        }
-        let client = Client::tcp(&row.agent_url, Some(row.control_key.clone()));
-        clients.insert(row.id.clone(), (row.agent_url.clone(), row.control_key.clone(), client.clone()));
-        client
-    }
-}
 
 impl Control {
     pub(crate) fn host_client(&self, host: &HostId) -> Result<Client, ApiError> {

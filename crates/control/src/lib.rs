@@ -18,14 +18,16 @@
 //! | `edge_ports` | which public ports edges could not open, in memory |
 //! | `claims` | which unproven claims were counted, in memory |
 //! | `stalls` | which moves stand still, in memory |
-//! | `http`, `handlers` | the API, one file a noun |
-//! | `hosts`, `liveness` | calls to agents, and who is there |
+//! | `router`, `call`, `handlers` | the API: all routes, what one call is, one file a noun |
+//! | `rows` | rows as the store takes them |
+//! | `host_clients`, `hosts`, `liveness` | calls to agents, and who is there |
 //! | `check` | what is looked at before a start |
 //! | `tls` | the pair by which the API is served over TLS |
 //! | `reconcile` | what follows from facts, without an input |
 
 mod acme;
 mod auth;
+mod call;
 mod certificates;
 mod check;
 mod claims;
@@ -34,9 +36,9 @@ mod control;
 mod counters;
 mod edge_ports;
 mod handlers;
+mod host_clients;
 mod hostnames;
 mod hosts;
-mod http;
 mod liveness;
 mod migrations;
 mod mounts;
@@ -48,7 +50,9 @@ mod placing;
 mod raw_ports;
 mod reach;
 mod reconcile;
+mod router;
 mod routes;
+mod rows;
 mod stalls;
 mod strays;
 mod subject;
@@ -71,7 +75,7 @@ use tokio::net::TcpListener;
 pub use check::check;
 pub use config::{Config, Raw, VolumeEncryption};
 pub use control::Control;
-pub use http::router;
+pub use router::router;
 
 /// Requests in flight and reconcilers end by then.
 pub const DRAIN_BOUND: Duration = Duration::from_secs(10);

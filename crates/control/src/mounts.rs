@@ -7,7 +7,7 @@ use godwit_api::volume::VolumeFs;
 use godwit_api::{ApiError, AppName, HostId, MachineId, VolumeId, keys};
 use godwit_store::{Compare, Txn};
 
-use crate::placing::json;
+use crate::rows::json;
 use crate::world::{Known, World};
 
 /// Volumes that a Machine is to hold: all free or its own, and all on one host.

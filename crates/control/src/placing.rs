@@ -16,12 +16,13 @@ use godwit_base::http::client::CallError;
 use godwit_base::{clock, secret};
 use godwit_machine::capacity;
 use godwit_net::plan;
-use godwit_store::{Compare, Op, Txn, put_json};
+use godwit_store::{Compare, Op, Txn};
 
-use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app, store_error};
+use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
 use crate::mounts::{self, Claim};
 use crate::named_host;
 use crate::place::{NoHost, RESERVED, Request};
+use crate::rows::json;
 use crate::subject::{Change, Place, Refused, Subject, machine_placement};
 use crate::validate::raw_ports;
 use crate::view;
@@ -240,7 +241,7 @@ impl Control {
             let (host, txn) = {
                 let mut world = self.world_mut();
                 self.mark_lost(&mut world);
-                let Some(subject) = world.subject_of(refused) else { return Ok(Replaced::Overtaken) };
+                let Some(subject) = Subject::of(&world, refused) else { return Ok(Replaced::Overtaken) };
                 let Some(old) = world.placement(&refused.host, id).cloned() else { return Ok(Replaced::Overtaken) };
                 let is_same = old.epoch == refused.epoch && old.instance_id == refused.instance_id;
                 if subject.epoch() != refused.epoch || !is_same || old.destroy || subject.moving().is_some() {
@@ -290,7 +291,7 @@ impl Control {
     /// Takes back what no host took. Nothing runs: its last placement was refused. False when somebody has changed it
     /// since, so that a host may hold it after all.
     async fn take_back(&self, refused: &Placement) -> Result<bool, ApiError> {
-        let subject = self.world().subject_of(refused);
+        let subject = Subject::of(&self.world(), refused);
         let is_same = |subject: &Subject| {
             let same = subject.epoch() == refused.epoch && *subject.instance_id() == refused.instance_id;
             // A volume that a Machine has taken meanwhile is that Machine's matter.
@@ -314,7 +315,7 @@ impl Control {
         for _ in 0..COMMIT_ATTEMPTS {
             let (subject, placement) = {
                 let world = self.world();
-                let subject = world.subject_of(marked);
+                let subject = Subject::of(&world, marked);
                 let placement = subject.as_ref().and_then(|of| world.placement(of.host(), &marked.machine).cloned());
                 (subject, placement)
             };
@@ -541,8 +542,4 @@ pub(crate) fn release_ports(world: &World, row: &MachineRow, ports: &[u16], txn:
         txn.compares.push(Compare::unchanged(keys::port(*port), stands.revision));
         txn.then.push(Op::delete(keys::port(*port)));
     }
-}
-
-pub(crate) fn json<T: serde::Serialize + ?Sized>(key: String, value: &T) -> Result<Op, ApiError> {
-    put_json(key, value).map_err(store_error)
 }

@@ -11,7 +11,7 @@ use godwit_store::{Compare, Op, Txn};
 use http_body_util::{BodyExt, Limited};
 
 use crate::control::{Control, get_request};
-use crate::placing::json;
+use crate::rows::json;
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -9,9 +9,9 @@ use godwit_api::{ApiError, AppName, Epoch, HostId, InstanceId, MachineId, Migrat
 use godwit_machine::capacity;
 use godwit_store::Op;
 
-use crate::placing::json;
+use crate::rows::json;
 use crate::view;
-use crate::world::Known;
+use crate::world::{Known, World};
 
 #[derive(Debug, Clone)]
 pub enum Subject {
@@ -48,6 +48,13 @@ pub struct Refused {
 }
 
 impl Subject {
+    /// Whose placement this is, on whichever host it stands.
+    pub fn of(world: &World, placement: &Placement) -> Option<Self> {
+        match &placement.volume {
+            Some(volume) => world.volumes.get(&placement.app)?.get(&volume.id).cloned().map(Self::Volume),
+            None => world.machines.get(&placement.app)?.get(&placement.machine).cloned().map(Self::Machine),
+        }
+    }
     /// For messages.
     pub fn words(&self) -> String {
         match self {

@@ -8,7 +8,8 @@ use godwit_store::{Compare, Op, Txn};
 
 use crate::control::Control;
 use crate::mounts;
-use crate::placing::{claim_ports, json, release_ports};
+use crate::placing::{claim_ports, release_ports};
+use crate::rows::json;
 use crate::subject::machine_placement;
 use crate::validate::raw_ports;
 use crate::world::{Known, World};

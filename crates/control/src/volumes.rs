@@ -15,7 +15,8 @@ use godwit_store::{Compare, Txn};
 
 use crate::control::{Control, contended, no_app};
 use crate::place::Request;
-use crate::placing::{choose, first_epoch, generation_unchanged, in_regions, json, no_room};
+use crate::placing::{choose, first_epoch, generation_unchanged, in_regions, no_room};
+use crate::rows::json;
 use crate::subject::{volume_need, volume_placement};
 use crate::view;
 use crate::world::{Known, World};

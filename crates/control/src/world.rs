@@ -17,7 +17,6 @@ use godwit_store::Update;
 use serde::de::DeserializeOwned;
 
 use crate::place::{HostEntry, Snapshot};
-use crate::subject::Subject;
 
 pub mod belief;
 mod moves;
@@ -457,14 +456,6 @@ impl World {
 
     pub fn fact(&self, host: &HostId, machine: &MachineId) -> Option<&Known<MachineFact>> {
         self.facts.get(host)?.get(machine)
-    }
-
-    /// Whose placement this is, on whichever host it stands.
-    pub fn subject_of(&self, placement: &Placement) -> Option<Subject> {
-        match &placement.volume {
-            Some(volume) => self.volumes.get(&placement.app)?.get(&volume.id).cloned().map(Subject::Volume),
-            None => self.machines.get(&placement.app)?.get(&placement.machine).cloned().map(Subject::Machine),
-        }
     }
 
     /// What the Machine's present host says of its present epoch.

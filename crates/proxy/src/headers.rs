@@ -140,13 +140,13 @@ pub fn stamp_request(headers: &mut HeaderMap, stamp: &Stamp, client: &Client, re
     headers.append(VIA, stamp.via.clone());
 }
 
-/// What a client gets to know about its answer.
-pub fn stamp_answer(headers: &mut HeaderMap, request_id: &HeaderValue) {
+/// What a client gets to know about its answer. `now` is the Date of an answer that came without one.
+pub fn stamp_answer(headers: &mut HeaderMap, request_id: &HeaderValue, now: impl FnOnce() -> HeaderValue) {
     headers.insert(FLY_REQUEST_ID, request_id.clone());
     // Machines speak HTTP/1.1.
     headers.append(VIA, HeaderValue::from_static("1.1 godwit"));
     // Whoever has a clock adds what is missing (RFC 9110 section 6.6.1).
-    headers.entry(DATE).or_insert_with(crate::date::now);
+    headers.entry(DATE).or_insert_with(now);
 }
 
 /// Methods that a second time does no harm (RFC 9110 section 9.2.2).

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 use crate::user::Identity;
-use crate::volumes::RawDevice;
 
 /// Docker's default set, in all sets that a root process inside uses; inheritable and ambient stay empty.
 const CAPABILITIES: [&str; 14] = [
@@ -45,6 +44,15 @@ const READ_ONLY: [&str; 6] = [CGROUPS, "/proc/bus", "/proc/fs", "/proc/irq", "/p
 pub const OPEN_FILES: u64 = 1_048_576;
 const SHARED_MEMORY_MIN_BYTES: u64 = 64 << 20;
 const CPU_PERIOD_US: u64 = 100_000;
+
+/// A raw volume, as the configuration needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawDevice {
+    pub guest_path: PathBuf,
+    pub major: u64,
+    pub minor: u64,
+    pub read_only: bool,
+}
 
 /// All that the configuration is made from.
 pub struct Inside<'a> {

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::BuildError;
+use crate::oci::RawDevice;
 use crate::root::Root;
 
 /// How long the start waits, in all, for devices that are still held: a former instance's unmount may be under way.
@@ -26,15 +27,6 @@ const FREE_POLL_MS: u64 = 5;
 const EXT4_OPTIONS: &str = "errors=remount-ro";
 /// The number of every ext4 file system's root folder.
 const EXT4_ROOT_INODE: u64 = 2;
-
-/// A raw volume, as the configuration needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RawDevice {
-    pub guest_path: PathBuf,
-    pub major: u64,
-    pub minor: u64,
-    pub read_only: bool,
-}
 
 /// What the root folder of a volume that holds nothing yet becomes.
 struct Wish {

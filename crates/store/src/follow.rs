@@ -11,20 +11,12 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::Store;
 use crate::backoff::backoff;
 use crate::error::Error;
+use crate::mirror::Update;
 use crate::typed::{Listing, StoreExt};
-use crate::types::{Row, WatchBatch};
 use crate::watch::Watch;
 
 /// Updates that wait for a slow reader. Behind them the watch itself is bounded, lags, and is taken up again.
 const UPDATES_QUEUED: usize = 16;
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Update {
-    /// Replaces everything told before.
-    Snapshot { rows: Vec<Row>, revision: u64 },
-    /// Follows without a gap on the update before; without events it only confirms that `revision` is reached.
-    Changes(WatchBatch),
-}
 
 /// A followed prefix. Dropping it stops the following.
 pub struct Follow {

@@ -24,9 +24,9 @@ use std::future::Future;
 use std::pin::Pin;
 
 pub use error::Error;
-pub use follow::{Follow, Heard, Update, follow};
+pub use follow::{Follow, Heard, follow};
 pub use http::{Authorize, Refused, router};
-pub use mirror::Mirror;
+pub use mirror::{Mirror, Update};
 pub use remote::RemoteStore;
 pub use sqlite::{Options, SqliteStore, Stats};
 pub use typed::{Listing, StoreExt, Versioned, put_json};

@@ -4,8 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::follow::Update;
 use crate::typed::Versioned;
+use crate::types::{Row, WatchBatch};
+
+/// What a follower is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// Replaces everything told before.
+    Snapshot { rows: Vec<Row>, revision: u64 },
+    /// Follows without a gap on the update before; without events it only confirms that `revision` is reached.
+    Changes(WatchBatch),
+}
 
 /// The rows of a prefix at `revision`. Starts empty, and is complete after the first snapshot.
 #[derive(Debug, Clone, Default)]
@@ -87,7 +96,7 @@ impl Mirror {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Event, Row, WatchBatch};
+    use crate::types::Event;
 
     fn row(key: &str, value: &'static str, revision: u64) -> Row {
         Row { key: key.into(), value: value.into(), create_revision: revision, mod_revision: revision, version: 1 }

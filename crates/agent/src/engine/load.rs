@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use godwit_api::door::DoorEdge;
@@ -35,11 +34,6 @@ pub struct Settings {
     pub host_fact_interval_ms: u64,
     pub collect_interval_ms: u64,
     pub drain_timeout_ms: u64,
-}
-
-/// Our own rows always become JSON: no map of theirs has keys that are not text.
-pub(super) fn json<T: Serialize>(value: &T) -> String {
-    serde_json::to_string(value).unwrap_or_default()
 }
 
 fn read<T: DeserializeOwned>(what: impl FnOnce() -> String, row: &str) -> Result<T, Error> {

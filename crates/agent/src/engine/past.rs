@@ -60,7 +60,7 @@ impl Past {
         let epoch = self.epochs.get(&machine).map_or(epoch, |known| epoch.max(*known));
         let entry = Entry { number: self.next, machine, epoch };
         let key = format!("{PREFIX}{}", entry.number % REMEMBERED_MAX);
-        let row = super::load::json(&entry);
+        let row = super::rows::json(&entry);
         self.insert(entry);
         (key, row)
     }

@@ -14,7 +14,7 @@ use godwit_api::volume::{HydrationFact, PlacedVolume, VolumeFact};
 use godwit_machine::Step;
 use godwit_store::journal::Write;
 
-use super::load::json;
+use super::rows::json;
 use super::{Command, Engine, NamedCheck, Output, Seen, Slot, Watched};
 use crate::facts::Fact;
 

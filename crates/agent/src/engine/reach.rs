@@ -9,7 +9,7 @@ use godwit_api::route::ClosedPort;
 use godwit_machine::Source;
 use godwit_store::journal::Write;
 
-use super::{Engine, Output, Slot, load};
+use super::{Engine, Output, Slot, rows};
 
 /// What is told of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ fn unreachable(slot: &mut Slot, id: InstanceId, fault: &str, now_ms: u64, out: &
         request: Some(EventDetail { reason: Some(fault.to_owned()), ..EventDetail::default() }),
     };
     let machine = slot.life.record.placement.machine.as_str().to_owned();
-    out.batch.push(Write::Event { machine, row: load::json(&event) });
+    out.batch.push(Write::Event { machine, row: rows::json(&event) });
     slot.events.push_front(event);
     slot.events.truncate(godwit_api::fact::EVENTS_PUBLISHED);
 }

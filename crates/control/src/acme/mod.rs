@@ -19,9 +19,9 @@ use tokio::task::JoinSet;
 
 use crate::certificates::Pair;
 use crate::config::Acme;
-use crate::control::{Control, store_error};
+use crate::control::Control;
 use crate::hostnames::certificate_row;
-use crate::placing::json;
+use crate::rows::{json, store_error};
 use order::{Failed, order};
 
 /// An order ends by then.

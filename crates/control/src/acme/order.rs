@@ -14,7 +14,7 @@ use super::ORDER_TIMEOUT;
 use crate::certificates::{Pair, inspect};
 use crate::config::{Acme, TLS_ALPN_01};
 use crate::control::Control;
-use crate::placing::json;
+use crate::rows::json;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]

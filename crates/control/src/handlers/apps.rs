@@ -9,9 +9,10 @@ use godwit_api::{ApiError, AppName, keys};
 use godwit_base::{clock, secret};
 use godwit_store::{Compare, Op, Txn, put_json};
 
-use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app, store_error};
+use crate::call::Call;
+use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
 use crate::edge_ports;
-use crate::http::Call;
+use crate::rows::store_error;
 use crate::view;
 use crate::world::{Known, World};
 

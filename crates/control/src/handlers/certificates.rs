@@ -11,10 +11,10 @@ use godwit_api::{ApiError, Hostname, keys};
 use godwit_base::clock;
 use godwit_store::Op;
 
+use crate::call::Call;
 use crate::certificates::inspect;
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
 use crate::hostnames::{detail, summary};
-use crate::http::Call;
 use crate::reach;
 
 const PAGE_MAX: u32 = 500;

@@ -7,7 +7,7 @@ use godwit_api::endpoints::EdgesTellPorts;
 use godwit_api::machine::Acknowledged;
 use godwit_base::Peer;
 
-use crate::http::Call;
+use crate::call::Call;
 
 pub async fn ports(call: Call<EdgesTellPorts>) -> Result<Acknowledged, ApiError> {
     let Peer::Edge(edge) = &call.peer else {

@@ -7,9 +7,9 @@ use godwit_api::row::HostRow;
 use godwit_api::{ApiError, HostId, keys};
 use godwit_store::{Compare, Txn};
 
+use crate::call::Call;
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_host};
-use crate::http::Call;
-use crate::placing::json;
+use crate::rows::json;
 use crate::view;
 
 pub async fn list(call: Call<HostsList>) -> Result<Vec<Host>, ApiError> {

@@ -18,8 +18,8 @@ use godwit_base::{Verb, clock, telemetry};
 use godwit_oci::{Blame, Digest, ImageId, ImageInfo, Reference, no_progress};
 use tokio_util::io::StreamReader;
 
+use crate::call::{Call, query};
 use crate::control::Control;
-use crate::http::{Call, query};
 use crate::view::REGISTRY;
 
 /// An upload that brings no byte for so long is given up.

@@ -10,9 +10,9 @@ use godwit_api::{ApiError, EdgeId, HostId, keys};
 use godwit_base::{clock, secret};
 use godwit_store::{Compare, Op, Txn};
 
+use crate::call::Call;
 use crate::control::{COMMIT_ATTEMPTS, Control, contended};
-use crate::http::Call;
-use crate::placing::json;
+use crate::rows::json;
 use crate::validate;
 
 /// The wanted name, so that the id with its dash and four digits is a label.

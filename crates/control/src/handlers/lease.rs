@@ -10,9 +10,9 @@ use godwit_api::{ApiError, MachineId, keys};
 use godwit_base::{Peer, clock, secret};
 use godwit_store::{Compare, Op, Txn};
 
+use crate::call::Call;
 use crate::control::{Control, contended};
-use crate::http::Call;
-use crate::placing::json;
+use crate::rows::json;
 use crate::world::Known;
 
 /// Without a `ttl`.

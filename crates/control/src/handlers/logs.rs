@@ -13,9 +13,9 @@ use godwit_base::clock::rfc3339;
 use godwit_base::http::Failure;
 use godwit_base::http::client::query_string;
 
+use crate::call::query;
 use crate::control::{Control, get_request, streamed};
 use crate::hosts::{COMMAND_TIMEOUT, host_error};
-use crate::http::query;
 
 pub async fn stream(
     State(control): State<Arc<Control>>,

@@ -12,13 +12,14 @@ use godwit_machine::capacity;
 use godwit_store::{Compare, Op, Txn};
 
 use super::lease;
+use crate::call::Call;
 use crate::control::{COMMIT_ATTEMPTS, Control, contended, no_app};
-use crate::http::Call;
 use crate::mounts;
 use crate::named_host;
 use crate::names;
 use crate::place::NoHost;
-use crate::placing::{Draft, claim_ports, json, may_change, no_room, release_ports};
+use crate::placing::{Draft, claim_ports, may_change, no_room, release_ports};
+use crate::rows::json;
 use crate::subject::{Subject, machine_placement};
 use crate::validate::{self, raw_ports};
 use crate::versions;

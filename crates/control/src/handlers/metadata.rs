@@ -7,9 +7,9 @@ use godwit_api::endpoint::Empty;
 use godwit_api::endpoints::{MetadataDelete, MetadataShow, MetadataUpdate};
 use godwit_api::{ApiError, AppName, MachineId};
 
+use crate::call::Call;
 use crate::control::Control;
 use crate::handlers::machines::change;
-use crate::http::Call;
 use crate::validate;
 
 pub async fn show(call: Call<MetadataShow>) -> Result<BTreeMap<String, String>, ApiError> {

@@ -8,11 +8,11 @@ use godwit_base::{Peer, clock};
 use godwit_store::{Compare, Txn};
 
 use super::lease;
+use crate::call::Call;
 use crate::control::{COMMIT_ATTEMPTS, contended};
-use crate::http::Call;
 use crate::migrations::note;
 use crate::moving::What;
-use crate::placing::json;
+use crate::rows::json;
 
 pub async fn machine(call: Call<MachinesMigrate>) -> Result<Migration, ApiError> {
     let (app, id) = (call.app()?, call.machine()?);

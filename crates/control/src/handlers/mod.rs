@@ -25,8 +25,8 @@ use axum::routing::{get, post};
 use godwit_api::endpoints::*;
 use godwit_base::Verb;
 
+use crate::call::route;
 use crate::control::Control;
-use crate::http::route;
 
 /// Every endpoint of the public API.
 pub(crate) fn routes() -> Router<Arc<Control>> {

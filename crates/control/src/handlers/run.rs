@@ -11,8 +11,8 @@ use godwit_api::row::MachineRow;
 use godwit_api::{ApiError, Endpoint, Method};
 
 use super::lease;
+use crate::call::Call;
 use crate::hosts::{CALL_MARGIN, COMMAND_TIMEOUT};
-use crate::http::Call;
 use crate::validate;
 use crate::world::Known;
 

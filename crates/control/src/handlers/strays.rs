@@ -6,9 +6,9 @@ use godwit_api::machine::Acknowledged;
 use godwit_api::{ApiError, MachineId, VolumeId, keys};
 use godwit_store::{Compare, Txn};
 
+use crate::call::Call;
 use crate::control::{COMMIT_ATTEMPTS, contended, no_host};
-use crate::http::Call;
-use crate::placing::json;
+use crate::rows::json;
 use crate::strays;
 
 pub async fn list(call: Call<HostsStrays>) -> Result<Vec<Stray>, ApiError> {

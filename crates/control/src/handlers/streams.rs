@@ -15,9 +15,9 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 
 use super::lease;
+use crate::call::query;
 use crate::control::Control;
 use crate::hosts::{COMMAND_TIMEOUT, host_error};
-use crate::http::query;
 
 /// Streams that pass through control at once.
 const MAX_STREAMS: usize = 4096;

@@ -5,9 +5,9 @@ use godwit_api::volume::Volume;
 use godwit_api::{ApiError, InstanceId, VolumeId};
 use godwit_base::{clock, secret};
 
+use crate::call::Call;
 use crate::config::VolumeEncryption;
 use crate::control::no_app;
-use crate::http::Call;
 use crate::validate;
 use crate::volumes::{Apart, Draft};
 

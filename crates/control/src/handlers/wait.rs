@@ -10,8 +10,8 @@ use godwit_api::{ApiError, AppName, MachineId};
 use tokio::time::Instant;
 
 use super::machines::states;
+use crate::call::Call;
 use crate::control::Control;
-use crate::http::Call;
 use crate::view;
 
 /// The longest wait, and that of a request that names none.

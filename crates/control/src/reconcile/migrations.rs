@@ -16,7 +16,7 @@ use super::outrank;
 use crate::control::Control;
 use crate::counters::{MigrationLabels, PhaseLabels};
 use crate::migrations::{self, Step, TOO_LATE, note, note_door};
-use crate::placing::json;
+use crate::rows::json;
 use crate::subject::{Change, Place, Subject};
 use crate::world::{Known, World, parts};
 
@@ -181,7 +181,7 @@ fn marked<'a>(
     row: &'a MigrationRow,
     ticket: &'a Ticket,
 ) -> impl Iterator<Item = (Subject, &'a Placement)> {
-    let subjects = parts(ticket).filter_map(|part| Some((world.subject_of(part)?, part)));
+    let subjects = parts(ticket).filter_map(|part| Some((Subject::of(world, part)?, part)));
     subjects.filter(|(subject, _)| subject.moving() == Some(&row.id))
 }
 

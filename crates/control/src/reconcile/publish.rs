@@ -8,8 +8,8 @@ use godwit_api::{ApiError, AppName, keys};
 use godwit_store::{Compare, Op, Txn};
 
 use crate::control::Control;
-use crate::placing::json;
 use crate::routes;
+use crate::rows::json;
 use crate::world::World;
 
 pub async fn routes(control: Arc<Control>) -> Result<(), ApiError> {

@@ -109,7 +109,7 @@ async fn destroyed(control: &Control) -> Result<(), ApiError> {
 /// copy and heard of its move only from the host that has it. The past host tells nothing of it, or that it holds and
 /// lends nothing: the row asks for nothing any more.
 fn is_past(world: &World, placement: &Placement, fact: Option<&MachineFact>) -> bool {
-    let Some(subject) = world.subject_of(placement) else { return false };
+    let Some(subject) = Subject::of(world, placement) else { return false };
     let lends = |fact: &MachineFact| fact.volume.as_ref().is_some_and(|volume| volume.lent_to.is_some());
     let let_go = fact.is_none_or(|fact| !fact.held && !lends(fact));
     let is_older = *subject.host() != placement.host && placement.epoch < subject.epoch() && !placement.destroy;
@@ -119,12 +119,12 @@ fn is_past(world: &World, placement: &Placement, fact: Option<&MachineFact>) -> 
 
 /// Machines and volumes of a live move are the move's own matter.
 fn is_moving(world: &World, placement: &Placement) -> bool {
-    world.subject_of(placement).is_some_and(|subject| subject.moving().is_some())
+    Subject::of(world, placement).is_some_and(|subject| subject.moving().is_some())
 }
 
 /// The Machine or volume whose present placement this is.
 fn present(world: &World, placement: &Placement) -> Option<Subject> {
-    let subject = world.subject_of(placement)?;
+    let subject = Subject::of(world, placement)?;
     (*subject.host() == placement.host && !subject.is_destroyed()).then_some(subject)
 }
 
@@ -282,7 +282,7 @@ fn hints(control: &Arc<Control>) {
                     return false;
                 }
                 // What is moving is its move's matter.
-                let subject = world.subject_of(placement);
+                let subject = Subject::of(&world, placement);
                 let is_moving = subject.as_ref().is_some_and(|subject| subject.moving().is_some());
                 let written_ms = subject.map_or(0, |subject| subject.updated_at_ms());
                 !is_moving && written_ms + PULL_AFTER_MS < now_ms

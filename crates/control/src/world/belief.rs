@@ -7,7 +7,7 @@ use godwit_api::{HostId, MachineId};
 use godwit_store::Op;
 
 use super::World;
-use crate::placing::json;
+use crate::rows::json;
 
 /// Of so many the picture remembers what they were until somebody asks; more are as little believed.
 const DISBELIEVED_MAX: usize = 1_024;

@@ -3,6 +3,7 @@
 
 mod circles;
 mod configuration;
+mod purity;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,52 +26,6 @@ const FLOORS: [(&str, u8); 15] = [
     ("godwit-shim", 4),
     ("godwit-lab", 5),
     ("godwit-demo-app", 5),
-];
-
-/// Files that decide and never act. `machine` and `api` are pure as a whole.
-const PURE: [&str; 25] = [
-    "crates/agent/src/reach/judge.rs",
-    "crates/api/src",
-    "crates/machine/src",
-    "crates/base/src/dial/order.rs",
-    "crates/base/src/peer.rs",
-    "crates/control/src/acme/plan.rs",
-    "crates/control/src/certificates.rs",
-    "crates/control/src/place.rs",
-    "crates/control/src/migrations.rs",
-    "crates/control/src/mounts.rs",
-    "crates/control/src/subject.rs",
-    "crates/control/src/world/moves.rs",
-    "crates/proxy/src/choose.rs",
-    "crates/proxy/src/edge/redirect.rs",
-    "crates/proxy/src/eject.rs",
-    "crates/proxy/src/trace.rs",
-    "crates/proxy/src/access.rs",
-    "crates/net/src/plan.rs",
-    "crates/proxy/src/excess.rs",
-    "crates/store/src/mirror.rs",
-    "crates/volume/src/map.rs",
-    "crates/volume/src/map/slot.rs",
-    "crates/volume/src/schedule.rs",
-    "crates/volume/src/pace.rs",
-    "crates/volume/src/nbd/wire.rs",
-];
-
-/// What a pure file may not name outside its tests.
-const IMPURE: [&str; 13] = [
-    "tokio",
-    "std::fs",
-    "std::net::Tcp",
-    "std::net::Udp",
-    "std::process",
-    "std::thread",
-    "std::env",
-    "Instant",
-    "SystemTime",
-    "getrandom::",
-    "rand::",
-    "unix_ms()",
-    "random_u64",
 ];
 
 fn root() -> PathBuf {
@@ -174,30 +129,6 @@ fn imports_go_down_and_never_sideways() {
     }
     assert_eq!(seen.len(), FLOORS.len(), "a crate of FLOORS is gone: {seen:?}");
     assert!(wrong.is_empty(), "imports go down only:\n{}", wrong.join("\n"));
-}
-
-#[test]
-fn pure_files_name_no_clock_no_chance_and_no_io() {
-    let mut wrong = Vec::new();
-    let mut looked_at = 0;
-    for place in PURE {
-        let path = root().join(place);
-        assert!(path.exists(), "{place} is listed as pure and is gone");
-        let mut files = Vec::new();
-        rust_files(&path, &mut files);
-        for file in files.iter().filter(|file| file.file_name().is_some_and(|name| name != "tests.rs")) {
-            looked_at += 1;
-            let text = read(file);
-            for (number, line) in without_tests(&text).lines().enumerate() {
-                let code = line.split("//").next().unwrap_or(line);
-                for word in IMPURE.iter().filter(|word| code.contains(**word)) {
-                    wrong.push(format!("{}:{}: {word}", file.display(), number + 1));
-                }
-            }
-        }
-    }
-    assert!(looked_at > 15, "pure files are found");
-    assert!(wrong.is_empty(), "a pure file decides and never acts:\n{}", wrong.join("\n"));
 }
 
 #[test]

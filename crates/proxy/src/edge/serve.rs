@@ -25,6 +25,7 @@ use super::redirect;
 use super::routes::NoApp;
 use super::upload::Upload;
 use super::view::Entrance;
+use crate::date;
 use crate::h1;
 use crate::h1::io::{Connection, Failed, OnSwitch, Switched};
 use crate::h1::map::RawTarget;
@@ -183,7 +184,7 @@ impl Edge {
         let mut record = Record::begin(self, head, &request_id, client, way);
         if let Some(mut response) = self.challenge(&request) {
             record.answered(response.status().as_u16());
-            stamp_answer(response.headers_mut(), &request_id);
+            stamp_answer(response.headers_mut(), &request_id, date::now);
             return record.follow(response);
         }
         let from = From { client, way, request_id: &request_id, interims };
@@ -212,7 +213,7 @@ impl Edge {
             own.into_response()
         });
         record.answered(response.status().as_u16());
-        stamp_answer(response.headers_mut(), &request_id);
+        stamp_answer(response.headers_mut(), &request_id, date::now);
         record.follow(response)
     }
 
@@ -231,7 +232,7 @@ impl Edge {
         let code = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
         let text = code.canonical_reason().unwrap_or("refused");
         let mut response = Own::new(code, "bad_request", text).into_response();
-        stamp_answer(response.headers_mut(), &request_id);
+        stamp_answer(response.headers_mut(), &request_id, date::now);
         record.follow(response)
     }
 

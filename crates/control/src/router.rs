@@ -1,7 +1,5 @@
 //! Control's HTTP face: every route, and what is common to all answers (request id, log line, counters, errors).
 
-mod call;
-
 use std::sync::Arc;
 
 use axum::Router;
@@ -13,8 +11,6 @@ use axum::routing::get;
 use godwit_api::{ApiError, InstanceId, unbuilt};
 use godwit_base::http::{Failure, REQUEST_ID};
 use godwit_base::{Verb, clock, metrics, secret};
-
-pub(crate) use call::{Call, query, route};
 
 use crate::control::Control;
 use crate::counters::AnswerLabels;
