@@ -5,7 +5,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use bytes::Bytes;
-use godwit_proxy::h1::body::{Decoder, Framing};
+use godwit_proxy::h1::body::Decoder;
+use godwit_proxy::h1::framing::Framing;
 use godwit_proxy::h1::{Limits, RequestHead, ResponseHead, Side, map, write};
 
 const REQUEST: &str = "GET /assets/app-3f2b91c0.js?v=17 HTTP/1.1\r\n\

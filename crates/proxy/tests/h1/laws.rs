@@ -1,7 +1,9 @@
 //! What must hold for any bytes at all. Property tests and fuzz targets call these; they panic when it does not.
 
-use godwit_proxy::h1::body::{Decoder, Framing, Piece};
-use godwit_proxy::h1::head::{MAX_FIELDS, Span};
+use godwit_proxy::h1::body::{Decoder, Piece};
+use godwit_proxy::h1::framing::Framing;
+use godwit_proxy::h1::head::Span;
+use godwit_proxy::h1::limits::MAX_FIELDS;
 use godwit_proxy::h1::{Limits, RequestHead, Side, read_grammar};
 
 use crate::pipe::{Outcome, run};
