@@ -50,8 +50,12 @@ pub struct CertificateList {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CertificateSummary {
     pub hostname: String,
-    /// `active`, `pending_validation`, `failed` (it is tried again) or `expired`.
+    /// `active`, `pending_validation`, `failed` (it is tried again), `expired`, or `no_certificate`: there is none, and none
+    /// is asked for.
     pub status: String,
+    /// Who serves the name's zone; null: not known. Control asks the DNS for addresses only.
+    #[serde(default)]
+    pub dns_provider: Option<String>,
     /// A valid certificate is served.
     pub configured: bool,
     pub acme_requested: bool,
@@ -73,7 +77,14 @@ pub struct CertificateSummary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CertificateDetail {
     pub hostname: String,
+    /// As in a list.
     pub status: String,
+    /// As in a list.
+    #[serde(default)]
+    pub dns_provider: Option<String>,
+    /// RFC 3339: the authority issues none for this name before then, because of its limits (RFC 8555 section 6.6).
+    #[serde(default)]
+    pub rate_limited_until: Option<String>,
     pub configured: bool,
     pub acme_requested: bool,
     /// The one that is served stands first.
@@ -103,6 +114,20 @@ pub struct StoredCertificate {
     pub valid_from: String,
     pub expires_at: String,
     pub created_at: String,
+    /// What an authority issued of it; empty for one that its owner brought.
+    #[serde(default)]
+    pub issued: Vec<IssuedCertificate>,
+}
+
+/// One certificate as its authority issued it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IssuedCertificate {
+    /// Of its key: `ecdsa`, `rsa` or `ed25519`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub expires_at: String,
+    /// `lets_encrypt`, or the issuer as its certificate names it.
+    pub certificate_authority: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

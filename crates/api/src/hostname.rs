@@ -146,6 +146,8 @@ pub struct AcmeWish {
     pub failed_at_ms: Option<u64>,
     /// The kind of challenge by which the last certificate was issued.
     pub challenge: Option<String>,
+    /// The last order met a limit of the authority, which lasts until then.
+    pub limited_until_ms: Option<u64>,
 }
 
 /// What everybody may know of a certificate.

@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 
 use godwit_api::certificate::{
-    CertificateDetail, CertificateSummary, CertificateValidation, DnsRequirements, StoredCertificate, ValidationError,
+    CertificateDetail, CertificateSummary, CertificateValidation, DnsRequirements, IssuedCertificate,
+    StoredCertificate, ValidationError,
 };
 use godwit_api::error::Status;
 use godwit_api::hostname::{CertificateInfo, CertificateRow, HostnameRow, Source};
@@ -158,6 +159,7 @@ fn status(row: &HostnameRow, now_ms: u64) -> &'static str {
     match &row.acme {
         Some(wish) if wish.last_error.is_some() => "failed",
         Some(_) => "pending_validation",
+        None if row.custom.is_none() && row.issued.is_none() => "no_certificate",
         None => "expired",
     }
 }
@@ -174,6 +176,7 @@ pub(crate) fn summary(row: &HostnameRow, now_ms: u64) -> CertificateSummary {
     CertificateSummary {
         hostname: row.hostname.to_string(),
         status: status(row, now_ms).to_owned(),
+        dns_provider: None,
         configured: served.is_some(),
         acme_requested: row.acme.is_some(),
         has_custom_certificate: row.custom.is_some(),
@@ -200,6 +203,8 @@ pub(crate) fn detail(row: &HostnameRow, public: &[IpAddr], now_ms: u64) -> Certi
     CertificateDetail {
         hostname: short.hostname,
         status: short.status,
+        dns_provider: short.dns_provider,
+        rate_limited_until: limited_until(row, now_ms),
         configured: short.configured,
         acme_requested: short.acme_requested,
         certificates,
@@ -219,6 +224,11 @@ pub(crate) fn detail(row: &HostnameRow, public: &[IpAddr], now_ms: u64) -> Certi
     }
 }
 
+fn limited_until(row: &HostnameRow, now_ms: u64) -> Option<String> {
+    let until_ms = row.acme.as_ref()?.limited_until_ms.filter(|until_ms| *until_ms > now_ms)?;
+    Some(rfc3339(until_ms))
+}
+
 fn stored(source: Source, info: &CertificateInfo, now_ms: u64) -> StoredCertificate {
     StoredCertificate {
         source: source.as_str().to_owned(),
@@ -232,6 +242,17 @@ fn stored(source: Source, info: &CertificateInfo, now_ms: u64) -> StoredCertific
         valid_from: rfc3339(info.not_before_ms),
         expires_at: rfc3339(info.not_after_ms),
         created_at: rfc3339(info.stored_at_ms),
+        issued: (source == Source::Acme).then(|| issued(info)).into_iter().collect(),
+    }
+}
+
+fn issued(info: &CertificateInfo) -> IssuedCertificate {
+    // The one word that clients know; any other authority is named as it names itself.
+    let is_lets_encrypt = info.issuer.starts_with("Let's Encrypt");
+    IssuedCertificate {
+        kind: info.key_type.clone(),
+        expires_at: rfc3339(info.not_after_ms),
+        certificate_authority: if is_lets_encrypt { "lets_encrypt" } else { &info.issuer }.to_owned(),
     }
 }
 

@@ -135,7 +135,8 @@ async fn keep(
                 ops.push(json(of, &certificate_row(hostname, Source::Acme, pair))?);
             }
             Err(error) => {
-                next.acme = Some(plan::failed(wish, &error.told(), next.updated_at_ms, config.retry_first_ms));
+                next.acme =
+                    Some(plan::failed(wish, &error.told(), error.limit(), next.updated_at_ms, config.retry_first_ms));
             }
         }
         ops.push(json(key.clone(), &next)?);

@@ -43,8 +43,19 @@ impl Failed {
 
     /// The account is not known to the authority any more.
     pub fn is_account_gone(&self) -> bool {
+        self.is("accountDoesNotExist")
+    }
+
+    /// It would not, because of how much it has issued already. When its limit ends (Unix milliseconds), or 0 where it
+    /// does not say.
+    pub fn limit(&self) -> Option<u64> {
+        self.is("rateLimited").then(|| limit_ends_ms(&self.told()).unwrap_or(0))
+    }
+
+    /// RFC 8555 section 6.7.
+    fn is(&self, kind: &str) -> bool {
         let Self::Authority(instant_acme::Error::Api(problem)) = self else { return false };
-        problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:accountDoesNotExist")
+        problem.r#type.as_deref().and_then(|of| of.strip_prefix("urn:ietf:params:acme:error:")) == Some(kind)
     }
 }
 
@@ -129,4 +140,38 @@ async fn why_not(order: &mut Order) -> String {
         }
     }
     if said.is_empty() { "it does not say why".to_owned() } else { said.join("; ") }
+}
+
+/// "…, retry after 2026-12-05 10:11:12 UTC: see …" is how Boulder, Let's Encrypt's program, says when its limit ends. The
+/// field `Retry-After` of its answer does not reach us.
+fn limit_ends_ms(told: &str) -> Option<u64> {
+    let (_, after) = told.split_once("retry after ")?;
+    let mut words = after.split_ascii_whitespace();
+    let (day, time) = (words.next()?, words.next()?);
+    clock::parse_rfc3339(&format!("{day}T{}Z", time.trim_end_matches('Z')))
+}
+
+#[cfg(test)]
+mod tests {
+    use instant_acme::{Error, Problem};
+
+    use super::*;
+
+    fn refused(kind: &str, detail: &str) -> Failed {
+        let kind = format!("urn:ietf:params:acme:error:{kind}");
+        let problem = serde_json::json!({ "type": kind, "detail": detail, "status": 429 });
+        Failed::Authority(Error::Api(serde_json::from_value::<Problem>(problem).unwrap()))
+    }
+
+    #[test]
+    fn the_end_of_an_authoritys_limit_is_read() {
+        let told = "too many certificates (5) already issued for this exact set of identifiers in the last 168h0m0s, \
+                    retry after 2027-01-15 08:10:00 UTC: see https://letsencrypt.org/docs/rate-limits";
+        assert_eq!(refused("rateLimited", told).limit(), Some(1_800_000_600_000));
+        assert_eq!(refused("rateLimited", "retry after soon").limit(), Some(0));
+        assert_eq!(refused("rateLimited", "too many orders").limit(), Some(0));
+        // What is no limit is none, whatever it says.
+        assert_eq!(refused("malformed", told).limit(), None);
+        assert!(refused("accountDoesNotExist", "").is_account_gone());
+    }
 }

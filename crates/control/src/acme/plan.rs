@@ -4,6 +4,8 @@ use godwit_api::hostname::{AcmeWish, CertificateInfo, HostnameRow};
 
 /// Failures double the wait up to this.
 const RETRY_MAX_MS: u64 = 6 * 3_600 * 1_000;
+/// No authority is believed about a limit that lasts longer: a week is the longest of Let's Encrypt's.
+const LIMIT_MAX_MS: u64 = 8 * 24 * 3_600 * 1_000;
 /// What is told of a failure.
 const ERROR_MAX_CHARS: usize = 600;
 
@@ -31,16 +33,19 @@ pub fn succeeded(challenge: &str) -> AcmeWish {
     AcmeWish { challenge: Some(challenge.to_owned()), ..AcmeWish::default() }
 }
 
-/// After one that did not. The last kind of challenge that worked stays known.
-pub fn failed(wish: &AcmeWish, why: &str, now_ms: u64, retry_first_ms: u64) -> AcmeWish {
+/// After one that did not. The last kind of challenge that worked stays known. `limit`: it met one of the authority, that
+/// ends then (0: it did not say), and it is not asked again before.
+pub fn failed(wish: &AcmeWish, why: &str, limit: Option<u64>, now_ms: u64, retry_first_ms: u64) -> AcmeWish {
     let wait_ms = retry_first_ms.saturating_mul(1 << wish.failures.min(20)).min(RETRY_MAX_MS);
+    let next_at_ms = limit.unwrap_or(0).min(now_ms + LIMIT_MAX_MS).max(now_ms + wait_ms);
     AcmeWish {
         failures: wish.failures.saturating_add(1),
-        next_at_ms: now_ms + wait_ms,
+        next_at_ms,
         ordering_until_ms: 0,
         last_error: Some(why.chars().take(ERROR_MAX_CHARS).collect()),
         failed_at_ms: Some(now_ms),
         challenge: wish.challenge.clone(),
+        limited_until_ms: limit.map(|_| next_at_ms),
     }
 }
 
@@ -94,18 +99,29 @@ mod tests {
         let mut wish = AcmeWish { challenge: Some("http-01".into()), ..AcmeWish::default() };
         let mut waits = Vec::new();
         for _ in 0..12 {
-            wish = failed(&wish, "no", 1_000, 60_000);
+            wish = failed(&wish, "no", None, 1_000, 60_000);
             waits.push(wish.next_at_ms - 1_000);
         }
         assert_eq!(waits[..3], [60_000, 120_000, 240_000]);
         assert_eq!(waits[11], RETRY_MAX_MS);
         assert_eq!((wish.failures, wish.challenge.as_deref()), (12, Some("http-01")));
-        assert!(failed(&wish, &"x".repeat(9_999), 0, 1).last_error.unwrap().len() == ERROR_MAX_CHARS);
+        assert!(failed(&wish, &"x".repeat(9_999), None, 0, 1).last_error.unwrap().len() == ERROR_MAX_CHARS);
         let kinds = ["http-01", "tls-alpn-01"];
         assert_eq!(
             (0..3).filter_map(|n| challenge(&kinds, n)).collect::<Vec<_>>(),
             ["http-01", "tls-alpn-01", "http-01"]
         );
         assert_eq!(succeeded("http-01").failures, 0);
+    }
+
+    #[test]
+    fn a_limit_of_the_authority_is_waited_for() {
+        let failed = |limit| failed(&AcmeWish::default(), "no", limit, 1_000, 60_000);
+        let told = |wish: AcmeWish| (wish.next_at_ms, wish.limited_until_ms);
+        assert_eq!(told(failed(Some(500_000))), (500_000, Some(500_000)));
+        // One that names no moment, or one that is past, is waited for as any failure is.
+        assert_eq!(told(failed(Some(0))), (61_000, Some(61_000)));
+        assert_eq!(told(failed(Some(u64::MAX))), (1_000 + LIMIT_MAX_MS, Some(1_000 + LIMIT_MAX_MS)));
+        assert_eq!(told(failed(None)), (61_000, None));
     }
 }

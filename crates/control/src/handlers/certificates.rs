@@ -70,7 +70,7 @@ pub async fn acme(call: Call<CertificatesAcme>) -> Result<CertificateDetail, Api
     let wish = |row: &mut HostnameRow| {
         let wish = row.acme.get_or_insert_with(AcmeWish::default);
         // Whoever asks again has mended something.
-        (wish.next_at_ms, wish.last_error) = (0, None);
+        (wish.next_at_ms, wish.last_error, wish.limited_until_ms) = (0, None, None);
     };
     let row = control.put_hostname(&app, &hostname, wish, None).await?;
     Ok(shown(control, &row))

@@ -43,6 +43,11 @@ async fn a_host_name_comes_with_its_certificate_and_goes_with_it() {
         (&json!("custom"), &json!(["*.example.com"]), &json!(true))
     );
     assert!(!made.to_string().contains("PRIVATE"));
+    // Members that clients read: nothing was issued, nothing is limited, and nobody asked who serves the zone.
+    assert_eq!(stored["issued"], json!([]));
+    for member in ["dns_provider", "rate_limited_until"] {
+        assert_eq!(made.get(member), Some(&Value::Null), "{member}");
+    }
     // The row that says whose it is holds no key; the one that does is another.
     let key = "hostnames/www.example.com";
     let row = store(&bed).get_json::<HostnameRow>(key).await.unwrap().unwrap().value;
@@ -74,6 +79,8 @@ async fn a_host_name_comes_with_its_certificate_and_goes_with_it() {
 
     let bare = api.delete("/apps/web/certificates/a.example.com/custom").await.expect(200);
     assert_eq!((&bare["configured"], &bare["certificates"]), (&json!(false), &json!([])));
+    // A name that has none has none that expired.
+    assert_eq!(bare["status"], "no_certificate");
     api.delete("/apps/web/certificates/a.example.com/custom").await.refused(404, "no custom certificate");
     api.delete("/apps/web/certificates/b.example.com/acme").await.refused(404, "no acme certificate");
     api.delete("/apps/web/certificates/www.example.com").await.expect(204);

@@ -262,6 +262,9 @@ fn an_authority_issues_and_renews_through_two_edges_by_each_kind_of_challenge() 
             assert_eq!((&shown["status"], &shown["validation"][flag]), (&json!("active"), &json!(true)), "{shown}");
             assert_eq!(shown["certificates"][0]["source"], "acme");
             assert_eq!(shown["certificates"][0]["names"], json!([name]));
+            let issued = &shown["certificates"][0]["issued"][0];
+            assert_eq!(issued["type"], "ecdsa", "{shown}");
+            assert_eq!(issued["certificate_authority"], shown["certificates"][0]["issuer"], "{shown}");
             let root = bed.root();
             let first = bed.served(&root, name).await;
             // The next one is asked of the other edge.
