@@ -3,13 +3,15 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body;
 
-/// Turns of the scheduler in which a connection writes what it was given: it stands back once (`batch`).
-const TURNS_TO_WRITE: usize = 4;
+/// In which a connection has written what it was given, also on a busy machine: h2 tells nobody when it has. Only what broke
+/// off waits for it.
+const TIME_TO_WRITE: Duration = Duration::from_millis(25);
 
 /// Why a body did not get through whole.
 #[derive(Debug)]
@@ -74,9 +76,7 @@ where
 {
     let sent = send_frames(stream, body).await;
     if let Err(Broken::Body) = sent {
-        for _ in 0..TURNS_TO_WRITE {
-            tokio::task::yield_now().await;
-        }
+        tokio::time::sleep(TIME_TO_WRITE).await;
         stream.send_reset(Reason::INTERNAL_ERROR);
     }
     sent

@@ -1,5 +1,6 @@
 //! A client's connection over a real socket: bodies, early answers, 100-continue, keep-alive, ends and bounds.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -333,21 +334,44 @@ fn an_idle_connection_is_small() {
 /// A body that breaks before a byte of its answer was written.
 #[tokio::test]
 async fn who_is_owed_an_answer_gets_one_though_the_body_breaks_at_once() {
-    let (mut far, near) = tokio::io::duplex(4096);
-    let answer = || {
-        let broken = futures_util::stream::iter([Err::<Frame<Bytes>, _>("broken")]);
-        Response::new(StreamBody::new(broken))
-    };
-    let serving = tokio::spawn(async move {
-        let interims = godwit_proxy::interim::Interims::default();
-        let options = Options::default();
-        godwit_proxy::h1::io::serve(near, &options, &interims, |_, _| async { answer() }, std::future::pending()).await
-    });
-    patient(far.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")).await.unwrap();
-    let mut told = Vec::new();
-    patient(far.read_to_end(&mut told)).await.unwrap();
-    let told = String::from_utf8(told).unwrap();
-    assert!(told.starts_with("HTTP/1.1 502 Bad Gateway\r\n") && told.contains("\r\nconnection: close\r\n"), "{told}");
-    drop(far);
-    assert!(matches!(patient(serving).await.unwrap(), Ended::Unanswered));
+    type Piece = Result<Frame<Bytes>, &'static str>;
+    // It breaks before anything, or behind a part of it that is not out yet; and after a first look at it, when the head may
+    // be out: then the answer is cut, and never silent.
+    let bodies: [fn() -> Vec<Option<Piece>>; 4] = [
+        || vec![Some(Err("broken"))],
+        || vec![Some(Ok(Frame::data(Bytes::from_static(b"part")))), Some(Err("broken"))],
+        || vec![None, Some(Err("broken"))],
+        || vec![None, Some(Ok(Frame::data(Bytes::from_static(b"part")))), Some(Err("broken"))],
+    ];
+    for (case, pieces) in bodies.into_iter().enumerate() {
+        let (mut far, near) = tokio::io::duplex(4096);
+        let answer = move || {
+            let mut pieces = pieces().into_iter();
+            let stream = futures_util::stream::poll_fn(move |cx| match pieces.next() {
+                Some(Some(piece)) => Poll::Ready(Some(piece)),
+                Some(None) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                None => Poll::Ready(None),
+            });
+            Response::new(StreamBody::new(stream))
+        };
+        let serving = tokio::spawn(async move {
+            let interims = godwit_proxy::interim::Interims::default();
+            let options = Options::default();
+            let serve = |_, _| async { answer() };
+            godwit_proxy::h1::io::serve(near, &options, &interims, serve, std::future::pending()).await
+        });
+        patient(far.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")).await.unwrap();
+        let mut told = Vec::new();
+        patient(far.read_to_end(&mut told)).await.unwrap();
+        let told = String::from_utf8(told).unwrap();
+        let is_502 = told.starts_with("HTTP/1.1 502 Bad Gateway\r\n") && told.contains("\r\nconnection: close\r\n");
+        let is_cut = told.starts_with("HTTP/1.1 200 OK\r\n") && !told.contains("\r\n0\r\n\r\n");
+        assert!(is_502 && !told.contains("part") || case >= 2 && is_cut, "{case}: {told:?}");
+        drop(far);
+        let ended = patient(serving).await.unwrap();
+        assert!(matches!(ended, Ended::Unanswered) || is_cut && matches!(ended, Ended::Aborted), "{case}: {ended:?}");
+    }
 }

@@ -21,11 +21,26 @@ pub struct Outbox {
     tail: &'static [u8],
     /// Written, but maybe held back by a layer below (TLS).
     unflushed: bool,
+    /// Where in `text` an answer begins of which nothing was written yet.
+    answer_at: Option<usize>,
 }
 
 impl Outbox {
     pub fn is_empty(&self) -> bool {
         self.written == self.text.len() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    /// What follows is an answer.
+    pub fn begin_answer(&mut self) {
+        self.answer_at = Some(self.text.len());
+    }
+
+    /// Takes the answer back if not a byte of it is out: its client is owed another one.
+    pub fn take_back(&mut self) -> bool {
+        let Some(at) = self.answer_at.take() else { return false };
+        self.text.truncate(at);
+        (self.data, self.tail) = (Bytes::new(), &[]);
+        true
     }
 
     /// Whether another piece of a body finds room. One at a time is in memory: the peer's window is the queue.
@@ -81,6 +96,7 @@ impl Outbox {
     fn advance(&mut self, wrote: usize) {
         let of_text = wrote.min(self.text.len() - self.written);
         self.written += of_text;
+        self.answer_at = self.answer_at.filter(|at| self.written <= *at);
         let of_data = (wrote - of_text).min(self.data.len());
         self.data.advance(of_data);
         if self.data.is_empty() {

@@ -395,7 +395,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         let bodiless = self.server.head().is_head || status == StatusCode::NOT_MODIFIED;
         let length = if bodiless { stated } else { stated.or(body.size_hint().exact()) };
         let plan = self.server.answer(status.as_u16(), length, self.stopped);
-        let head_at = self.outbox.text.len();
+        self.outbox.begin_answer();
         let text = &mut self.outbox.text;
         // Head and small bodies in one piece of memory, taken once.
         let small = length.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX).min(COPIED_BYTES));
@@ -423,19 +423,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         drop(head);
         let mut encoder = Encoder::new(plan.framing);
         let mut over = plan.framing == Framing::None;
-        if !over {
-            let outbox = &mut self.outbox;
-            let first = poll_fn(|cx| Poll::Ready(fill(outbox, cx, body.as_mut(), &mut encoder))).await;
-            match first {
-                Poll::Ready(Ok(last)) => over = last,
-                // Not a byte of the answer is out: its client is owed another one.
-                Poll::Ready(Err(_)) => {
-                    self.outbox.text.truncate(head_at);
-                    return Err(Ended::Unanswered);
-                }
-                Poll::Pending => {}
-            }
-        }
         poll_fn(|cx| self.poll_send(cx, options, upload, body.as_mut(), &mut encoder, &mut over)).await?;
         self.timer.clear();
         Ok(self.server.finish())
@@ -458,6 +445,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             while !*over && self.outbox.has_room() {
                 match fill(&mut self.outbox, cx, body.as_mut(), encoder) {
                     Poll::Ready(Ok(last)) => *over = last,
+                    // However late it broke: as long as nothing is out, its client is owed another answer.
+                    Poll::Ready(Err(_)) if self.outbox.take_back() => return Poll::Ready(Err(Ended::Unanswered)),
                     Poll::Ready(Err(ended)) => return Poll::Ready(Err(ended)),
                     Poll::Pending => break,
                 }
