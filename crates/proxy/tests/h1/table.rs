@@ -284,6 +284,8 @@ fn request_lines(t: &mut Table) {
     t.no("bare CR", line("GET /\rx HTTP/1.1"), BareCr);
     t.yes("star of OPTIONS", line("OPTIONS * HTTP/1.1"), "OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n");
     t.yes("two slashes", line("GET //b/ HTTP/1.1"), "GET //b/ HTTP/1.1\r\nhost: a\r\n\r\n");
+    let as_it_came = "GET /a%2Fb//c/./../d?x=%20&y=%zz? HTTP/1.1";
+    t.yes("nothing is tidied up", line(as_it_came), format!("{as_it_came}\r\nhost: a\r\n\r\n"));
     let odd = "GET /{a}|[b]?\"c\"&d=%0d%0a HTTP/1.1";
     t.yes("odd but visible", line(odd), format!("{odd}\r\nhost: a\r\n\r\n"));
     let odder = "GET /a<b>`\"?<c>`\" HTTP/1.1";

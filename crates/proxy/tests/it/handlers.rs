@@ -17,7 +17,7 @@ use crate::fleet::{Setup, http_service, one_running};
 use crate::tls::{connected, handshake, trust};
 use crate::tunnels::connect;
 
-fn port(public: u16, handlers: &[&str]) -> Port {
+pub fn port(public: u16, handlers: &[&str]) -> Port {
     Port { port: Some(public), handlers: handlers.iter().map(|one| (*one).to_owned()).collect(), ..Port::default() }
 }
 

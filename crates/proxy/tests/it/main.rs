@@ -20,6 +20,7 @@ mod failures;
 mod h2_downgrade;
 mod handlers;
 mod headers;
+mod held;
 mod interim;
 mod join;
 mod limits;

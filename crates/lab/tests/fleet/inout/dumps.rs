@@ -68,3 +68,37 @@ fn a_dump_through_exec_restores_to_the_same_rows() {
         assert!(before.starts_with(&ROWS.to_string()) && before == after, "{before} {after}");
     });
 }
+
+#[test]
+fn a_cluster_at_the_root_of_a_volume_is_refused_by_initdb_as_on_any_ext4_and_a_folder_below_it_works() {
+    run(async {
+        let fleet = Fleet::start(1, &[]).expect("the dev fleet starts");
+        let image = postgres_image();
+        fleet.cli_ok(&["image", "load", image.to_str().expect("UTF-8"), "--name", "postgres"]).expect("it loads");
+        fleet.create_app("db").await.expect("the app");
+        let volume = fleet.cli_ok(&["volumes", "create", "root", "-a", "db", "--size", "1"]).expect("a volume");
+        let config = json!({
+            "image": "postgres",
+            "guest": { "cpu_kind": "shared", "cpus": 1, "memory_mb": 256 },
+            "init": { "exec": ["/bin/sh", "-c", "exec sleep 100000"] },
+            "mounts": [{ "volume": volume.trim(), "path": "/root-of-it", "uid": 999, "gid": 999 }],
+        });
+        let machine = fleet.create_machine("db", json!({ "config": config })).await.expect("the Machine");
+        let id = machine.id.as_str().to_owned();
+        fleet.wait_state("db", &id, &[MachineState::Started], PATIENCE).await.expect("it starts");
+        let initdb = |folder: &str| {
+            let dev = fleet.dev().expect("dev.json");
+            let line =
+                format!("LC_ALL=C exec /usr/lib/postgresql/*/bin/initdb -D {folder} --no-locale --encoding=UTF8");
+            let mut command = Command::new(binary("godwit").expect("it is built"));
+            command.args(["machine", "exec", "-a", "db", "--user", "postgres", &id, "--", "sh", "-c", &line]);
+            command.env("GODWIT_API_URL", dev.api_url).env("GODWIT_TOKEN", dev.token).stdin(Stdio::null());
+            command.output().expect("the command line runs")
+        };
+        let refused = initdb("/root-of-it");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("lost+found"), "{}: {said}", refused.status);
+        let made = initdb("/root-of-it/data");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    });
+}
