@@ -37,6 +37,8 @@ pub async fn wait(call: Call<MachinesWait>) -> Result<Acknowledged, ApiError> {
     let asked = call.query.state.as_deref().unwrap_or("started");
     let wanted = states(asked)?;
     let version = call.query.instance_id.as_deref().or(call.query.version.as_deref());
+    let since = call.query.from_event_id.as_deref().filter(|id| !id.is_empty());
+    let wish = Wish { version, since, wanted: &wanted };
     let timeout_s = call.query.timeout.unwrap_or(WAIT_MAX_S);
     if timeout_s > WAIT_MAX_S {
         return Err(ApiError::bad_request(format!("timeout: at most {WAIT_MAX_S} seconds")));
@@ -51,7 +53,7 @@ pub async fn wait(call: Call<MachinesWait>) -> Result<Acknowledged, ApiError> {
     loop {
         // Seen before the look, so that a change in between wakes us.
         changes.borrow_and_update();
-        let now = match look(control, &app, &id, version, &wanted)? {
+        let now = match look(control, &app, &id, &wish)? {
             Sight::Reached => return Ok(Acknowledged { ok: true }),
             Sight::Never(why) => return Err(cannot_come(&id, asked, &why)),
             Sight::NotYet(state) => {
@@ -83,18 +85,26 @@ fn cannot_come(id: &MachineId, asked: &str, why: &str) -> ApiError {
     ApiError::conflict(format!("Machine {id} will not be {}: {why}", words(asked)))
 }
 
-fn look(
-    control: &Control,
-    app: &AppName,
-    id: &MachineId,
-    version: Option<&str>,
-    wanted: &[MachineState],
-) -> Result<Sight, ApiError> {
+/// What is waited for.
+struct Wish<'a> {
+    version: Option<&'a str>,
+    /// An event of the Machine: what came after it counts.
+    since: Option<&'a str>,
+    wanted: &'a [MachineState],
+}
+
+fn look(control: &Control, app: &AppName, id: &MachineId, wish: &Wish<'_>) -> Result<Sight, ApiError> {
+    let Wish { version, since, wanted } = *wish;
     let row = control.machine_row(app, id)?;
     let world = control.world();
     let fact = world.fact_of(&row).map(|fact| &**fact);
     let state = view::state(&row, world.placement(&row.host, id).map(|placement| &**placement), fact);
     let events = view::events(&row, fact);
+    // Ids of events grow with time: one that is told no more has newer ones all the same.
+    let passed = events.iter().filter(|event| since.is_some_and(|since| event.id.as_str() > since));
+    if passed.filter_map(|event| MachineState::parse(&event.status)).any(|state| wanted.contains(&state)) {
+        return Ok(Sight::Reached);
+    }
     if let MachineState::Destroyed | MachineState::Destroying = state {
         // Where it went from there, it has stopped: a state that has passed counts, where its end is written down.
         let has_ended = events.iter().filter_map(|event| event.request.as_ref()?.exit_event.as_ref());

@@ -1,5 +1,6 @@
 //! Machines: created, listed, updated, waited for, destroyed.
 
+use godwit_api::event::MachineEvent;
 use godwit_api::machine::MachineState;
 use serde_json::{Value, json};
 
@@ -158,4 +159,39 @@ async fn a_wait_ends_in_time_and_says_how_things_stand() {
     api.get(&format!("{path}?state=stopped&state=started&timeout=1")).await.expect(200);
     api.get(&format!("{path}?state=started&timeout=61")).await.refused(400, "60");
     api.get(&format!("{path}?state=sleeping")).await.refused(400, "sleeping");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_has_passed_since_an_event_counts() {
+    let bed = Bed::with_hosts(1).await;
+    let api = &bed.api;
+    let id = api.app_with_machine("web", config()).await;
+    api.until("web", &id, MachineState::Started).await;
+    // It went through a stop while nobody looked.
+    let event = |id: &str, status: &str| MachineEvent {
+        id: id.to_owned(),
+        kind: "start".to_owned(),
+        status: status.to_owned(),
+        source: "user".to_owned(),
+        timestamp: 1,
+        request: None,
+    };
+    let (first, stopped, last) =
+        ("01AAAAAAAAAAAAAAAAAAAAAAAA", "01BBBBBBBBBBBBBBBBBBBBBBBB", "01CCCCCCCCCCCCCCCCCCCCCCCC");
+    bed.agents[0].becomes(&id, |held| {
+        held.events = vec![event(last, "started"), event(stopped, "stopped"), event(first, "started")];
+    });
+    let path = format!("/apps/web/machines/{id}/wait?state=stopped");
+    until("its events are told", || async {
+        let told = api.get(&format!("/apps/web/machines/{id}/events")).await.expect(200);
+        (told.as_array().unwrap().len() == 3).then_some(())
+    })
+    .await;
+    api.get(&format!("{path}&from_event_id={first}&timeout=1")).await.expect(200);
+    // One that is told no more, or was never, has newer ones all the same.
+    api.get(&format!("{path}&from_event_id=01A&timeout=1")).await.expect(200);
+    for since in [stopped, last] {
+        api.get(&format!("{path}&from_event_id={since}&timeout=0")).await.refused(408, "it is started");
+    }
+    api.get(&format!("{path}&from_event_id=&timeout=0")).await.refused(408, "it is started");
 }
