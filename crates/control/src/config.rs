@@ -38,8 +38,6 @@ pub struct Raw {
     /// Holds the token that admits hosts and edges; written at the first start.
     #[schemars(extend("default" = "DATA_DIR/join-token"))]
     pub join_token_file: Option<PathBuf>,
-    /// The URL by which others reach the API; for people who read this file: nothing uses it yet.
-    pub advertise_url: Option<String>,
     /// Names the fleet in its address plan.
     #[serde(default = "fleet")]
     pub fleet: String,
@@ -162,7 +160,6 @@ pub struct Config {
     pub tls: Option<Files>,
     pub admin_token_file: PathBuf,
     pub join_token_file: PathBuf,
-    pub advertise_url: Option<String>,
     pub fleet: String,
     pub restored: bool,
     pub lost_after: Duration,
@@ -250,9 +247,6 @@ impl TryFrom<Raw> for Config {
                 return Err(wrong("listen_https", why.into()));
             }
         };
-        if let Some(url) = raw.advertise_url.as_deref().filter(|url| !url.starts_with("http://")) {
-            return Err(wrong("advertise_url", format!("{url:?} does not begin with http://")));
-        }
         if raw.lost_after_ms == 0 {
             return Err(wrong("lost_after_ms", "0 would lose every host".into()));
         }
@@ -283,7 +277,6 @@ impl TryFrom<Raw> for Config {
             tls,
             admin_token_file: raw.admin_token_file.unwrap_or_else(|| raw.data_dir.join("admin-token")),
             join_token_file: raw.join_token_file.unwrap_or_else(|| raw.data_dir.join("join-token")),
-            advertise_url: raw.advertise_url,
             fleet: raw.fleet,
             restored: raw.restored,
             lost_after: Duration::from_millis(raw.lost_after_ms),

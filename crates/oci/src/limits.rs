@@ -1,6 +1,8 @@
 //! Every bound of this crate that an operator may move, and the fixed ones beside their
 //! users. Pure.
 
+use crate::error::LayerFault;
+
 /// Bounds on images. An image past one of them is refused with the bound's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -22,6 +24,28 @@ pub struct Limits {
     /// The ratio is judged only past so many uncompressed bytes: a small layer of zeros is
     /// harmless, however well it was packed.
     pub ratio_free_bytes: u64,
+}
+
+/// What a layer had so far, held to its bounds. Whoever unpacks a layer and whoever only judges it count the same.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct LayerCount {
+    pub files: u64,
+    pub bytes: u64,
+}
+
+impl LayerCount {
+    /// One more member, of so many bytes.
+    pub fn member(&mut self, bytes: u64, limits: &Limits) -> Result<(), LayerFault> {
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.files > limits.max_layer_files {
+            return Err(LayerFault::Limit { limit: "max_layer_files", bound: limits.max_layer_files });
+        }
+        if self.bytes > limits.max_layer_bytes {
+            return Err(LayerFault::Limit { limit: "max_layer_bytes", bound: limits.max_layer_bytes });
+        }
+        Ok(())
+    }
 }
 
 const MIB: u64 = 1 << 20;

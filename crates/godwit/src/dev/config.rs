@@ -60,7 +60,6 @@ pub struct Control {
     listen_also: Vec<String>,
     admin_token_file: PathBuf,
     join_token_file: PathBuf,
-    advertise_url: String,
     fleet: String,
     app_urls: Vec<String>,
 }
@@ -72,7 +71,6 @@ pub fn control(dir: &Path, record: &Record, addresses: &Addresses) -> Control {
         listen_also: vec![addresses.control_for_hosts().to_string()],
         admin_token_file: admin_token_file(dir),
         join_token_file: join_token_file(dir),
-        advertise_url: format!("http://{}", addresses.control_for_hosts()),
         fleet: record.fleet.clone(),
         app_urls: vec![
             format!("http://{{app}}.localhost:{}", addresses.http.port()),

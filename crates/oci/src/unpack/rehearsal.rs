@@ -12,7 +12,7 @@ use std::path::Path;
 use super::member::{self, MAX_PATH_BYTES, MAX_PATH_PARTS, Role};
 use super::merged::MAX_LINKS;
 use crate::error::LayerFault;
-use crate::limits::Limits;
+use crate::limits::{LayerCount, Limits};
 use crate::tarball::{Kind, Member, label};
 
 /// Entries that the tree may grow to. Past them only what a member's own name tells is judged: a hundred bytes each
@@ -41,26 +41,25 @@ pub(crate) struct Rehearsal<'a> {
     limits: &'a Limits,
     root: Entries,
     layer: u32,
-    files: u64,
-    bytes: u64,
+    count: LayerCount,
     /// Entries ever made; those that went count too, so it bounds the tree and the work.
     entries: usize,
 }
 
 impl<'a> Rehearsal<'a> {
     pub(crate) fn new(limits: &'a Limits) -> Self {
-        Self { limits, root: Entries::new(), layer: 0, files: 0, bytes: 0, entries: 0 }
+        Self { limits, root: Entries::new(), layer: 0, count: LayerCount::default(), entries: 0 }
     }
 
     /// What follows is of the next layer.
     pub(crate) fn begin_layer(&mut self) {
         self.layer += 1;
-        (self.files, self.bytes) = (0, 0);
+        self.count = LayerCount::default();
     }
 
     /// Judges one member.
     pub(crate) fn apply(&mut self, member: &Member) -> Result<()> {
-        self.count(member.size)?;
+        self.count.member(member.size, self.limits)?;
         let role = member::role(&member.name)?;
         if self.entries > MAX_ENTRIES {
             self.root = Entries::new();
@@ -87,18 +86,6 @@ impl<'a> Rehearsal<'a> {
                 Kind::Device => self.replace(&path, None),
             },
         }
-    }
-
-    fn count(&mut self, bytes: u64) -> Result<()> {
-        self.files += 1;
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.files > self.limits.max_layer_files {
-            return Err(LayerFault::Limit { limit: "max_layer_files", bound: self.limits.max_layer_files });
-        }
-        if self.bytes > self.limits.max_layer_bytes {
-            return Err(LayerFault::Limit { limit: "max_layer_bytes", bound: self.limits.max_layer_bytes });
-        }
-        Ok(())
     }
 
     // ---- members -----------------------------------------------------------------------
@@ -144,7 +131,7 @@ impl<'a> Rehearsal<'a> {
         };
         if below.0 != self.layer {
             // It is copied up, with the folders that lead to it.
-            self.count(below.1)?;
+            self.count.member(below.1, self.limits)?;
             self.walk(from.clone(), true)?;
             let layer = self.layer;
             if let Some(entry) = self.folder(&from)?.get_mut(target_name) {
@@ -245,7 +232,7 @@ impl<'a> Rehearsal<'a> {
                 Some(Entry { node: Node::File(_), .. }) | None => return Ok(None),
             };
             if is_new {
-                self.count(0)?;
+                self.count.member(0, self.limits)?;
             }
             here.push(name);
         }

@@ -26,7 +26,7 @@ use super::member::{self, Role};
 use super::merged::{Folder, Found, Merged, Trail};
 use super::sys;
 use crate::error::LayerFault;
-use crate::limits::Limits;
+use crate::limits::{LayerCount, Limits};
 use crate::tarball::{Kind, Member, TarReader, label};
 
 const COPY_BUFFER_BYTES: usize = 256 << 10;
@@ -50,8 +50,7 @@ pub(crate) struct LayerWriter<'a> {
     view: Merged,
     parent: Option<Parent>,
     limits: &'a Limits,
-    files: u64,
-    bytes: u64,
+    count: LayerCount,
     buffer: Vec<u8>,
 }
 
@@ -64,18 +63,18 @@ impl<'a> LayerWriter<'a> {
             Some(below) => CopiedAttributes::read(below)?.put_on(&view.roots[0])?,
             None => Attributes::implied().put_on(&view.roots[0])?,
         }
-        Ok(Self { view, parent: None, limits, files: 0, bytes: 0, buffer: vec![0; COPY_BUFFER_BYTES] })
+        Ok(Self { view, parent: None, limits, count: LayerCount::default(), buffer: vec![0; COPY_BUFFER_BYTES] })
     }
 
     /// Leaves the layer whole; returns (files, bytes).
     pub(crate) fn finish(mut self) -> Result<(u64, u64)> {
         self.leave_parent()?;
-        Ok((self.files, self.bytes))
+        Ok((self.count.files, self.count.bytes))
     }
 
     /// Applies one member, whose data are read from `tar`.
     pub(crate) fn apply<R: Read>(&mut self, member: &Member, tar: &mut TarReader<R>) -> Result<()> {
-        self.count(member.size)?;
+        self.count.member(member.size, self.limits)?;
         match member::role(&member.name)? {
             Role::Skip => Ok(()),
             Role::Root if member.kind == Kind::Folder => {
@@ -99,18 +98,6 @@ impl<'a> LayerWriter<'a> {
                 }
             },
         }
-    }
-
-    fn count(&mut self, bytes: u64) -> Result<()> {
-        self.files += 1;
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.files > self.limits.max_layer_files {
-            return Err(LayerFault::Limit { limit: "max_layer_files", bound: self.limits.max_layer_files });
-        }
-        if self.bytes > self.limits.max_layer_bytes {
-            return Err(LayerFault::Limit { limit: "max_layer_bytes", bound: self.limits.max_layer_bytes });
-        }
-        Ok(())
     }
 
     // ---- members -----------------------------------------------------------------------
@@ -341,7 +328,7 @@ impl<'a> LayerWriter<'a> {
     /// Makes a folder that no member describes. `hidden`: a whiteout of this layer stands
     /// there and has to give way without letting the lower folder back in.
     fn imply_folder(&mut self, path: &Path, attributes: Option<CopiedAttributes>, hidden: bool) -> Result<()> {
-        self.count(0)?;
+        self.count.member(0, self.limits)?;
         let (parent, name) = split(path)?;
         let parent = sys::open_folder(&self.view.roots[0], parent).map_err(LayerFault::sys("open a folder"))?;
         let time = sys::mtime(&fstat(&parent)?);
@@ -390,7 +377,7 @@ impl<'a> LayerWriter<'a> {
     }
 
     fn copy_up(&mut self, layer: usize, path: &Path, stat: &FileStat) -> Result<()> {
-        self.count(u64::try_from(stat.st_size).unwrap_or(0))?;
+        self.count.member(u64::try_from(stat.st_size).unwrap_or(0), self.limits)?;
         let name = self.enter_parent_of(path)?;
         match sys::kind(stat) {
             SFlag::S_IFREG => {
