@@ -7,6 +7,7 @@ mod logs;
 mod moves;
 mod remarks;
 mod session;
+mod stopped;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use godwit_api::ApiError;
 use godwit_api::error::Status;
 use godwit_api::fact::MachineFact;
-use godwit_api::host::{PlaceReply, RunRestart, RunStart, RunStop};
+use godwit_api::host::{Held, PlaceReply, RunRestart, RunStart, RunStop};
 use godwit_api::ids::{Epoch, MachineId};
 use godwit_api::machine::{Acknowledged, StartAnswer};
 use godwit_api::row::Placement;
@@ -70,6 +71,7 @@ pub fn router(api: HostApi) -> Router {
     Router::new()
         .route("/host/v1/placements/{machine}", put(place))
         .route("/host/v1/machines/{machine}", get(show))
+        .route("/host/v1/machines/{machine}/held", get(held))
         .route("/host/v1/machines/{machine}/start", post(start))
         .route("/host/v1/machines/{machine}/stop", post(stop))
         .route("/host/v1/machines/{machine}/restart", post(restart))
@@ -173,6 +175,13 @@ async fn place(
 
 async fn show(State(api): State<HostApi>, Id(machine): Id) -> Result<Json<MachineFact>, Failure> {
     Ok(Json(api.held(&machine)?))
+}
+
+async fn held(State(api): State<HostApi>, Id(machine): Id) -> Result<Json<Held>, Failure> {
+    let holding = api.inputs.look(&machine).await.filter(|holding| holding.record.held);
+    let holding = holding.ok_or_else(|| ApiError::not_found(format!("Machine {machine} is not on this host")))?;
+    let volumes = holding.volumes.into_iter().map(|record| record.placement).collect();
+    Ok(Json(Held { placement: holding.record.placement, busy: holding.busy, volumes }))
 }
 
 async fn start(

@@ -214,6 +214,10 @@ impl Effects {
         self.shared.crash.pass(kind, step, Instant::After);
         match &outcome {
             Outcome::Done { .. } | Outcome::Granted { .. } => {}
+            // Said in its event; it is no failure.
+            Outcome::Wait { reason } => {
+                tracing::info!(%machine, kind = kind.as_str(), step = step.as_str(), reason, "step waits")
+            }
             Outcome::Retry { reason } | Outcome::Abort { reason, .. } => {
                 tracing::warn!(%machine, kind = kind.as_str(), step = step.as_str(), reason, "step failed");
             }

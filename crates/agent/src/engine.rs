@@ -159,6 +159,16 @@ pub enum Command {
     },
 }
 
+/// What this host holds of a Machine or a volume, at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Holding {
+    pub record: Record,
+    /// A job is being carried out.
+    pub busy: bool,
+    /// Of the volumes that it mounts, in the order of its mounts, as far as they are here.
+    pub volumes: Vec<Record>,
+}
+
 /// A step to carry out, and all that it may know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
@@ -333,6 +343,7 @@ impl Engine {
         let outcome = match outcome {
             Outcome::Done { .. } | Outcome::Granted { .. } => "done".to_owned(),
             Outcome::Retry { reason } => format!("retry: {reason}"),
+            Outcome::Wait { reason } => format!("wait: {reason}"),
             Outcome::Abort { reason, .. } => format!("abort: {reason}"),
         };
         let write = Write::Outcome {

@@ -20,7 +20,7 @@ use godwit_store::journal::{Batch, Journal};
 use crate::crash::Instant;
 use crate::door::Hub;
 use crate::effects::Effects;
-use crate::engine::{Engine, Input, Output};
+use crate::engine::{Engine, Holding, Input, Output};
 use crate::error::Error;
 use crate::facts::Outbox;
 use crate::metrics::{Meters, MoveMeters};
@@ -34,10 +34,12 @@ const MAX_TOGETHER: usize = 64;
 const COMMIT_ATTEMPTS: u32 = 10;
 const COMMIT_PAUSE: Duration = Duration::from_millis(500);
 
-/// An event, and who waits for its answer.
-pub struct Envelope {
-    input: Input,
-    reply: Option<(AskId, oneshot::Sender<Answer>)>,
+/// What is brought to the owner.
+pub enum Envelope {
+    /// An event, and who waits for its answer.
+    Event { input: Input, reply: Option<(AskId, oneshot::Sender<Answer>)> },
+    /// A question; it changes nothing.
+    Look { machine: MachineId, reply: oneshot::Sender<Option<Holding>> },
 }
 
 /// Where events are brought. Cheap to clone.
@@ -55,7 +57,14 @@ impl Inputs {
 
     /// Does nothing once the agent stops: the next one finds out by itself.
     pub async fn send(&self, input: Input) {
-        let _ = self.sender.send(Envelope { input, reply: None }).await;
+        let _ = self.sender.send(Envelope::Event { input, reply: None }).await;
+    }
+
+    /// What the host holds of it now: every change that was applied before is in it. `None`: nothing, or the agent stops.
+    pub async fn look(&self, machine: &MachineId) -> Option<Holding> {
+        let (reply, receiver) = oneshot::channel();
+        self.sender.send(Envelope::Look { machine: machine.clone(), reply }).await.ok()?;
+        receiver.await.ok().flatten()
     }
 
     /// Asks something of a Machine and waits for the answer, at most `bound`. `None`: the outcome is not known yet.
@@ -71,7 +80,7 @@ impl Inputs {
         let (sender, receiver) = oneshot::channel();
         let input = Input::Ask { machine, ask: Ask { id, what, source, until } };
         let asked = async {
-            self.sender.send(Envelope { input, reply: Some((id, sender)) }).await.ok()?;
+            self.sender.send(Envelope::Event { input, reply: Some((id, sender)) }).await.ok()?;
             receiver.await.ok()
         };
         tokio::time::timeout(bound, asked).await.ok().flatten()
@@ -145,15 +154,22 @@ impl Owner {
         tokio::select! {
             biased;
             event = self.inputs.recv() => event,
-            () = tokio::time::sleep(wait) => Some(Envelope { input: Input::Tick, reply: None }),
+            () = tokio::time::sleep(wait) => Some(Envelope::Event { input: Input::Tick, reply: None }),
         }
     }
 
     fn take(&mut self, envelope: Envelope) -> Output {
-        if let Some((id, sender)) = envelope.reply {
-            self.replies.insert(id, sender);
+        match envelope {
+            Envelope::Event { input, reply } => {
+                self.replies.extend(reply);
+                self.engine.apply(input, clock::unix_ms())
+            }
+            Envelope::Look { machine, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.engine.holding(&machine));
+                Output::default()
+            }
         }
-        self.engine.apply(envelope.input, clock::unix_ms())
     }
 
     /// Commits, then releases.

@@ -6,7 +6,7 @@ use crate::app::{App, AppList, CreateApp, CreatedApp};
 use crate::certificate::{CertificateDetail, CertificateList, ImportCertificate, ListCertificates, RequestCertificate};
 use crate::endpoint::{Empty, Endpoint, Method, Operation};
 use crate::event::MachineEvent;
-use crate::fleet::{EdgePorts, Host, Image, Join, Joined, Stray};
+use crate::fleet::{AdoptStray, Adopted, EdgePorts, Host, Image, Join, Joined, Stray};
 use crate::lease::{CreateLease, LeaseAnswer, LeaseReleased};
 use crate::machine::*;
 use crate::migration::{ListMigrations, Migrate, Migration};
@@ -130,6 +130,8 @@ endpoints! {
         "List what a host holds and no row names.";
     HostsEndStray = "Hosts_end_stray" Delete "/hosts/{host_id}/strays/{stray_id}" 200 (Empty, Empty) -> Acknowledged,
         "End what a host holds and no row names, with its data.";
+    HostsAdoptStray = "Hosts_adopt_stray" Post "/hosts/{host_id}/strays/{stray_id}/adopt" 200 (Empty, AdoptStray) -> Adopted,
+        "Put on record again what a host holds and no row names.";
     EdgesTellPorts = "Edges_tell_ports" Post "/edges/ports" 200 (Empty, EdgePorts) -> Acknowledged,
         "For edges: tell which public ports could not be opened.";
     ImagesList = "Images_list" Get "/images" 200 (Empty, Empty) -> Vec<Image>, "List the images that control holds.";

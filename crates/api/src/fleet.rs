@@ -87,6 +87,32 @@ pub struct Stray {
     pub ending: bool,
 }
 
+/// `POST /v1/hosts/{host_id}/strays/{stray_id}/adopt`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["app"]))]
+pub struct AdoptStray {
+    /// The app that it belonged to, which must be there again.
+    pub app: String,
+    /// For a Machine; the one that it has, if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What was a stray and is on record again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Adopted {
+    /// Of the Machine or the volume.
+    pub id: String,
+    pub host_id: String,
+    /// `machine` or `volume`.
+    pub kind: String,
+    pub app: String,
+    pub name: String,
+    /// Volumes that the Machine holds and that had no record either.
+    pub volumes: Vec<String>,
+}
+
 /// What an edge tells of public ports (`POST /v1/edges/ports`). Control keeps it in memory for `EDGE_PORTS_KEPT_MS`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EdgePorts {

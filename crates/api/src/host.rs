@@ -12,12 +12,14 @@
 //! | `GET …/ps` | → `Vec<ProcessStat>` |
 //! | `GET …/logs?follow=bool&tail=n` | → stream of `LogLine`, one JSON object a line |
 //! | `GET /host/v1/machines/{machine}` | → `MachineFact` |
+//! | `GET …/held` | → `Held`: what a row would say of it |
 //! | `POST /host/v1/pull` | → `Acknowledged`: pull placements now |
 
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Span;
 use crate::ids::Epoch;
+use crate::row::Placement;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -26,6 +28,17 @@ pub enum PlaceReply {
     Accepted,
     /// Journaled as refused at this epoch; control may place it elsewhere.
     Refused { reason: String },
+}
+
+/// What a host has of a Machine or a volume, in the words in which control once gave it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    pub placement: Placement,
+    /// A job is being carried out: it may be other in a moment.
+    pub busy: bool,
+    /// The placements of the volumes that the Machine mounts, as far as they are here.
+    #[serde(default)]
+    pub volumes: Vec<Placement>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -209,6 +209,9 @@ pub struct WaitQuery {
     pub timeout: Option<u64>,
     pub instance_id: Option<String>,
     pub version: Option<String>,
+    /// A state also counts that has passed since this event of the Machine, though it is in another now. Events are known
+    /// as long as `GET …/events` tells them.
+    pub from_event_id: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]

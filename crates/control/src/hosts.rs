@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use godwit_api::host::PlaceReply;
+use godwit_api::host::{Held, PlaceReply};
 use godwit_api::machine::Acknowledged;
 use godwit_api::row::{MachineRow, Placement};
 use godwit_api::ticket::{CancelAnswer, SignedTicket};
-use godwit_api::{ApiError, HostId, Method};
+use godwit_api::{ApiError, HostId, MachineId, Method};
 use godwit_base::http::client::{CallError, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -70,6 +70,19 @@ impl Control {
     pub(crate) async fn ask_cancel(&self, source: &HostId, ticket: &SignedTicket) -> Result<CancelAnswer, CallError> {
         let client = self.host_client(source).map_err(CallError::Answered)?;
         client.json(Method::Post, "/host/v1/moves/cancel", Some(&ticket.shown()), CANCEL_TIMEOUT).await
+    }
+
+    /// Asks a host what it holds of a Machine or a volume, whether a row names it or not.
+    pub(crate) async fn ask_held(&self, host: &HostId, id: &MachineId) -> Result<Held, ApiError> {
+        let (client, path) = (self.host_client(host)?, format!("/host/v1/machines/{id}/held"));
+        let answer = client.json::<(), Held>(Method::Get, &path, None, COMMAND_TIMEOUT).await;
+        answer.map_err(|error| match error {
+            CallError::Answered(error) if error.code == 404 => error,
+            error => {
+                tracing::warn!(%host, error = godwit_base::telemetry::chain(&error), "a host did not say what it holds");
+                ApiError::unavailable(format!("host {host} does not say what it holds; try again"), RETRY_AFTER_S)
+            }
+        })
     }
 
     /// Asks the host that holds a Machine. `path` follows `/host/v1/machines/{id}`.

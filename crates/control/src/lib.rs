@@ -26,6 +26,7 @@
 //! | `reconcile` | what follows from facts, without an input |
 
 mod acme;
+mod adopt;
 mod auth;
 mod call;
 mod certificates;

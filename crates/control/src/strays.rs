@@ -1,5 +1,5 @@
 //! What a host holds and no row names: after the store was put back from an older copy, or after a create whose answer was
-//! lost and whose row went. Hosts leave it alone and tell of it; an operator ends it. Pure.
+//! lost and whose row went. Hosts leave it alone and tell of it; an operator ends it, or has it adopted (`adopt`). Pure.
 
 use std::net::Ipv6Addr;
 

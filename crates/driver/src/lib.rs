@@ -34,7 +34,7 @@ pub use error::{Error, Fault, Result};
 pub use handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
 pub use log::{LOG_NAME, LogLine, LogStream, MAX_LINE_BYTES, RawLogLine, current_log, log_files};
 pub use log::{parse_log_line, push_log_line, rotated_name, split_log_line};
-pub use session::{Session, SessionRequest, SessionStream};
+pub use session::{Session, SessionRequest, SessionStream, VolumesSession};
 pub use spec::{Epoch, ExecReply, ExecRequest, GuestFile, Limits, ListenSocket, LogLimits, Process, ProcessStat};
 pub use spec::{RootPolicy, Spec, Swept, Usage};
 pub use volume_mount::{MAX_VOLUMES, VolumeFs, VolumeMount};
@@ -68,6 +68,15 @@ pub trait Driver: Send + Sync {
     /// Opens a session: a command or a copy whose bytes stream for as long as both sides like. Dropping the stream
     /// ends what runs. Only the holder's refusal is an error here; what happens inside is told in the stream.
     fn session<'a>(&'a self, handle: &'a Handle, request: &'a SessionRequest) -> BoxFuture<'a, Result<Session>>;
+
+    /// Opens a copy into or out of volumes that no Machine has, which are seen at their guest paths and nothing else
+    /// besides. They must be attached, and stay so until it says that they are released. A device that anything else
+    /// holds is refused.
+    fn volumes_session<'a>(
+        &'a self,
+        volumes: &'a [VolumeMount],
+        request: &'a SessionRequest,
+    ) -> BoxFuture<'a, Result<VolumesSession>>;
 
     /// The processes inside, as the API's `ps` shows them.
     fn processes<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<ProcessStat>>>;

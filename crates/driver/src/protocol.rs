@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::handle::Exit;
 use crate::session::SessionRequest;
 use crate::spec::{ExecReply, ExecRequest};
+use crate::volume_mount::VolumeMount;
 
 /// The version that this program speaks best. Raise it with any change that an older reader would misread.
 pub const VERSION: u32 = 2;
@@ -49,6 +50,17 @@ pub enum Request {
         request: SessionRequest,
     },
 }
+
+/// What a shim is told that holds no Machine, and only copies files into or out of volumes that no Machine has: the one
+/// frame that it reads on its standard input, a socket. It answers there as it does to `Session`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumesOrder {
+    pub volumes: Vec<VolumeMount>,
+    pub request: SessionRequest,
+}
+
+/// The argument by which it knows that.
+pub const VOLUMES_ARGUMENT: &str = "volumes";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::BoxFuture;
 use crate::error::{Error, Result};
 use crate::spec::check_process;
 
@@ -36,6 +37,14 @@ pub enum SessionRequest {
 }
 
 impl SessionRequest {
+    /// Where a copy begins or ends; a command has no such place.
+    pub fn copies(&self) -> Option<&str> {
+        match self {
+            Self::Exec { .. } => None,
+            Self::CopyOut { path, .. } | Self::CopyIn { path, .. } => Some(path),
+        }
+    }
+
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Exec { argv, env, .. } => check_process(argv, env),
@@ -69,6 +78,13 @@ pub struct Session {
     /// What the inside said before anybody listened.
     pub first: Vec<u8>,
     pub stream: Box<dyn SessionStream>,
+}
+
+/// A copy into or out of volumes that no Machine has, which has begun.
+pub struct VolumesSession {
+    pub session: Session,
+    /// Resolves when nothing holds the volumes any more; that is soon after the stream is dropped.
+    pub released: BoxFuture<'static, ()>,
 }
 
 #[cfg(test)]

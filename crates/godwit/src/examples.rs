@@ -81,6 +81,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("host cordon", &["godwit host cordon w1"]),
     ("host uncordon", &["godwit host uncordon w1"]),
     ("host strays list", &["godwit host strays list w1"]),
+    ("host strays adopt", &["godwit host strays adopt w1 ID --app shop"]),
     ("host strays end", &["godwit host strays end w1 ID"]),
     (
         "ips private",

@@ -158,6 +158,8 @@ pub enum Outcome {
     Granted { grant: Box<Grant> },
     /// Not now; again after a wait that grows with each attempt.
     Retry { reason: String },
+    /// Not before somebody else is done, who needs bounded time: looked at again, and never given up for that.
+    Wait { reason: String },
     /// Never, as things stand. `exit`: the process was started and failed at once.
     Abort { fault: Fault, reason: String, exit: Option<ExitEvent> },
 }

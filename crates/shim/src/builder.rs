@@ -7,6 +7,7 @@ use godwit_driver::container::layout::{Layout, Order};
 use godwit_driver::container::monotonic_ns;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::mount::MsFlags;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -40,9 +41,13 @@ pub fn build(
     let root_path =
         mount_overlay(spec, &layout, cgroups.unified()).map_err(BuildError::host("cannot make the root"))?;
     let root = Root::open(&root_path).map_err(BuildError::host("cannot open the root"))?;
+    if let Some(fault) = root.in_the_kernels_way() {
+        return Err(BuildError::User(fault));
+    }
     // As the image has it: a volume may hide who is who.
     let owner = identify(&root, &spec.process.user).map_or((0, 0), |identity| (identity.uid, identity.gid));
-    let devices = attach(&root, &spec.volumes, owner)?;
+    // No MS_NOSUID, as Docker: what is set-uid there makes a process root of its own Machine, and no more.
+    let devices = attach(&root, &spec.volumes, owner, MsFlags::empty())?;
     write_files(&root, spec).map_err(|unwritten| match unwritten.owners_fault {
         true => BuildError::User(unwritten.reason),
         false => BuildError::Host { what: "cannot fill the root", reason: unwritten.reason },

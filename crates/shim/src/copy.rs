@@ -1,6 +1,6 @@
-//! Files into and out of a running Machine, as tar archives: the image needs no tar. It runs in a worker process that
-//! enters the Machine's mount namespace and root, so that no link inside leads out, and volumes are seen as the Machine
-//! sees them.
+//! Files into and out of a Machine, as tar archives: the image needs no tar. It runs in a process that goes inside first, so
+//! that no link leads out: a worker that enters the Machine's mount namespace and root, where volumes are seen as the
+//! Machine sees them, or one that has only its volumes (`stopped`).
 //!
 //! The process is not confined as the Machine is: so it reads the content of regular files only (a device node that
 //! somebody inside made is never opened), makes files, folders and links only, and executes and loads nothing.
@@ -19,6 +19,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 
+use crate::builder::chain;
+
 /// The kernel's own file systems are not copied: proc, sysfs, cgroup, cgroup2, devpts, mqueue.
 const KERNELS_OWN: [i64; 6] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x1cd1, 0x1980_0202];
 
@@ -30,10 +32,11 @@ pub struct Target<'a> {
     pub keep_owners: bool,
 }
 
-/// Sends `path` as a tar archive, and tells how it went.
-pub fn out(init_pid: i32, path: &str, name: Option<&str>, client: &UnixStream) {
+/// Sends `path` as a tar archive, and tells how it went. `inside` goes inside for good, and answers our own folder of
+/// descriptors (`/proc/self/fd`), which a Machine's /proc does not show.
+pub fn out(inside: impl FnOnce() -> io::Result<File>, path: &str, name: Option<&str>, client: &UnixStream) {
     let copying = || -> io::Result<()> {
-        let descriptors = enter(init_pid)?;
+        let descriptors = inside()?;
         let path = Path::new(path);
         let found = fs::symlink_metadata(path).map_err(named(path))?;
         let last = path.file_name().filter(|_| !ends_in_dot(path)).map(PathBuf::from).unwrap_or_default();
@@ -45,14 +48,20 @@ pub fn out(init_pid: i32, path: &str, name: Option<&str>, client: &UnixStream) {
     finish(client, copying());
 }
 
-/// Unpacks what comes, and tells how it went.
-pub fn into(init_pid: i32, target: &Target, client: &UnixStream) {
+/// Unpacks what comes, and tells how it went. `settled` comes before success is told.
+pub fn into(
+    inside: impl FnOnce() -> io::Result<File>,
+    target: &Target,
+    client: &UnixStream,
+    settled: impl FnOnce() -> io::Result<()>,
+) {
     let copying = || -> io::Result<()> {
-        enter(init_pid)?;
+        inside()?;
         let mut input = Input { client, piece: Vec::new(), at: 0, pending: Vec::new(), ended: false };
         unpack(target, &mut input)?;
         // The padding behind the archive's end.
-        io::copy(&mut input, &mut io::sink()).map(|_| ())
+        io::copy(&mut input, &mut io::sink())?;
+        settled()
     };
     finish(client, copying());
 }
@@ -76,12 +85,13 @@ fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     let path = path.display().to_string();
     move |e| match e.kind() {
         io::ErrorKind::NotFound => io::Error::new(e.kind(), format!("{path} does not exist in the Machine")),
-        kind => io::Error::new(kind, format!("{path}: {e}")),
+        // The archive's reader says what it was about, and only its cause says why.
+        kind => io::Error::new(kind, format!("{path}: {}", chain(&e))),
     }
 }
 
-/// Goes inside for good. Answers our own folder of descriptors (`/proc/self/fd`), which a Machine's /proc does not show.
-fn enter(init_pid: i32) -> io::Result<File> {
+/// Goes inside of a running Machine for good.
+pub fn enter(init_pid: i32) -> io::Result<File> {
     let descriptors = File::open("/proc/self/fd")?;
     let root = File::open(format!("/proc/{init_pid}/root"))?;
     let namespace = File::open(format!("/proc/{init_pid}/ns/mnt"))?;

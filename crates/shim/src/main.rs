@@ -3,6 +3,7 @@
 //!
 //! It is started by the container driver with the Machine's folder as its working folder; what to do stands there
 //! (`run/order.json`). One line on standard output tells how the start went. It must not know agents, fleets or images.
+//! With the argument `volumes` it holds nothing, and copies files into or out of a stopped Machine's volumes (`stopped`).
 
 mod builder;
 mod construction;
@@ -20,6 +21,7 @@ mod server;
 mod session;
 mod start;
 mod state_dir;
+mod stopped;
 mod sys;
 mod tenant;
 mod terminal;
@@ -31,6 +33,15 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Whatever the agent failed to mark close-on-exec must not live as long as the Machine.
     sys::close_from(3);
+    if std::env::args().nth(1).as_deref() == Some(godwit_driver::protocol::VOLUMES_ARGUMENT) {
+        return match stopped::serve() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("godwit-shim: a copy: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let heap = sys::HeapMark::here();
     let outcome = std::env::current_dir().map_err(error::ShimError::io("no working folder")).and_then(|dir| {
         std::env::set_current_dir("/").map_err(error::ShimError::io("cannot leave the working folder"))?;

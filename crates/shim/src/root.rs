@@ -8,7 +8,7 @@ use godwit_driver::{RootPolicy, Spec};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, chdir, unlinkat};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -98,6 +98,18 @@ impl Root {
     /// The folder at a path, if it is one.
     pub fn folder(&self, path: &Path) -> nix::Result<OwnedFd> {
         self.inside(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+    }
+
+    /// Where the kernel's own file systems go, the image has folders or nothing: as runc, nothing is mounted through a link.
+    /// Answers what stands in the way, if something does.
+    pub fn in_the_kernels_way(&self) -> Option<String> {
+        let folders = ["/proc", "/sys", "/dev"].into_iter();
+        let mut wrong = folders.filter(|folder| {
+            let found = self.inside(Path::new(folder), OFlag::O_PATH | OFlag::O_NOFOLLOW).and_then(fstat);
+            let kind = |found: FileStat| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
+            found.is_ok_and(|found| kind(found) != SFlag::S_IFDIR)
+        });
+        wrong.next().map(|folder| format!("{folder} of the image is no folder: the kernel's own goes there"))
     }
 
     /// Opens a folder, making it and its parents when they are absent. A link to what is absent is followed: what it

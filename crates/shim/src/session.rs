@@ -43,12 +43,13 @@ pub fn serve(order: &Order, init_pid: i32, request: &SessionRequest, mut client:
             exec(order, init_pid, &command, *terminal, &mut client)
         }
         SessionRequest::CopyOut { path, name } => begin(&mut client).map(|()| {
-            copy::out(init_pid, path, name.as_deref(), &client);
+            copy::out(|| copy::enter(init_pid), path, name.as_deref(), &client);
             linger(&client);
         }),
         SessionRequest::CopyIn { path, into_folder, content_only, keep_owners } => begin(&mut client).map(|()| {
             let (into_folder, content_only, keep_owners) = (*into_folder, *content_only, *keep_owners);
-            copy::into(init_pid, &copy::Target { path, into_folder, content_only, keep_owners }, &client);
+            let target = copy::Target { path, into_folder, content_only, keep_owners };
+            copy::into(|| copy::enter(init_pid), &target, &client, || Ok(()));
             linger(&client);
         }),
     };
@@ -58,7 +59,7 @@ pub fn serve(order: &Order, init_pid: i32, request: &SessionRequest, mut client:
 }
 
 /// Says that the request is taken: frames follow.
-fn begin(client: &mut UnixStream) -> io::Result<()> {
+pub fn begin(client: &mut UnixStream) -> io::Result<()> {
     let mut bytes = protocol::encode(&Reply::Done)?;
     Frame::Ready.encode(&mut bytes);
     answer(client, &bytes)
@@ -398,7 +399,7 @@ impl<'a> Attended<'a> {
 
 /// Reads, and drops, what the client has still to say, until it hangs up. A socket that is closed with bytes unread breaks
 /// off, and what is on the way to the client may be lost with it: its exit, for one.
-fn linger(mut client: &UnixStream) {
+pub fn linger(mut client: &UnixStream) {
     let until = Instant::now() + LINGER;
     let mut dropped = [0; 16 << 10];
     while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {

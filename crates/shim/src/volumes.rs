@@ -40,8 +40,14 @@ const NEW_FOLDER_MODE: u32 = 0o755;
 /// What mke2fs makes.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Mounts the file systems, and answers the raw devices. `user` owns what the image has no folder for.
-pub fn attach(root: &Root, volumes: &[VolumeMount], user: (u32, u32)) -> Result<Vec<RawDevice>, BuildError> {
+/// Mounts the file systems, with `flags` besides those that all are mounted with, and answers the raw devices. `user` owns
+/// what the image has no folder for.
+pub fn attach(
+    root: &Root,
+    volumes: &[VolumeMount],
+    user: (u32, u32),
+    flags: MsFlags,
+) -> Result<Vec<RawDevice>, BuildError> {
     let deadline = Instant::now() + Duration::from_millis(FREE_TIMEOUT_MS);
     let mut ordered: Vec<&VolumeMount> = volumes.iter().collect();
     // One that lies in another comes after it, or it would be hidden.
@@ -61,7 +67,7 @@ pub fn attach(root: &Root, volumes: &[VolumeMount], user: (u32, u32)) -> Result<
             }),
             VolumeFs::Ext4 => {
                 let place = mount_point(root, volume, &mounted)?;
-                mount_ext4(volume, &place).map_err(|e| refused(volume, &e))?;
+                mount_ext4(volume, &place, flags).map_err(|e| refused(volume, &e))?;
                 mounted.push(id);
                 if !volume.read_only {
                     settle(root, volume, &wish).map_err(|e| refused(volume, &e))?;
@@ -148,9 +154,8 @@ fn mount_point(root: &Root, volume: &VolumeMount, mounted: &[u64]) -> Result<Own
     Ok(place)
 }
 
-fn mount_ext4(volume: &VolumeMount, place: &OwnedFd) -> io::Result<()> {
-    // No MS_NOSUID, as Docker: what is set-uid there makes a process root of its own Machine, and no more.
-    let mut flags = MsFlags::MS_NODEV;
+fn mount_ext4(volume: &VolumeMount, place: &OwnedFd, flags: MsFlags) -> io::Result<()> {
+    let mut flags = flags | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_RDONLY, volume.read_only);
     // By its descriptor: the path could lead elsewhere than it did when it was resolved inside the root.
     let place = format!("/proc/self/fd/{}", place.as_raw_fd());

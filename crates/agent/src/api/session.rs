@@ -21,10 +21,10 @@ use godwit_api::session::{self, Failed, Frame, HEADER_BYTES, MAX_OPEN_BYTES, Ope
 use godwit_api::{ApiError, Status};
 use godwit_base::http::Failure;
 use godwit_base::http::upgrade::{Stream, asked, granted, relay};
-use godwit_driver::{Handle, SessionRequest};
+use godwit_driver::{Handle, Session, SessionRequest};
 
 use super::inside::{refused, running};
-use super::{HostApi, Id};
+use super::{HostApi, Id, stopped};
 
 /// Streams at once over all Machines of the host; each holder bounds its own besides.
 const MAX_STREAMS: usize = 1024;
@@ -42,12 +42,17 @@ fn slot() -> Result<SemaphorePermit<'static>, ApiError> {
 pub async fn session(State(api): State<HostApi>, Id(machine): Id, mut request: Request) -> Result<Response, Failure> {
     let upgrade = asked(&mut request, session::PROTOCOL)?;
     let slot = slot()?;
-    let handle = running(&api, &machine).await?;
+    let handle = match running(&api, &machine).await {
+        Ok(handle) => Some(handle),
+        // Its volumes can be reached all the same.
+        Err(error) if error.status == Status::Conflict && stopped::has_volumes(&api, &machine).await => None,
+        Err(error) => return Err(error.into()),
+    };
     tokio::spawn(async move {
         let _slot = slot;
         let Ok(stream) = upgrade.await else { return };
         let stopping = api.stopping.clone();
-        let serving = serve(&api, &machine, &handle, hyper_util::rt::TokioIo::new(stream));
+        let serving = serve(&api, &machine, handle.as_ref(), hyper_util::rt::TokioIo::new(stream));
         if let Some(Err(error)) = stopping.run_until_cancelled(serving).await {
             tracing::debug!(%machine, %error, "a session broke");
         }
@@ -55,32 +60,47 @@ pub async fn session(State(api): State<HostApi>, Id(machine): Id, mut request: R
     Ok(granted(session::PROTOCOL))
 }
 
-async fn serve(api: &HostApi, machine: &MachineId, handle: &Handle, mut stream: Stream) -> io::Result<()> {
+/// `handle`: of its process; without one only its volumes are there.
+async fn serve(api: &HostApi, machine: &MachineId, handle: Option<&Handle>, mut stream: Stream) -> io::Result<()> {
     let mut buffer = Vec::new();
     let opened = tokio::time::timeout(OPEN_TIMEOUT, first_frame(&mut stream, &mut buffer)).await;
     let request = match opened {
         Ok(opened) => opened?,
         Err(_) => Err(ApiError::new(408, Status::Timeout, "no session was opened in time")),
     };
-    let session = match request {
-        Ok(request) => {
+    let opened = match (request, handle) {
+        (Ok(request), Some(handle)) => {
             let session = api.effects.organs().driver.session(handle, &request).await;
-            session.map_err(|error| refused(machine, &error))
+            session.map(Opened::Inside).map_err(|error| refused(machine, &error))
         }
-        Err(error) => Err(error),
+        (Ok(request), None) => stopped::open(api, machine, &request).await.map(Opened::Volumes),
+        (Err(error), _) => Err(error),
     };
-    let mut session = match session {
-        Ok(session) => session,
+    match opened {
+        Ok(Opened::Inside(session)) => carry(stream, &buffer, session).await,
+        Ok(Opened::Volumes(copy)) => {
+            let carried = tokio::time::timeout(stopped::COPY_TIMEOUT, carry(stream, &buffer, copy.session)).await;
+            copy.after.settle(api).await;
+            carried.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        }
         Err(error) => {
             let mut bytes = Vec::new();
             Frame::Failed(Failed { error: error.error, status: error.status }).encode(&mut bytes);
             stream.write_all(&bytes).await?;
-            return stream.shutdown().await;
+            stream.shutdown().await
         }
-    };
+    }
+}
+
+enum Opened {
+    Inside(Session),
+    Volumes(stopped::Copy),
+}
+
+/// `buffer`: stdin that came on the heels of the first frame.
+async fn carry(mut stream: Stream, buffer: &[u8], mut session: Session) -> io::Result<()> {
     stream.write_all(&session.first).await?;
-    // Stdin that came on the heels of the first frame.
-    session.stream.write_all(&buffer).await?;
+    session.stream.write_all(buffer).await?;
     relay(stream, session.stream).await
 }
 

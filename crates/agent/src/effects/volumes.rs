@@ -32,6 +32,8 @@ const ASK_LONGEST: Duration = Duration::from_millis(500);
 const ASK_ROUNDS: u32 = 60;
 /// After a process has ended, the kernel unmounts what it had; slowly, when there is much to write.
 const RELEASED_WITHIN: Duration = Duration::from_secs(30);
+/// What else holds a volume's lock is short, but for a copy while its Machine is stopped, which is bounded.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// How often those who fill and those who serve are looked at.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -127,7 +129,10 @@ impl Effects {
         let mut devices = Vec::new();
         for held in self.held(work)? {
             let volumes = &self.shared.organs.volumes;
-            let _lock = volumes.lock(&held.number).await;
+            let Ok(_lock) = tokio::time::timeout(LOCK_WAIT, volumes.lock(&held.number)).await else {
+                let reason = format!("files are copied to or from volume {}, or a job is at it", held.placed.id);
+                return Err(Outcome::Wait { reason });
+            };
             // Taken back from another host, it may still be served to it: whoever writes is the only one.
             if held.hydration.is_none() {
                 volumes.end_export(&held.number).await.map_err(|error| retry(&error))?;

@@ -1,6 +1,7 @@
 //! What of a move concerns several rows of the host: volumes that change hands with their Machine, moves that this host
 //! is to lead, volumes that are not ready to be used. It must not decide what `machine` decides of one.
 
+use godwit_api::config::MachineConfig;
 use godwit_api::ids::MachineId;
 use godwit_api::migration::PrecopyFact;
 use godwit_api::ticket::{SignedTicket, Ticket};
@@ -8,7 +9,7 @@ use godwit_api::volume::HydrationFact;
 use godwit_machine::record::Record;
 use godwit_machine::{Ask, Event, Life, Outcome, Passage, Source, Step, Until, What};
 
-use super::{Engine, NOBODY, Output, Slot, Work};
+use super::{Engine, Holding, NOBODY, Output, Slot, Work};
 
 impl Engine {
     /// The moves that this host is to lead. What is known already begins nothing.
@@ -54,11 +55,20 @@ impl Engine {
         let slot = self.slots.get(machine)?;
         let record = slot.life.record.clone();
         let job = slot.life.job.clone()?;
-        let config = &job.placement.as_ref().unwrap_or(&record.placement).config;
-        let numbers = config.mounts.iter().filter_map(|mount| volume_number(&mount.volume));
-        let volumes = numbers.filter_map(|number| self.slots.get(&number)).map(|slot| slot.life.record.clone());
-        let volumes = volumes.collect();
+        let volumes = self.mounted(&job.placement.as_ref().unwrap_or(&record.placement).config);
         Some(Work { machine: machine.clone(), job, record, volumes })
+    }
+
+    fn mounted(&self, config: &MachineConfig) -> Vec<Record> {
+        let numbers = config.mounts.iter().filter_map(|mount| volume_number(&mount.volume));
+        numbers.filter_map(|number| self.slots.get(&number)).map(|slot| slot.life.record.clone()).collect()
+    }
+
+    /// For whoever asks; it changes nothing.
+    pub fn holding(&self, machine: &MachineId) -> Option<Holding> {
+        let life = &self.slots.get(machine)?.life;
+        let volumes = self.mounted(&life.record.placement.config);
+        Some(Holding { record: life.record.clone(), busy: life.job.is_some(), volumes })
     }
 
     /// Why the volumes that an event is about cannot be used or given away, if so.

@@ -10,7 +10,7 @@ use godwit_agent::{Config, Raw};
 use godwit_base::{TaskGroup, task};
 use godwit_driver::fake::{FakeDriver, Knobs};
 use godwit_driver::{BoxFuture, Driver, Error, ExecReply, ExecRequest, Exit, Found, Handle, ProcessStat, Result, Spec};
-use godwit_driver::{Session, SessionRequest, Swept, Usage};
+use godwit_driver::{Session, SessionRequest, Swept, Usage, VolumeMount, VolumesSession};
 
 struct Ledger {
     fake: FakeDriver,
@@ -59,6 +59,13 @@ impl Driver for Ledger {
     }
     fn session<'a>(&'a self, handle: &'a Handle, request: &'a SessionRequest) -> BoxFuture<'a, Result<Session>> {
         self.fake.session(handle, request)
+    }
+    fn volumes_session<'a>(
+        &'a self,
+        volumes: &'a [VolumeMount],
+        request: &'a SessionRequest,
+    ) -> BoxFuture<'a, Result<VolumesSession>> {
+        self.fake.volumes_session(volumes, request)
     }
     fn processes<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<ProcessStat>>> {
         self.fake.processes(handle)

@@ -84,6 +84,7 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         HostsUncordon => fleet::uncordon;
         HostsStrays => strays::list;
         HostsEndStray => strays::end;
+        HostsAdoptStray => strays::adopt;
         ImagesList => images::list;
         ImagesDelete => images::delete;
     }

@@ -1,15 +1,16 @@
-//! What hosts hold and no row names: listed, and ended by its exact id.
+//! What hosts hold and no row names: listed, and ended or adopted by its exact id.
 
-use godwit_api::endpoints::{HostsEndStray, HostsStrays};
-use godwit_api::fleet::Stray;
+use godwit_api::endpoints::{HostsAdoptStray, HostsEndStray, HostsStrays};
+use godwit_api::fleet::{Adopted, Stray};
 use godwit_api::machine::Acknowledged;
 use godwit_api::{ApiError, MachineId, VolumeId, keys};
+use godwit_base::clock;
 use godwit_store::{Compare, Txn};
 
 use crate::call::Call;
 use crate::control::{COMMIT_ATTEMPTS, contended, no_host};
 use crate::rows::json;
-use crate::strays;
+use crate::{adopt, strays, validate};
 
 pub async fn list(call: Call<HostsStrays>) -> Result<Vec<Stray>, ApiError> {
     let host = call.host()?;
@@ -51,6 +52,46 @@ pub async fn end(call: Call<HostsEndStray>) -> Result<Acknowledged, ApiError> {
             // The answer does not wait for the host, which may be away.
             tokio::spawn(async move { control.hint(&tombstone).await });
             return Ok(Acknowledged { ok: true });
+        }
+    }
+    Err(contended())
+}
+
+/// Asks the host what it is, and writes it down. What is running runs on: the host finds its placement as it knows it, at a
+/// newer epoch.
+pub async fn adopt(call: Call<HostsAdoptStray>) -> Result<Adopted, ApiError> {
+    let (control, host) = (&call.control, call.host()?);
+    let id = carrier(call.param("stray_id"))?;
+    let app = call.body.app.parse().map_err(|error: godwit_api::ids::InvalidId| {
+        ApiError::unprocessable(format!("app: {error}; it names the app that the stray belonged to"))
+    })?;
+    let name = call.body.name.as_deref().filter(|name| !name.is_empty());
+    if let Some(name) = name {
+        validate::machine_name(name)?;
+    }
+    for _ in 0..COMMIT_ATTEMPTS {
+        {
+            let world = control.world();
+            let fact = world.fact(&host, &id).filter(|fact| strays::is_stray(&world, &host, fact));
+            let none = || ApiError::not_found(format!("host {host} holds no stray {}", call.param("stray_id")));
+            adopt::may(&world, &host, &app, fact.ok_or_else(none)?)?;
+        }
+        let held = control.ask_held(&host, &id).await?;
+        if held.busy {
+            return Err(ApiError::unavailable(format!("host {host} is doing something with {id}; try again"), 1));
+        }
+        let wish = adopt::Wish { host: &host, app: &app, name, held: &held, now_ms: clock::unix_ms() };
+        let plan = adopt::plan(&control.world(), &wish)?;
+        if control.commit(plan.txn).await?.succeeded {
+            tracing::info!(%host, stray = %id, %app, "what no row named is on record again");
+            let control = control.clone();
+            // The host would pull it anyway.
+            tokio::spawn(async move {
+                for placement in &plan.placements {
+                    let _ = control.hint(placement).await;
+                }
+            });
+            return Ok(plan.adopted);
         }
     }
     Err(contended())

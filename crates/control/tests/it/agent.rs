@@ -452,6 +452,7 @@ fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/host/v1/placements/{machine}", put(place))
+        .route("/host/v1/machines/{machine}/held", get(held))
         .route("/host/v1/machines/{machine}/start", post(start))
         .route("/host/v1/machines/{machine}/stop", post(stop))
         .route("/host/v1/machines/{machine}/restart", post(restart))
@@ -586,6 +587,23 @@ async fn exec(
     entry(&shared, &headers, "exec");
     let said = run.cmd.unwrap_or_else(|| run.command.join(" "));
     Json(ExecAnswer { exit_code: 3, exit_signal: None, stdout: said, ..ExecAnswer::default() })
+}
+
+/// What it holds, in the words of the placement that it was given, and the volumes that the Machine mounts.
+async fn held(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<MachineId>,
+) -> Result<Json<godwit_api::host::Held>, Failure> {
+    let journal = shared.journal.lock().unwrap();
+    let found = journal.held.get(&machine).filter(|held| held.held);
+    let found = found.ok_or_else(|| ApiError::not_found(format!("Machine {machine} is not on this host")))?;
+    let told = |held: &Held| Placement { epoch: held.epoch, ..held.placement.clone() };
+    let mounts = found.placement.config.mounts.iter();
+    let volumes = mounts.filter_map(|mount| {
+        let id: godwit_api::VolumeId = mount.volume.parse().ok()?;
+        journal.held.get(&id.carrier()).map(told)
+    });
+    Ok(Json(godwit_api::host::Held { placement: told(found), busy: false, volumes: volumes.collect() }))
 }
 
 async fn ps(State(shared): State<Arc<Shared>>, headers: axum::http::HeaderMap) -> Json<Vec<ProcessStat>> {

@@ -1,6 +1,8 @@
-//! What a host holds and no row names is listed, ended by its exact id, and nothing else is touched.
+//! What a host holds and no row names is listed, ended or adopted by its exact id, and nothing else is touched.
 
 use godwit_api::machine::MachineState;
+use godwit_api::row::Placement;
+use godwit_store::{Op, Txn};
 use serde_json::json;
 
 use crate::bed::{Bed, config, until};
@@ -46,6 +48,105 @@ async fn what_no_row_names_is_listed_and_ended_and_what_has_a_row_is_not() {
     };
     assert!(held.contains(&known) && held.contains(&"00000000000010".to_owned()), "{held:?}");
     assert!(!held.contains(&"00000000000001".to_owned()), "{held:?}");
+}
+
+/// Takes the rows of a Machine and its volume out of the store, as if it were put back from a copy that is older.
+async fn forget(bed: &Bed, machine: &str, name: &str, volume: &str) {
+    let (host, number) = (&bed.agents[0].id, volume.trim_start_matches("vol_"));
+    let address = bed.api.get(&format!("/apps/web/machines/{machine}")).await.expect(200)["private_ip"].clone();
+    let rows = [
+        format!("machines/web/{machine}"),
+        format!("machine-names/web/{name}"),
+        format!("addresses/{}", address.as_str().unwrap()),
+        format!("placements/{host}/{machine}"),
+        format!("volumes/web/{volume}"),
+        format!("placements/{host}/{number}"),
+    ];
+    let txn = Txn::of(rows.into_iter().map(Op::delete));
+    assert!(bed.running.control.as_ref().unwrap().store().txn(txn).await.unwrap().succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stray_is_adopted_with_its_volumes_above_what_its_host_holds() {
+    let bed = Bed::with_hosts(2).await;
+    let api = &bed.api;
+    for app in ["web", "shop"] {
+        api.post("/apps", json!({ "app_name": app })).await.expect(201);
+    }
+    let host = bed.agents[0].id.clone();
+    api.post(&format!("/hosts/{}/cordon", bed.agents[1].id), json!({})).await.expect(200);
+    let volume = api.post("/apps/web/volumes", json!({ "name": "data", "size_gb": 2 })).await.expect(200)["id"].clone();
+    let volume = volume.as_str().unwrap().to_owned();
+    let mut wanted = config();
+    wanted["mounts"] = json!([{ "volume": volume, "path": "/data" }]);
+    wanted["env"] = json!({ "KEPT": "yes" });
+    wanted["services"] = json!([{ "internal_port": 5432, "ports": [{ "port": 5432 }] }]);
+    let made = api.post("/apps/web/machines", json!({ "name": "db", "config": wanted })).await.expect(200);
+    let machine = made["id"].as_str().unwrap().to_owned();
+    api.until("web", &machine, MachineState::Started).await;
+    let before = api.get(&format!("/apps/web/machines/{machine}")).await.expect(200);
+    let epoch = bed.agents[0].journal().held[&machine.parse().unwrap()].epoch;
+    forget(&bed, &machine, "db", &volume).await;
+    let strays = format!("/hosts/{host}/strays");
+    until("both are strays", || async {
+        (api.get(&strays).await.expect(200).as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+
+    let adopt = format!("{strays}/{machine}/adopt");
+    // Mistakes are named, and change nothing.
+    api.post(&adopt, json!({})).await.refused(422, "app: ");
+    api.post(&adopt, json!({ "app": "shop" })).await.refused(422, "is of app web, not of shop");
+    api.post(&format!("{strays}/00000000000100/adopt"), json!({ "app": "web" })).await.refused(404, "holds no stray");
+    let taken = api.post("/apps/web/machines", json!({ "name": "db", "skip_launch": true, "config": config() })).await;
+    let taken = taken.expect(200)["id"].as_str().unwrap().to_owned();
+    api.post(&adopt, json!({ "app": "web" })).await.refused(409, "is taken by Machine");
+    let (other, placement) = {
+        let journal = bed.agents[0].journal();
+        (&bed.agents[1], journal.held[&machine.parse().unwrap()].placement.clone())
+    };
+    let elsewhere = Placement { host: other.id.parse().unwrap(), ..placement };
+    other.receives(&elsewhere, |held| (held.held, held.state) = (true, MachineState::Stopped));
+    until("another host holds it too", || async {
+        let refused = api.post(&adopt, json!({ "app": "web", "name": "db2" })).await;
+        (refused.code == 409 && refused.body["error"].as_str()?.contains("is held by host")).then_some(())
+    })
+    .await;
+    other.forgets(&machine).await;
+    let gone = || async {
+        let listed = api.get(&format!("/hosts/{}/strays", other.id)).await.expect(200);
+        listed.as_array().unwrap().is_empty().then_some(())
+    };
+    until("it does no more", gone).await;
+    assert_eq!(api.get(&strays).await.expect(200).as_array().unwrap().len(), 2);
+
+    // With its volume, its address, its configuration and its version; the epoch is above.
+    let adopted = api.post(&adopt, json!({ "app": "web", "name": "db2" })).await.expect(200);
+    assert_eq!(
+        (&adopted["name"], &adopted["kind"], &adopted["volumes"]),
+        (&json!("db2"), &json!("machine"), &json!([volume]))
+    );
+    let after = api.get(&format!("/apps/web/machines/{machine}")).await.expect(200);
+    for member in ["private_ip", "instance_id", "config", "host_id", "region", "state"] {
+        assert_eq!(after[member], before[member], "{member}");
+    }
+    assert_eq!(after["image_ref"]["digest"], before["image_ref"]["digest"]);
+    let volume_now = api.get(&format!("/apps/web/volumes/{volume}")).await.expect(200);
+    assert_eq!((&volume_now["attached_machine_id"], &volume_now["size_gb"]), (&json!(machine), &json!(2)));
+    until("its host knows the newer epoch, and it runs on", || async {
+        let journal = bed.agents[0].journal();
+        let held = &journal.held[&machine.parse().unwrap()];
+        (held.placement.epoch > epoch && held.state == MachineState::Started).then_some(())
+    })
+    .await;
+    assert_eq!(api.get(&strays).await.expect(200), json!([]));
+    api.post(&adopt, json!({ "app": "web" })).await.refused(404, "holds no stray");
+    // It is the app's as any other is: its port is taken, and it can be stopped.
+    let raw = json!({ "config": { "image": crate::bed::IMAGE, "services": [{ "internal_port": 1, "ports": [{ "port": 5432 }] }] } });
+    api.post("/apps/shop/machines", raw).await.refused(409, "is served by app web");
+    api.post(&format!("/apps/web/machines/{machine}/stop"), json!({})).await.expect(200);
+    api.until("web", &machine, MachineState::Stopped).await;
+    api.delete(&format!("/apps/web/machines/{taken}?force=true")).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

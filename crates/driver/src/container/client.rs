@@ -5,11 +5,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::error::{Error, Result};
-use crate::protocol::{self, Reply, Request};
+use crate::protocol::{self, Reply, Request, VolumesOrder};
 use crate::session::{Session, SessionRequest};
 
 /// How long a shim may take to answer anything that it answers at once.
@@ -75,8 +77,23 @@ impl Client {
         }
     }
 
+    /// Opens a copy at a shim that holds no Machine: it and we are of one release, and it was given this stream.
+    pub async fn copy_of_volumes(stream: UnixStream, order: &VolumesOrder, within: Duration) -> Result<Session> {
+        let mut client = Self { stream, buffer: Vec::new(), instance: String::new(), version: protocol::VERSION };
+        match tokio::time::timeout(within, client.exchange(order)).await {
+            Ok(Ok(Reply::Done)) => Ok(Session { first: client.buffer, stream: Box::new(client.stream) }),
+            Ok(Ok(other)) => Err(unexpected(&other)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Timeout { what: "the copy's beginning", after_ms: within.as_millis() as u64 }),
+        }
+    }
+
     /// One request whose answer may take as long as the Machine lives.
     pub async fn ask_unbounded(&mut self, request: &Request) -> Result<Reply> {
+        self.exchange(request).await
+    }
+
+    async fn exchange<T: Serialize>(&mut self, request: &T) -> Result<Reply> {
         let asking = async {
             let frame = protocol::encode(request)?;
             self.stream.write_all(&frame).await?;

@@ -14,6 +14,7 @@ pub mod layout;
 pub mod lock;
 mod processes;
 mod sockets;
+mod volumes;
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -31,8 +32,9 @@ use crate::cgroup::Cgroups;
 use crate::error::{Error, Result};
 use crate::handle::{Exit, Found, Handle, Lost, boot_id};
 use crate::protocol::{Reply, Request, ShimState, Started};
-use crate::session::{Session, SessionRequest};
+use crate::session::{Session, SessionRequest, VolumesSession};
 use crate::spec::{ExecReply, ExecRequest, ProcessStat, Spec, Swept, Usage, check_id};
+use crate::volume_mount::VolumeMount;
 use crate::{BoxFuture, Driver};
 use client::{Client, unexpected};
 use layout::{Layout, Order};
@@ -412,6 +414,14 @@ impl Driver for ContainerDriver {
             request.check()?;
             self.connect_running(handle).await?.session(request).await
         })
+    }
+
+    fn volumes_session<'a>(
+        &'a self,
+        volumes: &'a [VolumeMount],
+        request: &'a SessionRequest,
+    ) -> BoxFuture<'a, Result<VolumesSession>> {
+        Box::pin(volumes::session(&self.options, volumes, request))
     }
 
     fn processes<'a>(&'a self, handle: &'a Handle) -> BoxFuture<'a, Result<Vec<ProcessStat>>> {

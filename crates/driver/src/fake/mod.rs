@@ -15,8 +15,9 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::handle::{Exit, Found, Handle, Lost, boot_id, start_time_ticks};
 use crate::protocol;
-use crate::session::{Session, SessionRequest};
+use crate::session::{Session, SessionRequest, VolumesSession};
 use crate::spec::{ExecReply, ExecRequest, ListenSocket, ProcessStat, Spec, Swept, Usage};
+use crate::volume_mount::VolumeMount;
 use crate::{BoxFuture, Driver};
 
 /// How often a wait looks at the disk: another process may have ended the Machine there.
@@ -302,13 +303,25 @@ impl Driver for FakeDriver {
         Box::pin(async move {
             request.check()?;
             self.running(handle)?;
-            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-            tokio::spawn(async move {
-                let (mut input, mut output) = tokio::io::split(ours);
-                // Its end is the caller's hang-up.
-                let _ = tokio::io::copy(&mut input, &mut output).await;
+            let (session, _) = echo();
+            Ok(session)
+        })
+    }
+
+    /// The same: a fake has no volumes to look into.
+    fn volumes_session<'a>(
+        &'a self,
+        _: &'a [VolumeMount],
+        request: &'a SessionRequest,
+    ) -> BoxFuture<'a, Result<VolumesSession>> {
+        Box::pin(async move {
+            request.check()?;
+            let (session, ended) = echo();
+            let released = Box::pin(async move {
+                // Whoever waits is told when the caller has hung up.
+                let _ = ended.await;
             });
-            Ok(Session { first: Vec::new(), stream: Box::new(theirs) })
+            Ok(VolumesSession { session, released })
         })
     }
 
@@ -338,4 +351,15 @@ impl Driver for FakeDriver {
     fn sweep<'a>(&'a self, _known: &'a [String]) -> BoxFuture<'a, Result<Swept>> {
         Box::pin(async { Ok(Swept::default()) })
     }
+}
+
+/// What goes in comes out again; the task ends with the caller's hang-up.
+fn echo() -> (Session, tokio::task::JoinHandle<()>) {
+    let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+    let ended = tokio::spawn(async move {
+        let (mut input, mut output) = tokio::io::split(ours);
+        // Its end is the caller's hang-up.
+        let _ = tokio::io::copy(&mut input, &mut output).await;
+    });
+    (Session { first: Vec::new(), stream: Box::new(theirs) }, ended)
 }

@@ -33,7 +33,7 @@ pub enum Command {
         #[arg(value_name = "HOST")]
         id: String,
     },
-    /// What hosts hold and no record of control names: list it, or end it
+    /// What hosts hold and no record of control names: list it, adopt it, or end it
     ///
     /// There is such a thing after control was restored from an older backup. Hosts leave it alone.
     Strays {

@@ -28,6 +28,7 @@ impl Life {
             Outcome::Done { exit } => self.done(step, exit, None, cx, out),
             Outcome::Granted { grant } => self.done(step, None, Some(*grant), cx, out),
             Outcome::Retry { reason } => self.again(reason, cx, out),
+            Outcome::Wait { reason } => self.stand_back(reason, cx, out),
             Outcome::Abort { fault, reason, exit } => self.abort(fault, reason, exit, cx, out),
         }
     }
@@ -182,6 +183,17 @@ impl Life {
             out.note(kind, self.record.state, source, reason(format!("{why}; it is tried again")));
             out.changed = true;
         }
+        out.save(Sync::Process);
+    }
+
+    /// Nothing failed: it counts as no attempt, but the first time is told.
+    fn stand_back(&mut self, why: String, cx: &mut Context<'_>, out: &mut Effects) {
+        let Some(job) = &mut self.job else { return };
+        let first = job.attempt == 0;
+        if self.cancel || first {
+            return self.again(why, cx, out);
+        }
+        job.retry_at_ms = Some(cx.now_ms.saturating_add(retry_after_ms(job.attempt)));
         out.save(Sync::Process);
     }
 

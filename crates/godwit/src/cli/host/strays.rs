@@ -2,11 +2,11 @@
 
 use clap::Subcommand;
 use godwit_api::endpoint::Empty;
-use godwit_api::endpoints::{HostsEndStray, HostsList, HostsStrays};
-use godwit_api::fleet::Stray;
+use godwit_api::endpoints::{HostsAdoptStray, HostsEndStray, HostsList, HostsStrays};
+use godwit_api::fleet::{AdoptStray, Stray};
 
 use super::parse;
-use crate::cli::context::Context;
+use crate::cli::context::{AppOption, Context};
 use crate::cli::output::bytes;
 use crate::error::{CliError, Result};
 
@@ -16,6 +16,20 @@ pub enum Command {
     List {
         #[arg(value_name = "HOST")]
         host: Option<String>,
+    },
+    /// Put a stray on record again: its configuration is what its host holds
+    ///
+    /// It runs on. A Machine takes along the volumes that it mounts. The app must be there: create it again if it is not.
+    Adopt {
+        #[arg(value_name = "HOST")]
+        host: String,
+        /// Of the Machine or the volume
+        id: String,
+        #[command(flatten)]
+        app: AppOption,
+        /// A new name for a Machine, if its own is taken
+        #[arg(short, long)]
+        name: Option<String>,
     },
     /// End a stray and delete its data
     End {
@@ -28,6 +42,7 @@ pub enum Command {
 pub async fn run(command: Option<Command>, context: &Context) -> Result<()> {
     match command.unwrap_or(Command::List { host: None }) {
         Command::List { host } => list(host, context).await,
+        Command::Adopt { host, id, app, name } => adopt(&host, &id, &app, name, context).await,
         Command::End { host, id } => end(&host, &id, context).await,
     }
 }
@@ -73,7 +88,30 @@ async fn list(host: Option<String>, context: &Context) -> Result<()> {
         ]
     });
     output.table(&["ID", "KIND", "APP", "STATE", "HOST", "LAST UPDATED"], rows.collect());
-    output.say("\n`godwit host strays end HOST ID` ends one and deletes its data.");
+    output.say(
+        "\n`godwit host strays adopt HOST ID --app APP` puts one on record again; `godwit host strays end HOST ID` ends one \
+         and deletes its data.",
+    );
+    Ok(())
+}
+
+async fn adopt(host: &str, id: &str, app: &AppOption, name: Option<String>, context: &Context) -> Result<()> {
+    let host = parse(context, host)?;
+    let request = AdoptStray { app: context.app(app)?.to_string(), name };
+    let adopted = context.client.call::<HostsAdoptStray>(&[host.as_str(), id], &Empty {}, &request).await?;
+    let output = context.output;
+    if output.json {
+        return output.json(&adopted);
+    }
+    if output.quiet {
+        println!("{}", adopted.id);
+        return Ok(());
+    }
+    let what = if adopted.kind == "volume" { "Volume" } else { "Machine" };
+    output.say(format!("{what} {} ({}) of app {} is on record again.", adopted.id, adopted.name, adopted.app));
+    if !adopted.volumes.is_empty() {
+        output.say(format!("So are its volumes: {}.", adopted.volumes.join(", ")));
+    }
     Ok(())
 }
 

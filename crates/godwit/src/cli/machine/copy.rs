@@ -1,4 +1,4 @@
-//! `machine cp`: files into and out of a running Machine, by the rules of `docker cp`. The archives are made and read
+//! `machine cp`: files into and out of a Machine (of one that is stopped, its volumes), by the rules of `docker cp`. The archives are made and read
 //! here and inside; this file knows tar and paths, not how they travel.
 
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use crate::error::{CliError, Result};
 /// Pieces of an archive that wait to be unpacked.
 const PIECES_QUEUED: usize = 8;
 
-/// Copy files between this machine and a running Machine
+/// Copy files between this machine and a Machine, or the volumes of a stopped one
 ///
 /// One side is MACHINE:/PATH. A folder is copied whole; `FOLDER/.` copies what is in it. Into a folder that exists the
 /// source keeps its name, otherwise it takes the target's. `-` is a tar archive on standard input or output. Modes and

@@ -5,5 +5,6 @@ mod bed;
 mod copies;
 mod dumps;
 mod lines;
+mod stopped;
 mod streams;
 mod terminals;
