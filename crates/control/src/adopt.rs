@@ -30,10 +30,10 @@ pub struct Wish<'a> {
     pub now_ms: u64,
 }
 
-/// The rows, and the placements that the host is to hear of.
+/// The rows, and whose placements the host is to hear of.
 pub struct Plan {
     pub txn: Txn,
-    pub placements: Vec<Placement>,
+    pub placed: Vec<MachineId>,
     pub adopted: Adopted,
 }
 
@@ -88,7 +88,7 @@ pub fn plan(world: &World, wish: &Wish<'_>) -> Result<Plan, ApiError> {
             .when(Compare::unchanged(keys::app(wish.app), app.revision))
             .when(Compare::unchanged(keys::host(wish.host), host.revision))
             .when(generation_unchanged(world)),
-        placements: Vec::new(),
+        placed: Vec::new(),
         adopted: Adopted {
             id: strays::shown(world, wish.host, fact).id,
             host_id: wish.host.to_string(),
@@ -168,6 +168,7 @@ fn machine(
         epoch,
         cordoned: false,
         skip_service_registration: false,
+        asked_host: None,
         created_at_ms: wish.now_ms,
         updated_at_ms: wish.now_ms,
         versions: Vec::new(),
@@ -194,12 +195,12 @@ fn machine(
     plan.txn.compares.push(Compare::unchanged(machine_key.clone(), strays::row_revision(world, fact)));
     plan.txn.compares.push(Compare::absent(name_key.clone()));
     plan.txn.compares.push(Compare::absent(address_key.clone()));
-    plan.txn.compares.push(Compare::absent(placement_key.clone()));
+    plan.txn.compares.push(Compare::absent(placement_key));
     plan.txn.then.push(json(machine_key, &row)?);
     plan.txn.then.push(json(name_key, &row.id)?);
     plan.txn.then.push(json(address_key, &row.id)?);
-    plan.txn.then.push(json(placement_key, &placement)?);
-    plan.placements.push(placement);
+    plan.txn.then.push(world.placement_op(&placement)?);
+    plan.placed.push(placement.machine);
     Ok(())
 }
 
@@ -264,9 +265,9 @@ fn volume(
     let placement = volume_placement(&row, network);
     let (key, placement_key) = (keys::volume(wish.app, &row.id), keys::placement(wish.host, &held.machine));
     plan.txn.compares.push(Compare::unchanged(key.clone(), strays::row_revision(world, fact)));
-    plan.txn.compares.push(Compare::absent(placement_key.clone()));
+    plan.txn.compares.push(Compare::absent(placement_key));
     plan.txn.then.push(json(key, &row)?);
-    plan.txn.then.push(json(placement_key, &placement)?);
-    plan.placements.push(placement);
+    plan.txn.then.push(world.placement_op(&placement)?);
+    plan.placed.push(placement.machine);
     Ok(())
 }

@@ -87,8 +87,11 @@ pub async fn adopt(call: Call<HostsAdoptStray>) -> Result<Adopted, ApiError> {
             let control = control.clone();
             // The host would pull it anyway.
             tokio::spawn(async move {
-                for placement in &plan.placements {
-                    let _ = control.hint(placement).await;
+                for placed in &plan.placed {
+                    let placement = control.world().placement(&host, placed).cloned();
+                    if let Some(placement) = placement {
+                        let _ = control.hint(&placement).await;
+                    }
                 }
             });
             return Ok(plan.adopted);

@@ -107,17 +107,14 @@ async fn a_stray_is_adopted_with_its_volumes_above_what_its_host_holds() {
     };
     let elsewhere = Placement { host: other.id.parse().unwrap(), ..placement };
     other.receives(&elsewhere, |held| (held.held, held.state) = (true, MachineState::Stopped));
-    until("another host holds it too", || async {
-        let refused = api.post(&adopt, json!({ "app": "web", "name": "db2" })).await;
-        (refused.code == 409 && refused.body["error"].as_str()?.contains("is held by host")).then_some(())
-    })
-    .await;
-    other.forgets(&machine).await;
-    let gone = || async {
+    let listed_elsewhere = |count: usize| async move {
         let listed = api.get(&format!("/hosts/{}/strays", other.id)).await.expect(200);
-        listed.as_array().unwrap().is_empty().then_some(())
+        (listed.as_array().unwrap().len() == count).then_some(())
     };
-    until("it does no more", gone).await;
+    until("another host holds it too", || listed_elsewhere(1)).await;
+    api.post(&adopt, json!({ "app": "web", "name": "db2" })).await.refused(409, "is held by host");
+    other.forgets(&machine).await;
+    until("it does no more", || listed_elsewhere(0)).await;
     assert_eq!(api.get(&strays).await.expect(200).as_array().unwrap().len(), 2);
 
     // With its volume, its address, its configuration and its version; the epoch is above.

@@ -149,7 +149,9 @@ fn a_start_waits_for_a_copy_and_a_copy_that_is_cut_keeps_nobody_waiting() {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            (header.set_uid(0), header.set_gid(0), header.set_mtime(1));
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(1);
             archive.append_data(&mut header, name, content).expect("an entry");
             archive.into_inner().expect("an archive")
         };

@@ -134,20 +134,47 @@ pub fn everything_is_upgraded(servers: &Servers, machine: &str) -> Result<()> {
     Ok(())
 }
 
-/// A Machine that was made after the backup is a stray after the restore, and can be ended.
+/// A Machine that was made after the backup is a stray after the restore: one is adopted, with its volume, and runs on; another is
+/// ended.
 pub fn control_is_restored(servers: &Servers) -> Result<()> {
     let control = servers.server(CONTROL);
     servers.block("backup on 192.0.2.10", CONTROL)?;
     let later = control.cli_ok(&["machine", "run", "demo", "-a", "hello", "--quiet"])?;
     let later = later.trim();
+    control.cli_ok(&["volumes", "create", "kept", "-a", "hello", "--size", "1"])?;
+    let kept = ["run", "demo", "-a", "hello", "--name", "kept", "--volume", "kept:/kept", "--quiet"];
+    let kept = control.cli_ok(&[&["machine"][..], &kept].concat())?;
+    let kept = kept.trim();
+    let since = |machine: &str| -> Result<Value> {
+        let shown = control.cli_ok(&["machine", "status", machine, "-a", "hello", "--json"])?;
+        Ok(serde_json::from_str::<Value>(&shown)?)
+    };
+    let before = since(kept)?;
     servers.block("restore on 192.0.2.10", CONTROL)?;
     until_control_answers(control)?;
     servers.block("restored on 192.0.2.10", CONTROL)?;
     let strays =
         || -> Result<Vec<Value>> { Ok(serde_json::from_str(&control.cli_ok(&["host", "strays", "--json"])?)?) };
-    until("the stray is listed", || Ok(strays()?.iter().any(|stray| stray["id"] == later)))?;
-    let host = strays()?[0]["host_id"].as_str().unwrap_or_default().to_owned();
-    control.cli_ok(&["host", "strays", "end", &host, later, "--yes"])?;
+    // Both Machines, and the volume.
+    until("the strays are listed", || Ok(strays()?.len() == 3))?;
+    let host_of = |id: &str| -> Result<String> {
+        let strays = strays()?;
+        let stray = strays.iter().find(|stray| stray["id"] == id);
+        Ok(stray.and_then(|stray| stray["host_id"].as_str()).unwrap_or_default().to_owned())
+    };
+    control.cli_ok(&["host", "strays", "adopt", &host_of(kept)?, kept, "--app", "hello"])?;
+    let after = since(kept)?;
+    for member in ["name", "state", "instance_id", "private_ip", "config"] {
+        assert_eq!(before[member], after[member], "{member}: {after}");
+    }
+    let starts = |machine: &Value| {
+        machine["events"].as_array().map(|events| events.iter().filter(|event| event["type"] == "start").count())
+    };
+    assert_eq!(starts(&before), starts(&after), "it runs on: {after}");
+    until("only the other is a stray", || Ok(strays()?.len() == 1))?;
+    control.cli_ok(&["machine", "stop", kept, "-a", "hello"])?;
+    control.cli_ok(&["machine", "destroy", kept, "-a", "hello"])?;
+    control.cli_ok(&["host", "strays", "end", &host_of(later)?, later, "--yes"])?;
     until("the stray has gone", || Ok(strays()?.is_empty()))?;
     answers(control)
 }
