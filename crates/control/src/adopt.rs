@@ -14,7 +14,8 @@ use godwit_store::{Compare, Txn};
 
 use crate::control::{contended, no_app};
 use crate::mounts::hold;
-use crate::placing::{claim_ports, generation_unchanged, json};
+use crate::placing::{claim_ports, generation_unchanged};
+use crate::rows::json;
 use crate::strays;
 use crate::subject::{machine_placement, volume_placement};
 use crate::validate::raw_ports;

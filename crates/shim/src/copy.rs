@@ -19,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 
-use crate::builder::chain;
+use crate::error::chain;
 
 /// The kernel's own file systems are not copied: proc, sysfs, cgroup, cgroup2, devpts, mqueue.
 const KERNELS_OWN: [i64; 6] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x1cd1, 0x1980_0202];

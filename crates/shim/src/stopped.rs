@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use crate::error::BuildError;
 use crate::root::Root;
 use crate::session::{begin, linger};
 use crate::{copy, volumes};
@@ -75,7 +76,7 @@ fn prepare(order: &VolumesOrder) -> Result<World, (String, bool)> {
     let root = Root::open(&place).map_err(host)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     volumes::attach(&root, &files, (0, 0), flags).map_err(|error| match error {
-        crate::builder::BuildError::User(reason) => (reason, true),
+        BuildError::User(reason) => (reason, true),
         error => (error.to_string(), false),
     })?;
     let roots = files.iter().map(|volume| root.folder(Path::new(&volume.guest_path))).collect::<Result<Vec<_>, _>>();
