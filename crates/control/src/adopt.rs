@@ -1,6 +1,6 @@
 //! Putting on record again what a host holds and no row names. An operator's word names it, and the host's own journal says
 //! what it is: the rows are written anew from that, at an epoch above the one that is held, so that whatever else is known of
-//! it anywhere is older. Pure.
+//! it anywhere is older. It decides on the picture; its caller commits.
 
 use godwit_api::error::Status;
 use godwit_api::fact::MachineFact;

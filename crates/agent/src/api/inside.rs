@@ -10,7 +10,7 @@ use godwit_base::http::Failure;
 use godwit_base::telemetry::chain;
 use godwit_driver::{Error as DriverError, ExecRequest, Fault, Handle};
 
-use super::{HostApi, Id, known_signal, stopped};
+use super::{HostApi, Id, known_signal};
 
 const DEFAULT_EXEC_S: u64 = 60;
 const MAX_EXEC_S: u64 = 3600;
@@ -20,7 +20,11 @@ const MS_PER_TICK: u64 = 10;
 pub async fn running(api: &HostApi, machine: &MachineId) -> Result<Handle, ApiError> {
     api.held(machine)?;
     let handle = api.effects.handle(machine).await.map_err(|error| refused(machine, &error))?;
-    handle.ok_or_else(|| stopped::not_running(machine))
+    handle.ok_or_else(|| not_running(machine))
+}
+
+pub fn not_running(machine: &MachineId) -> ApiError {
+    ApiError::conflict(format!("Machine {machine} is not running; start it first"))
 }
 
 pub fn refused(machine: &MachineId, error: &DriverError) -> ApiError {

@@ -15,7 +15,7 @@ use godwit_base::telemetry::chain;
 use godwit_driver::{BoxFuture, Session, SessionRequest, VolumeFs as DriverFs, VolumeMount};
 
 use super::HostApi;
-use super::inside::refused;
+use super::inside::{not_running, refused};
 use crate::engine::Holding;
 use crate::organs::volumes::VolumeFault;
 
@@ -185,8 +185,4 @@ impl Attached {
         }
         drop(self.locks);
     }
-}
-
-pub fn not_running(machine: &MachineId) -> ApiError {
-    ApiError::conflict(format!("Machine {machine} is not running; start it first"))
 }
