@@ -1,5 +1,7 @@
 //! What hosts hold and no row names: listed, and ended or adopted by its exact id.
 
+use std::time::Duration;
+
 use godwit_api::endpoints::{HostsAdoptStray, HostsEndStray, HostsStrays};
 use godwit_api::fleet::{Adopted, Stray};
 use godwit_api::machine::Acknowledged;
@@ -10,6 +12,7 @@ use godwit_store::{Compare, Txn};
 use crate::call::Call;
 use crate::control::{COMMIT_ATTEMPTS, contended, no_host};
 use crate::rows::json;
+use crate::world::World;
 use crate::{adopt, strays, validate};
 
 pub async fn list(call: Call<HostsStrays>) -> Result<Vec<Stray>, ApiError> {
@@ -57,6 +60,9 @@ pub async fn end(call: Call<HostsEndStray>) -> Result<Acknowledged, ApiError> {
     Err(contended())
 }
 
+/// A host that has accepted a newer epoch tells of it by then; it is adopted in any case.
+const TOLD_WAIT: Duration = Duration::from_secs(5);
+
 /// Asks the host what it is, and writes it down. What is running runs on: the host finds its placement as it knows it, at a
 /// newer epoch.
 pub async fn adopt(call: Call<HostsAdoptStray>) -> Result<Adopted, ApiError> {
@@ -84,16 +90,21 @@ pub async fn adopt(call: Call<HostsAdoptStray>) -> Result<Adopted, ApiError> {
         let plan = adopt::plan(&control.world(), &wish)?;
         if control.commit(plan.txn).await?.succeeded {
             tracing::info!(%host, stray = %id, %app, "what no row named is on record again");
-            let control = control.clone();
-            // The host would pull it anyway.
-            tokio::spawn(async move {
-                for placed in &plan.placed {
-                    let placement = control.world().placement(&host, placed).cloned();
-                    if let Some(placement) = placement {
-                        let _ = control.hint(&placement).await;
-                    }
+            for placed in &plan.placed {
+                let placement = control.world().placement(&host, placed).cloned();
+                if let Some(placement) = placement {
+                    // A lost answer is nobody's loss: the host pulls.
+                    let _ = control.hint(&placement).await;
                 }
-            });
+            }
+            // Whoever looks next finds it as it is: what its host tells is at the new epoch by then.
+            let told = |world: &World| {
+                plan.placed.iter().all(|placed| {
+                    let epoch = world.placement(&host, placed).map(|placement| placement.epoch);
+                    world.fact(&host, placed).map(|fact| fact.epoch) == epoch
+                })
+            };
+            control.sees(TOLD_WAIT, told).await;
             return Ok(plan.adopted);
         }
     }

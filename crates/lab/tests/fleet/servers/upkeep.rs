@@ -173,7 +173,7 @@ pub fn control_is_restored(servers: &Servers) -> Result<()> {
     assert_eq!(starts(&before), starts(&after), "it runs on: {after}");
     until("only the other is a stray", || Ok(strays()?.len() == 1))?;
     control.cli_ok(&["machine", "stop", kept, "-a", "hello"])?;
-    control.cli_ok(&["machine", "destroy", kept, "-a", "hello"])?;
+    control.cli_ok(&["machine", "destroy", kept, "-a", "hello", "--yes"])?;
     control.cli_ok(&["host", "strays", "end", &host_of(later)?, later, "--yes"])?;
     until("the stray has gone", || Ok(strays()?.is_empty()))?;
     answers(control)
