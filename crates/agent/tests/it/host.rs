@@ -30,6 +30,8 @@ pub struct Host {
     pub driver: Arc<FakeDriver>,
     pub client: Client,
     listen: std::net::SocketAddr,
+    /// Keeps `listen` from every other run of these tests.
+    _claim: std::net::UdpSocket,
     /// More lines for the configuration.
     pub extra: &'static str,
     running: Option<(TaskGroup, JoinHandle<Result<(), godwit_agent::Error>>)>,
@@ -38,8 +40,8 @@ pub struct Host {
 }
 
 /// An address that stays free between two lives of an agent: below the ports that the kernel gives to connections and to
-/// whoever asks for any, so that none of another test's takes it meanwhile.
-fn free_address() -> std::net::SocketAddr {
+/// whoever asks for any; and claimed by a UDP socket at the same number, which another run of these tests meets before it.
+fn free_address() -> (std::net::SocketAddr, std::net::UdpSocket) {
     use std::sync::atomic::{AtomicU16, Ordering};
     const FIRST: u16 = 12_000;
     const PORTS: u16 = 20_000;
@@ -49,8 +51,10 @@ fn free_address() -> std::net::SocketAddr {
     loop {
         let at = (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
         let address = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, FIRST + at));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
+        if let Ok(claim) = std::net::UdpSocket::bind(address)
+            && std::net::TcpListener::bind(address).is_ok()
+        {
+            return (address, claim);
         }
     }
 }
@@ -62,13 +66,14 @@ impl Host {
         let dir = folder.path().join("data");
         std::fs::write(folder.path().join("boot-id"), "boot-1\n").unwrap();
         // The port must be the same after a restart, so it is taken from the kernel once.
-        let listen = free_address();
+        let (listen, claim) = free_address();
         Self {
             control: control.clone(),
             dir,
             driver: Arc::new(FakeDriver::new()),
             client: Client::tcp(&format!("http://{listen}"), Some(CONTROL_KEY.into())),
             listen,
+            _claim: claim,
             extra: "",
             running: None,
             child: None,

@@ -119,7 +119,8 @@ async fn trigger(host: &Host, case: &Case, first: &Placement) -> Placement {
         JobKind::Update => {
             let second = Placement { config: first.config.clone(), ..host.placement(1, 2) };
             host.control.put(&second).await;
-            return second;
+            // A version that can never be started gives its place back; here the one before cannot be started either.
+            return if case.undoing { first.clone() } else { second };
         }
         JobKind::Destroy => {
             let tombstone = Placement { destroy: true, force, ..first.clone() };
