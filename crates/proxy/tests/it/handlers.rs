@@ -222,6 +222,19 @@ async fn plain_http_is_sent_to_https_where_a_service_wants_that() {
     let (body, _) = payload(1, 100_000);
     let posted = browser.send(Method::POST, "/echo", godwit_base::http::client::full(body), &[]).await;
     assert_eq!(read(posted).await.code, 308);
+    // A connection that will not outlive a body that nobody reads says so, and takes no further request with it.
+    let post =
+        |length: usize| format!("POST /echo HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n0123456789");
+    let mut large = crate::raw::Raw::connect(fleet.edge.addr).await;
+    large.send(post(100_000)).await;
+    let answer = large.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 308 ") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    let mut small = crate::raw::Raw::connect(fleet.edge.addr).await;
+    small.send(post(20)).await;
+    let answer = small.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 308 ") && !answer.contains("\r\nconnection: "), "{answer}");
+    small.send(["0123456789", &post(10)].concat()).await;
+    assert!(small.until("\r\n\r\n").await.starts_with("HTTP/1.1 308 "));
     let mut raw = tokio::net::TcpStream::connect(fleet.edge.addr).await.unwrap();
     let asked = "GET /ws HTTP/1.1\r\nhost: shop.example.org\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
     raw.write_all(asked.as_bytes()).await.unwrap();

@@ -29,8 +29,12 @@ use crate::h1::refusal::Refusal;
 use crate::h1::{map, write};
 use crate::interim::Interims;
 
-/// After the last answer on a connection whose client may still be sending.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// For the last answer on a connection to be written.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// After it, a client that may still be sending is read from for so long in all, and no longer than this between two of its
+/// bytes: as nginx does it.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(5);
 /// A fast sender must get the time to see its answer before it sees a reset.
 const MAX_LINGER_BYTES: usize = 256 << 20;
 /// What most answers' heads take.
@@ -394,6 +398,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         // Of an answer without a body only its own word says how long the body would be.
         let bodiless = self.server.head().is_head || status == StatusCode::NOT_MODIFIED;
         let length = if bodiless { stated } else { stated.or(body.size_hint().exact()) };
+        // An answer of ours comes before the body that nobody reads: whether the connection outlives that body is known by
+        // now, and the answer must say so (RFC 9112 section 9.6), or the client's next request is lost with it.
+        if poll_fn(|cx| Poll::Ready(matches!(upload.poll_want(cx), Want::Never))).await {
+            self.server.discard_body();
+        }
         let plan = self.server.answer(status.as_u16(), length, self.stopped);
         self.outbox.begin_answer();
         let text = &mut self.outbox.text;
@@ -494,7 +503,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         let outbox = &mut self.outbox;
         let io = &mut self.io;
         let written = poll_fn(|cx| outbox.poll_flush(cx, io, &mut moved));
-        if let Ok(Ok(())) = tokio::time::timeout(LINGER_TIMEOUT, written).await {
+        if let Ok(Ok(())) = tokio::time::timeout(LAST_WRITE_TIMEOUT, written).await {
             self.close(true).await;
         }
         ended
@@ -509,7 +518,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             while (linger || !self.inbox.bytes().is_empty()) && !self.inbox.ended && read < MAX_LINGER_BYTES {
                 read += self.inbox.bytes().len();
                 self.inbox.skip(self.inbox.bytes().len());
-                poll_fn(|cx| self.inbox.poll_fill(cx, &mut self.io, false)).await?;
+                let more = poll_fn(|cx| self.inbox.poll_fill(cx, &mut self.io, false));
+                tokio::time::timeout(LINGER_SILENCE, more).await??;
             }
             io::Result::Ok(())
         };
