@@ -41,7 +41,7 @@ pub struct Host {
 
 /// An address that stays free between two lives of an agent: below the ports that the kernel gives to connections and to
 /// whoever asks for any; and claimed by a UDP socket at the same number, which another run of these tests meets before it.
-fn free_address() -> (std::net::SocketAddr, std::net::UdpSocket) {
+pub fn free_address() -> (std::net::SocketAddr, std::net::UdpSocket) {
     use std::sync::atomic::{AtomicU16, Ordering};
     const FIRST: u16 = 12_000;
     const PORTS: u16 = 20_000;

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::control::Control;
 use crate::door::Door;
-use crate::host::{DEADLINE, Host};
+use crate::host::{DEADLINE, Host, free_address};
 
 fn serving(host: &Host, port: u16) -> Placement {
     let mut placement = host.placement(1, 1);
@@ -27,8 +27,10 @@ fn serving(host: &Host, port: u16) -> Placement {
 
 /// A port that nothing listens on.
 fn quiet_port() -> u16 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().port()
+    let (address, claim) = free_address();
+    // Kept to the end of the process.
+    std::mem::forget(claim);
+    address.port()
 }
 
 #[tokio::test]

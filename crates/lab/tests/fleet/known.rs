@@ -26,8 +26,17 @@ fn known_routes_fail_no_request_whatever_becomes_of_control_the_watch_and_the_ed
             assert_eq!(fleet.get(app, "/", PATIENCE).await.expect("an answer").status, 200);
         }
         let dev = fleet.dev().expect("dev.json");
-        // What was learned is on disk after a second.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // What it has learned is on its disk soon: where another edge will begin.
+        let snapshots = fleet.dir().join("edge/snapshots");
+        eventually("the edge writes what it knows", PATIENCE, async || {
+            let read = |name: &str| std::fs::read_to_string(snapshots.join(name)).unwrap_or_default();
+            let is_whole = ["known-a", "known-b"].iter().all(|app| {
+                read("directory.json").contains(app) && read(&format!("apps/{app}.json")).contains("\"running\"")
+            });
+            Ok(is_whole.then_some(()))
+        })
+        .await
+        .expect("snapshots");
         let load = Load::begin(&dev.http_addr);
 
         // Every packet between edge and control vanishes; nobody is told.

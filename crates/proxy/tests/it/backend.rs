@@ -1,8 +1,8 @@
 //! What runs in a Machine: an HTTP server on a port of `::1`, or of IPv4's loopback, that can be started and killed like a process.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,9 +20,24 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 /// A port that nobody listens on now, for a Machine that will.
+/// It stays free while nothing listens there: below the ports that the kernel gives to connections and to whoever asks for
+/// any; and claimed by a UDP socket at the same number, which another run of tests meets before it.
 pub fn free_port() -> u16 {
-    let socket = std::net::TcpListener::bind("[::1]:0").unwrap();
-    socket.local_addr().unwrap().port()
+    const FIRST: u16 = 12_000;
+    const PORTS: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static CLAIMS: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
+    let start = (std::process::id() % u32::from(PORTS)) as u16;
+    loop {
+        let at = (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
+        let address = SocketAddr::from((Ipv6Addr::LOCALHOST, FIRST + at));
+        if let Ok(claim) = UdpSocket::bind(address)
+            && std::net::TcpListener::bind(address).is_ok()
+        {
+            CLAIMS.lock().unwrap().push(claim);
+            return FIRST + at;
+        }
+    }
 }
 
 /// A raw port that says what it heard, up to the end of the other half.

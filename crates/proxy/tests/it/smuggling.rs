@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use godwit_api::MachineId;
 use godwit_api::machine::MachineState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 
 use crate::client::{metric, until};
 use crate::fleet::{Fleet, Host, Setup, http_service};
@@ -39,7 +39,11 @@ pub struct Recorder {
 
 impl Recorder {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("[::1]:0").await.unwrap();
+        // The usual queue of 128 is short for as many requests at once as one client may have: what does not fit is not
+        // connected within the door's bound.
+        let socket = TcpSocket::new_v6().unwrap();
+        socket.bind("[::1]:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1_024).unwrap();
         let port = listener.local_addr().unwrap().port();
         let received: Arc<Mutex<Vec<String>>> = Arc::default();
         let kept = received.clone();
