@@ -148,3 +148,23 @@ fn a_step_that_must_be_tried_again_says_so_at_its_first_failure() {
     let told: Vec<_> = world.notes.iter().filter_map(|note| note.detail.as_ref()?.reason.clone()).collect();
     assert_eq!(told, ["the registry is away; it is tried again"]);
 }
+
+#[test]
+fn a_step_that_waits_for_somebody_else_is_never_given_up_for_that_and_says_so_once() {
+    let mut world = World::new();
+    world.place(1, false);
+    world.progress();
+    while world.pending.is_some_and(|(_, step)| step != Step::StartProcess) {
+        world.progress();
+    }
+    // More often than the step may fail.
+    for _ in 0..20 {
+        world.fail(Outcome::Wait { reason: "its volume is being copied".into() });
+        world.pass_time();
+    }
+    world.settle();
+    assert_eq!((world.life.record.state, world.starts), (MachineState::Started, 1));
+    let told = world.notes.iter().filter_map(|note| note.detail.as_ref()?.reason.clone());
+    assert_eq!(told.collect::<Vec<_>>(), ["its volume is being copied; it is tried again"]);
+    world.check_at_rest();
+}
