@@ -118,8 +118,8 @@ async fn killed_processes_leave_the_volume_free() {
     assert!(free(&volume).await);
     volume.check();
     let (_, text) = fleet.run(&fleet.with("m1", "i3", &at, &["guest", "cat", "/data/file"])).await;
-    // Behind what the two before it have said.
-    assert_eq!(text, "stubborn\nstubborn\nkept\n");
+    // Behind what the two before it have said, if they came to it before they were killed.
+    assert!(text.ends_with("kept\n"), "{text}");
 }
 
 #[tokio::test]
