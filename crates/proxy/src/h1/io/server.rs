@@ -31,8 +31,7 @@ use crate::interim::Interims;
 
 /// For the last answer on a connection to be written.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// After it, a client that may still be sending is read from for so long in all, and no longer than this between two of its
-/// bytes: as nginx does it.
+/// After it, a client that may still be sending is read from: in all, and between two of its bytes (as nginx does it).
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER_SILENCE: Duration = Duration::from_secs(5);
 /// A fast sender must get the time to see its answer before it sees a reset.
@@ -398,8 +397,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         // Of an answer without a body only its own word says how long the body would be.
         let bodiless = self.server.head().is_head || status == StatusCode::NOT_MODIFIED;
         let length = if bodiless { stated } else { stated.or(body.size_hint().exact()) };
-        // An answer of ours comes before the body that nobody reads: whether the connection outlives that body is known by
-        // now, and the answer must say so (RFC 9112 section 9.6), or the client's next request is lost with it.
+        // Whether the connection outlives a body that nobody reads is said with the answer (RFC 9112 section 9.6).
         if poll_fn(|cx| Poll::Ready(matches!(upload.poll_want(cx), Want::Never))).await {
             self.server.discard_body();
         }
