@@ -88,6 +88,9 @@ pub struct LogQuery {
     pub follow: Option<bool>,
     /// Lines from the end; 100 if absent.
     pub tail: Option<u64>,
+    /// Of these, begin with the first that has this stamp (as lines tell it) or a higher one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
 }
 
 /// Which port of a Machine a connection goes to.

@@ -9,7 +9,11 @@ use crate::{cli, dev, roles};
 #[command(
     name = "godwit",
     version,
-    about = "Runs images as Machines on your own Linux servers",
+    about = "Runs OCI images as Machines on your own Linux servers",
+    long_about = "Runs OCI images as Machines on your own Linux servers\n\n\
+        A Machine is a container that runs an image. Machines belong to an app, which has a name and URLs. Hosts are the \
+        servers that run Machines. An edge receives the traffic of an app's users and passes it to its Machines. Control \
+        serves the API that this command talks to, and places Machines on hosts.",
     disable_help_subcommand = true,
     infer_subcommands = false,
     subcommand_required = true,
@@ -25,22 +29,22 @@ pub struct Arguments {
 /// What every command takes.
 #[derive(clap::Args, Clone)]
 pub struct Global {
-    /// Answer with JSON on standard output
+    /// Print JSON to standard output
     #[arg(short = 'j', long, global = true, help_heading = "Global options")]
     pub json: bool,
-    /// Say only what was asked for: ids in lists, no progress
+    /// Print ids only, and no progress
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
     /// Show every column of a table, with full times
     #[arg(long, global = true, help_heading = "Global options")]
     pub wide: bool,
-    /// Do not ask
+    /// Answer yes to every question
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub yes: bool,
-    /// The fleet that is meant, of those that `godwit config add` made
+    /// The fleet to use, one of those added with `godwit config add`
     #[arg(long, global = true, env = "GODWIT_CONTEXT", value_name = "CONTEXT", help_heading = "Global options")]
     pub context: Option<String>,
-    /// Where control's API is
+    /// The address of control's API
     #[arg(long, global = true, env = "GODWIT_API_URL", value_name = "URL", help_heading = "Global options")]
     pub api_url: Option<String>,
     /// An operator's token
@@ -54,10 +58,10 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub token: Option<String>,
-    /// Trust an https:// address by the authorities in this PEM file, not by the system's
+    /// Trust the certificate authorities in this PEM file instead of the system's
     #[arg(long, global = true, env = "GODWIT_CA_FILE", value_name = "FILE", help_heading = "Global options")]
     pub ca_file: Option<String>,
-    /// When to use colour; NO_COLOR turns it off too
+    /// When to use colour; NO_COLOR turns it off as well
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
     pub color: ColorChoice,
 }
@@ -71,48 +75,48 @@ pub enum ColorChoice {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Named groups of Machines that serve the same thing
+    /// Create, list and destroy apps; an app is a named group of Machines
     #[command(subcommand, visible_alias = "app")]
     Apps(cli::apps::Command),
-    /// Run and manage Machines
+    /// Run and manage Machines; a Machine is a container that runs an image
     #[command(subcommand, visible_aliases = ["machines", "m"])]
     Machine(cli::machine::Command),
-    /// How many Machines an app has
+    /// Show or change how many Machines an app has
     #[command(subcommand)]
     Scale(cli::scale::Command),
-    /// Disks that outlive a Machine's process and move with it
+    /// Manage volumes: disks that outlive restarts and move with their Machine
     #[command(subcommand, visible_alias = "volume")]
     Volumes(cli::volumes::Command),
-    /// Moves of Machines and volumes to other hosts
+    /// Show, watch and cancel moves of Machines and volumes between hosts
     #[command(subcommand, visible_alias = "migrations")]
     Migration(cli::migration::Command),
-    /// Host names of an app and their certificates
+    /// Manage an app's host names and their TLS certificates
     #[command(subcommand, visible_aliases = ["certificates", "cert"])]
     Certs(cli::certs::Command),
-    /// Images that Machines run
+    /// Load, list and remove images
     #[command(subcommand, visible_alias = "images")]
     Image(cli::image::Command),
-    /// The servers of the fleet
+    /// Manage hosts: the servers that run Machines
     #[command(subcommand, visible_alias = "hosts")]
     Host(cli::host::Command),
-    /// Private addresses of Machines
+    /// Show the private addresses of Machines
     #[command(subcommand)]
     Ips(cli::ips::Command),
     /// Show an app and its Machines
     Status(cli::status::Options),
     Logs(cli::logs::Options),
     Proxy(cli::proxy::Options),
-    /// Which fleet this command line talks to
+    /// Configure which fleet this command talks to
     #[command(subcommand)]
     Config(cli::config::Command),
     /// Print a completion script for a shell
     Completions {
         shell: clap_complete::Shell,
     },
-    /// Run one role of the platform in the foreground
+    /// Run one role of the platform in the foreground: control, agent, door or edge
     #[command(subcommand)]
     Run(roles::Command),
-    /// A whole fleet on this machine, for development and proofs (needs root)
+    /// Run a whole fleet on this computer, for development and tests (needs root)
     Dev(dev::Options),
     /// What fits at a place of a command line; asked by the completion scripts
     #[command(hide = true, name = "__complete")]
@@ -132,9 +136,9 @@ pub enum Command {
     /// One host of a dev fleet; started by `godwit dev`
     #[command(hide = true)]
     DevHost(dev::HostOptions),
-    /// Print help for a command, or the table of exit codes
+    /// Show the help of a command, or the table of exit codes
     Help {
-        /// A command, or `exit-codes`
+        /// A command, or `exit-codes` for the table of exit codes
         topic: Vec<String>,
     },
 }

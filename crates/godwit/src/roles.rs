@@ -24,10 +24,10 @@ const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// The role's configuration, TOML (docs/configuration.md)
+    /// The configuration file (TOML; see docs/configuration.md)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Look at the configuration and this machine, say what is missing, and start nothing
+    /// Check the configuration and this server, report what is missing, and start nothing
     #[arg(long)]
     check: bool,
     /// Write the log as JSON
@@ -39,7 +39,7 @@ pub struct Options {
 pub struct AgentOptions {
     #[command(flatten)]
     role: Options,
-    /// End every Machine of this host and delete all that is the platform's, volumes too; asks first
+    /// Stop every Machine on this host and delete all data of the platform, including volumes; asks first
     #[arg(long, conflicts_with = "check")]
     clean: bool,
 }
@@ -49,21 +49,21 @@ pub struct AgentOptions {
 pub struct ProxyOptions {
     #[command(flatten)]
     role: Options,
-    /// Go on in the place of the process that serves with the same data folder: it hands its listening sockets over,
-    /// and lets what it has in flight end. For upgrades
+    /// Replace the running process that uses the same data directory, for upgrades: it hands over its listening
+    /// sockets and finishes its requests
     #[arg(long)]
     take_over: bool,
 }
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// The API, placement and the fleet's state
+    /// Serve the API, place Machines and keep the fleet's state
     Control(Options),
-    /// Runs Machines on this host
+    /// Run Machines on this host
     Agent(AgentOptions),
-    /// This host's proxy
+    /// Pass requests to the Machines of this host
     Door(ProxyOptions),
-    /// Takes traffic from outside
+    /// Receive the traffic of users and pass it to Machines
     Edge(ProxyOptions),
 }
 

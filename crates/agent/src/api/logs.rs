@@ -44,7 +44,8 @@ pub async fn logs(
     let wanted = query.tail.unwrap_or(DEFAULT_TAIL);
     let (place, lines) = Place::before_the_last(&dir, wanted).await;
     let mut remarks = Remarks::of(api.view.clone(), machine);
-    let opening = Opening::new(&remarks.new_ones(), wanted, lines);
+    let mut opening = Opening::new(&remarks.new_ones(), wanted, lines);
+    opening.since = query.since;
     let follow = query.follow.unwrap_or(false);
     let reader = Reader { place, remarks, opening, until: Some(newest(&dir)), follow, telling: Telling::default() };
     let stream = unfold(reader, async |mut reader| {
@@ -114,14 +115,23 @@ struct Opening {
     lines: u64,
     /// Of the merged, how many are too many at the front; known with the first line.
     skip: Option<u64>,
+    /// Nothing is shown before a line with this stamp or a higher one.
+    since: Option<String>,
 }
 
 impl Opening {
     fn new(events: &[MachineEvent], wanted: u64, lines: u64) -> Self {
-        Self { remarks: events.iter().map(remark).collect(), wanted, lines, skip: None }
+        Self { remarks: events.iter().map(remark).collect(), wanted, lines, skip: None, since: None }
     }
 
     fn take(&mut self, line: LogLine, out: &mut Vec<u8>) {
+        if self.since.as_ref().is_some_and(|since| line.timestamp < *since) {
+            self.lines = self.lines.saturating_sub(1);
+            return;
+        }
+        if let Some(since) = self.since.take() {
+            self.remarks.retain(|remark| remark.timestamp >= since);
+        }
         if self.skip.is_none() {
             if self.lines >= self.wanted {
                 // Older than the oldest line that is shown: among lines that are not.
@@ -287,6 +297,15 @@ mod tests {
         let lines = [line(10, "a"), line(9, "b"), line(20, "c")];
         assert_eq!(told(10, &lines), ["started", "a", "b", "stopping, as asked", "c", "stopped"]);
         assert_eq!(told(3, &lines), ["stopping, as asked", "c", "stopped"]);
+        let since = |since: &LogLine| {
+            let (mut out, mut opening) = (Vec::new(), Opening::new(&events, u64::MAX, 0));
+            opening.since = Some(since.timestamp.clone());
+            lines.iter().for_each(|line| opening.take(line.clone(), &mut out));
+            opening.finish(&mut out);
+            out.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count()
+        };
+        // All lines behind the first with that stamp, also those of a clock that was set back; remarks of that time on.
+        assert_eq!((since(&lines[0]), since(&line(11, "")), since(&line(99, ""))), (5, 3, 3));
         assert_eq!((told(2, &[]), told(0, &lines).len()), (vec!["stopping, as asked".into(), "stopped".into()], 0));
     }
 

@@ -17,7 +17,7 @@ use crate::exit::Exit;
 pub enum Command {
     /// Create an app
     Create {
-        /// 1 to 63 of a-z, 0-9 and '-'
+        /// The app's name: 1 to 63 characters of a-z, 0-9 and '-'
         name: String,
         /// The organization it belongs to
         #[arg(short, long, value_name = "SLUG")]
@@ -28,15 +28,17 @@ pub enum Command {
     List,
     /// Show an app
     Show {
+        /// The name of the app
         #[arg(value_name = "APP")]
         name: String,
     },
-    /// Destroy an app with its Machines and, if it has any, its volumes
+    /// Destroy an app and its Machines, and with --with-volumes its volumes
     #[command(visible_aliases = ["delete", "rm"])]
     Destroy {
+        /// The name of the app
         #[arg(value_name = "APP")]
         name: String,
-        /// Destroy its volumes and all data in them too
+        /// Also destroy its volumes and all their data
         #[arg(long)]
         with_volumes: bool,
     },

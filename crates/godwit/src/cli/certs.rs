@@ -28,7 +28,7 @@ const SOON: Duration = Duration::from_secs(14 * 24 * 3_600);
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Give an app a host name, with a certificate of your own or one that is requested for it
+    /// Add a host name to an app, with your own certificate or one requested for it
     #[command(visible_aliases = ["create", "import"])]
     Add(AddOptions),
     /// List the host names of an app
@@ -36,16 +36,16 @@ pub enum Command {
     List {
         #[command(flatten)]
         app: AppOption,
-        /// Only names that hold this
+        /// Only host names that contain this text
         #[arg(long, value_name = "TEXT")]
         filter: Option<String>,
     },
     /// Show a host name and its certificates
     #[command(visible_alias = "status")]
     Show(Target),
-    /// Look whether a host name leads to this fleet, and try a pending certificate at once
+    /// Check whether a host name points to this fleet, and retry a pending certificate
     Check(Target),
-    /// Take a host name and its certificates from an app
+    /// Remove a host name and its certificates from an app
     #[command(visible_aliases = ["delete", "rm"])]
     Remove(Target),
 }
@@ -54,13 +54,13 @@ pub enum Command {
 pub struct AddOptions {
     #[command(flatten)]
     app: AppOption,
-    /// The name: www.example.com, or *.example.com with a certificate of your own
+    /// The host name: www.example.com, or *.example.com with your own certificate
     #[arg(value_name = "HOSTNAME", value_parser = hostname)]
     hostname: Hostname,
-    /// The certificate and those that vouch for it, in PEM, leaf first
+    /// The certificate chain in PEM, leaf first
     #[arg(long, value_name = "FILE", visible_alias = "cert", requires = "private_key")]
     fullchain: Option<PathBuf>,
-    /// Its private key in PEM
+    /// The private key in PEM
     #[arg(long, value_name = "FILE", visible_alias = "key", requires = "fullchain")]
     private_key: Option<PathBuf>,
     #[command(flatten)]
@@ -71,6 +71,7 @@ pub struct AddOptions {
 pub struct Target {
     #[command(flatten)]
     app: AppOption,
+    /// The host name
     #[arg(value_name = "HOSTNAME", value_parser = hostname)]
     hostname: Hostname,
 }

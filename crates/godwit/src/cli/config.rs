@@ -13,43 +13,45 @@ use crate::error::{CliError, Result};
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Show the settings and where each comes from
+    /// Show the settings and where each one comes from
     Show {
-        /// Show the token too
+        /// Show the token as well
         #[arg(long)]
         reveal: bool,
     },
     /// Set one of: api-url, token, ca-file, app
     Set { name: Name, value: String },
-    /// Forget one of them
+    /// Remove one of these settings
     Unset { name: Name },
-    /// Add a context: another fleet, by --api-url, --token and --ca-file, or their environment variables
+    /// Add a context: another fleet, given by --api-url, --token and --ca-file
     Add {
-        /// Its name: 1 to 63 of a-z, A-Z, 0-9, '-', '_' and '.'
+        /// The name: 1 to 63 characters of a-z, A-Z, 0-9, '-', '_' and '.'
         #[arg(value_name = "NAME")]
         context: String,
     },
-    /// Use a context from now on; `default` means the plain settings
+    /// Switch to a context; `default` is the one without a name
     Use {
+        /// The name of the context
         #[arg(value_name = "CONTEXT")]
         context: String,
     },
     /// List the contexts
     #[command(visible_alias = "ls")]
     List,
-    /// Forget a context
+    /// Remove a context
     #[command(visible_alias = "rm")]
     Remove {
+        /// The name of the context
         #[arg(value_name = "CONTEXT")]
         context: String,
     },
-    /// Use the dev fleet in a folder, as the default context
+    /// Switch to a dev fleet, in the default context
     UseDev {
         /// The --data folder of `godwit dev`
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Print where the settings are kept
+    /// Print the path of the settings file
     Path,
 }
 

@@ -48,7 +48,7 @@ pub enum Asked {
 /// Which app a command means.
 #[derive(clap::Args, Clone)]
 pub struct AppOption {
-    /// The app; GODWIT_APP or the configuration may name it instead
+    /// The app; default: GODWIT_APP, or the app set with `godwit config set app`
     #[arg(short, long, value_name = "APP")]
     pub app: Option<String>,
 }

@@ -20,22 +20,25 @@ pub enum Command {
     /// Show a host
     #[command(visible_alias = "status")]
     Show {
+        /// The id of the host
         #[arg(value_name = "HOST")]
         id: String,
     },
-    /// Place nothing new on a host
+    /// Stop placing new Machines and volumes on a host
     Cordon {
+        /// The id of the host
         #[arg(value_name = "HOST")]
         id: String,
     },
-    /// Place on a host again
+    /// Allow new Machines and volumes on a host again
     Uncordon {
+        /// The id of the host
         #[arg(value_name = "HOST")]
         id: String,
     },
-    /// What hosts hold and no record of control names: list it, adopt it, or end it
+    /// Manage strays: Machines and volumes that a host holds but control does not know
     ///
-    /// There is such a thing after control was restored from an older backup. Hosts leave it alone.
+    /// Strays can appear after control was restored from an older backup. Hosts do not touch them.
     Strays {
         #[command(subcommand)]
         command: Option<strays::Command>,

@@ -31,19 +31,19 @@ const ANSWER_LIMIT_BYTES: usize = 4 << 20;
 pub enum Command {
     /// Load images into the fleet
     Load {
-        /// OCI layout folders, OCI archives or `docker save` archives; `-` reads an archive from standard input
+        /// OCI layout directories, OCI archives or `docker save` archives; `-` reads an archive from standard input
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
-        /// What to call it, `name[:tag]`; otherwise its own name counts
+        /// The name to give it, `name[:tag]`; default: the name in the archive
         #[arg(long, visible_alias = "tag", value_name = "NAME")]
         name: Option<String>,
     },
-    /// Remove names of images; an image's data go once no Machine runs it
+    /// Remove image names; the data is deleted once no Machine uses it
     ///
-    /// Machines that run the image keep it: they are pinned to its digest.
+    /// Machines that run the image keep running: they are pinned to its digest.
     #[command(visible_alias = "rm")]
     Remove {
-        /// `name[:tag]`; without a tag, `latest` is meant
+        /// `name[:tag]`; the default tag is `latest`
         #[arg(required = true, value_name = "IMAGE")]
         names: Vec<String>,
     },

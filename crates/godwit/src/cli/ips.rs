@@ -10,7 +10,7 @@ use crate::error::Result;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// List the private address of each Machine of an app, or of one Machine
+    /// List the private addresses of an app's Machines
     Private(PrivateOptions),
 }
 
@@ -18,7 +18,7 @@ pub enum Command {
 pub struct PrivateOptions {
     #[command(flatten)]
     app: AppOption,
-    /// Only this Machine: its id, or its name within --app
+    /// Only this Machine: its id, or its name together with --app
     #[arg(value_name = "MACHINE")]
     machine: Option<String>,
 }

@@ -2,6 +2,9 @@
 //! the order in which it wrote them; several Machines are merged by time, each in its own order. Nothing is gathered: a
 //! few lines of each wait, and a slow reader slows the streams down.
 
+mod resume;
+mod stream;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{BufWriter, Write};
@@ -9,43 +12,32 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use godwit_api::AppName;
 use godwit_api::endpoint::Empty;
-use godwit_api::endpoints::{MACHINE_LOGS, MachinesList};
-use godwit_api::host::{LogQuery, PLATFORM_STREAM};
-use godwit_api::log::{Head, Line, Reader, push_message};
+use godwit_api::endpoints::MachinesList;
+use godwit_api::host::PLATFORM_STREAM;
+use godwit_api::log::{Head, Line, push_message};
 use godwit_api::machine::ListMachines;
 use godwit_base::clock;
-use godwit_base::http::client::{Client, HEAD_TIMEOUT, empty, query_string};
-use http_body_util::BodyExt;
-use memchr::memchr;
 use tokio::sync::mpsc;
 
 use super::context::{AppOption, Context};
 use super::output::Output;
 use super::silence;
 use crate::error::{CliError, Result};
-use crate::exit::Exit;
+use stream::Stream;
 
 /// Of one Machine's lines, how many batches wait for their turn; the next is taken when none of them is left.
 const BATCHES_QUEUED: usize = 4;
-/// A batch is what came at once, and no more than so many bytes and a line.
-const BATCH_BYTES: usize = 64 << 10;
-/// A line longer than this is no log line of ours.
-const LINE_LIMIT_BYTES: usize = 1 << 20;
-/// How long without a byte, once connected, before a log that is not followed counts as broken.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// While following, how old a line must be before it is printed although another Machine is silent.
 const WINDOW: Duration = Duration::from_millis(250);
 /// Printed lines are kept back until as many bytes are there, or nothing more is.
 const PRINT_BYTES: usize = 64 << 10;
 
-/// Show what Machines write to their output
+/// Show the output of Machines
 ///
-/// Lines of one Machine stand in the order in which it wrote them; those of several are merged by time. A `!` marks
-/// standard error, a `*` the platform's remarks. A host keeps the last 256 MiB of each Machine, unless its
-/// configuration says otherwise.
+/// Lines of one Machine are in the order in which it wrote them; lines of several Machines are merged by time. A `!`
+/// marks standard error, a `*` messages of the platform. With `--follow` the log continues after a restart of control or
+/// of a host. A host keeps the last 256 MiB of each Machine, unless its configuration says otherwise.
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
@@ -53,10 +45,10 @@ pub struct Options {
     /// Only this Machine
     #[arg(long, visible_alias = "instance", value_name = "MACHINE")]
     machine: Option<String>,
-    /// Go on as lines come
+    /// Keep printing new lines
     #[arg(short, long)]
     follow: bool,
-    /// Lines from the end, of each Machine: a number, or `all`
+    /// The number of last lines to show of each Machine, or `all`
     #[arg(long, value_name = "N", default_value = "100", value_parser = tail)]
     tail: u64,
 }
@@ -88,9 +80,11 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
     for id in &machines {
         let stream = Stream {
             client: context.client.clone(),
-            path: path_of(&app, id.as_str(), options),
-            machine: id.to_string(),
+            output: context.output,
+            app: app.clone(),
+            machine: id.clone(),
             follow: options.follow,
+            tail: options.tail,
         };
         let (sender, batches) = mpsc::channel(BATCHES_QUEUED);
         tokio::spawn(async move {
@@ -114,12 +108,6 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
         }
     }
     failed.map_or(Ok(()), |error: CliError| Err(CliError::new(error.exit, "not every log could be read")))
-}
-
-fn path_of(app: &AppName, id: &str, options: &Options) -> String {
-    let path = MACHINE_LOGS.replace("{app_name}", app.as_str()).replace("{machine_id}", id);
-    let query = LogQuery { follow: Some(options.follow), tail: Some(options.tail) };
-    format!("{path}?{}", query_string(&query))
 }
 
 /// Prints until every stream has ended.
@@ -277,74 +265,6 @@ fn stamp_before_now(window: Duration) -> String {
     let unix_ms = clock::unix_ms().saturating_sub(u64::try_from(window.as_millis()).unwrap_or(0));
     let second = clock::rfc3339(unix_ms - unix_ms % 1000);
     format!("{}.{:03}000Z", second.trim_end_matches('Z'), unix_ms % 1000)
-}
-
-struct Stream {
-    client: Client,
-    path: String,
-    machine: String,
-    follow: bool,
-}
-
-impl Stream {
-    async fn read(&self, sender: &mpsc::Sender<Result<Vec<Line>>>) -> Result<()> {
-        let response = self.client.send(&self.path, http::Request::new(empty()), HEAD_TIMEOUT).await?;
-        let mut body = response.into_body();
-        let (mut buffer, mut reader) = (BytesMut::new(), Reader::default());
-        loop {
-            let frame = if self.follow {
-                body.frame().await
-            } else {
-                let frame = tokio::time::timeout(READ_TIMEOUT, body.frame()).await;
-                frame.map_err(|_| self.broken("nothing comes any more"))?
-            };
-            let Some(frame) = frame else { break };
-            let frame = frame.map_err(|error| self.broken(&error.to_string()))?;
-            let Ok(data) = frame.into_data() else { continue };
-            buffer.extend_from_slice(&data);
-            loop {
-                let (lines, bytes) = self.batch(&buffer, &mut reader)?;
-                buffer.advance(bytes);
-                if bytes == 0 {
-                    break;
-                }
-                // Nobody listens any more.
-                if !lines.is_empty() && sender.send(Ok(lines)).await.is_err() {
-                    return Ok(());
-                }
-            }
-            if buffer.len() > LINE_LIMIT_BYTES {
-                return Err(self.broken("a line without an end"));
-            }
-        }
-        if self.follow {
-            return Err(self.broken("its host, or control, ended the stream"));
-        }
-        buffer.extend_from_slice(b"\n");
-        let (lines, _) = self.batch(&buffer, &mut reader)?;
-        // As above.
-        let _ = sender.send(Ok(lines)).await;
-        Ok(())
-    }
-
-    /// Whole lines at the buffer's start, and how many bytes they are. Empty lines keep a quiet stream open.
-    fn batch(&self, buffer: &[u8], reader: &mut Reader) -> Result<(Vec<Line>, usize)> {
-        let (mut lines, mut bytes) = (Vec::new(), 0);
-        while bytes < BATCH_BYTES
-            && let Some(length) = memchr(b'\n', &buffer[bytes..])
-        {
-            let line = &buffer[bytes..bytes + length];
-            bytes += length + 1;
-            if !line.iter().all(u8::is_ascii_whitespace) {
-                lines.push(reader.read(line).map_err(|error| self.broken(&error.to_string()))?);
-            }
-        }
-        Ok((lines, bytes))
-    }
-
-    fn broken(&self, why: &str) -> CliError {
-        CliError::new(Exit::Unreachable, format!("the log of Machine {} broke off: {why}", self.machine))
-    }
 }
 
 #[cfg(test)]

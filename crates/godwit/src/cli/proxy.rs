@@ -29,7 +29,7 @@ pub struct Options {
     /// [ADDRESS:]LOCAL[:REMOTE]: the local port (0 takes a free one) and the Machine's, if it is another
     #[arg(value_name = "PORTS", value_parser = ports)]
     ports: Ports,
-    /// Its id, or its name within --app
+    /// The id, or the name together with --app
     #[arg(value_name = "MACHINE")]
     machine: String,
     #[command(flatten)]

@@ -18,9 +18,9 @@ use crate::exit::Exit;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Make it so that an app has N Machines: clones one, or destroys some
+    /// Set the number of Machines of an app: clones one, or destroys some
     Count(CountOptions),
-    /// Show how many Machines an app has, by region and kind
+    /// Show how many Machines an app has, by region, image and size
     Show {
         #[command(flatten)]
         app: AppOption,
@@ -31,13 +31,13 @@ pub enum Command {
 pub struct CountOptions {
     #[command(flatten)]
     app: AppOption,
-    /// How many Machines there should be
+    /// The number of Machines
     #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(0..=i64::from(scale_plan::COUNT_MAX)))]
     count: u16,
-    /// Only those in this region count
+    /// Count only Machines in this region
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
-    /// Destroy Machines that hold volumes too; the volumes stay
+    /// Also destroy Machines that hold volumes; the volumes are kept
     #[arg(long)]
     with_volumes: bool,
     #[command(flatten)]

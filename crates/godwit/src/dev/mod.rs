@@ -43,28 +43,28 @@ const HOSTS_MAX: u16 = 64;
 
 #[derive(clap::Args, Clone)]
 pub struct Options {
-    /// The fleet's folder; started again on the same one, it goes on where it stopped
+    /// The fleet's directory; a later start with the same directory continues where it stopped
     #[arg(long, value_name = "DIR", required_unless_present = "clean")]
     data: Option<PathBuf>,
-    /// Remove every trace of the fleet in this folder, and the folder
+    /// Remove the fleet in this directory, and the directory
     #[arg(long, value_name = "DIR", conflicts_with = "data")]
     clean: Option<PathBuf>,
-    /// How many hosts; those that the folder knows, or 3
+    /// The number of hosts; default: those of an earlier start, or 3
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(HOSTS_MAX)))]
     hosts: Option<u16>,
-    /// Where control's API listens
+    /// The address of control's API
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4280")]
     api: SocketAddr,
-    /// Where the edge listens for HTTP: apps are http://APP.localhost:PORT
+    /// The address of the edge for HTTP; apps are at http://APP.localhost:PORT
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     http: SocketAddr,
-    /// Where the edge listens for HTTPS; 127.0.0.1:8443, or any free port beside an `--http` of your own
+    /// The address of the edge for HTTPS; default: 127.0.0.1:8443, or a free port if --http is given
     #[arg(long, value_name = "ADDR")]
     https: Option<SocketAddr>,
-    /// The hosts' region; given several times, hosts take turns
+    /// The region of the hosts; if given several times, hosts are spread over the regions
     #[arg(long, value_name = "NAME")]
     region: Vec<String>,
-    /// What each host has: cpus=4,memory_mb=8192,disk_mb=51200, or a part of it
+    /// The capacity of each host, for example cpus=4,memory_mb=8192,disk_mb=51200
     #[arg(long, value_name = "LIST", default_value = "")]
     capacity: capacity::Capacity,
     /// How long the edge holds a request for a Machine that starts

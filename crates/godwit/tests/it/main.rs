@@ -10,6 +10,7 @@ mod cli;
 mod completion;
 mod control;
 mod dev;
+mod follow;
 mod hosts;
 #[path = "../../../control/tests/it/image.rs"]
 #[allow(dead_code, reason = "control's own tests use the rest")]

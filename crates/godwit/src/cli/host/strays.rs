@@ -14,16 +14,18 @@ use crate::error::{CliError, Result};
 pub enum Command {
     /// List the strays of a host, or of all hosts
     List {
+        /// The id of the host; default: all hosts
         #[arg(value_name = "HOST")]
         host: Option<String>,
     },
-    /// Put a stray on record again: its configuration is what its host holds
+    /// Adopt a stray: control takes it back, with the configuration that its host holds
     ///
-    /// It runs on. A Machine takes along the volumes that it mounts. The app must be there: create it again if it is not.
+    /// It keeps running. The volumes that a Machine mounts are adopted with it. The app must exist.
     Adopt {
+        /// The id of the host
         #[arg(value_name = "HOST")]
         host: String,
-        /// Of the Machine or the volume
+        /// The id of the Machine or volume
         id: String,
         #[command(flatten)]
         app: AppOption,
@@ -31,10 +33,12 @@ pub enum Command {
         #[arg(short, long)]
         name: Option<String>,
     },
-    /// End a stray and delete its data
+    /// Stop a stray and delete its data
     End {
+        /// The id of the host
         #[arg(value_name = "HOST")]
         host: String,
+        /// The id of the stray
         id: String,
     },
 }

@@ -17,16 +17,16 @@ use crate::error::{CliError, Result};
 pub struct Options {
     #[command(flatten)]
     target: Target,
-    /// Its name; one is made up otherwise
+    /// The name; default: a random one
     #[arg(short, long)]
     name: Option<String>,
-    /// Where it should run; the region of the first otherwise
+    /// The region to run in; default: the region of the original
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
-    /// The host that it must run on; any host of the region with room otherwise
+    /// The host to run on; default: any host in the region with room
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
-    /// A volume of its own, in the place of one of the first: its id, or its name if exactly one free one has it
+    /// A volume to mount in place of the original's: an id, or a name that exactly one free volume has
     #[arg(short, long = "volume", value_name = "VOLUME:/PATH")]
     volumes: Vec<MountSpec>,
     #[command(flatten)]

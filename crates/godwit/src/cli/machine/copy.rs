@@ -32,10 +32,10 @@ pub struct Options {
     /// Where to: a path, MACHINE:/PATH, or - for a tar archive on standard output
     #[arg(value_name = "TARGET")]
     target: String,
-    /// Keep the owners' numbers
+    /// Keep user and group ids
     #[arg(long)]
     archive: bool,
-    /// Accepted for habit: folders are always copied whole
+    /// Accepted for compatibility: directories are always copied recursively
     #[arg(short, long)]
     recursive: bool,
     #[command(flatten)]

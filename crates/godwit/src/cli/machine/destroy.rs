@@ -15,7 +15,7 @@ use crate::exit::Exit;
 pub struct Options {
     #[command(flatten)]
     targets: Targets,
-    /// Destroy them even while they run, without asking
+    /// Destroy running Machines too, without asking
     #[arg(short, long)]
     force: bool,
 }

@@ -37,19 +37,19 @@ pub struct Options {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
-    /// Send our standard input to the command
+    /// Send standard input to the command
     #[arg(short, long, visible_alias = "stdin", short_alias = 's')]
     interactive: bool,
-    /// Run it on a terminal; `-it` for a shell or an editor
+    /// Run it in a terminal; use `-it` for a shell or an editor
     #[arg(short, long)]
     tty: bool,
-    /// Set a variable for the command
+    /// Set an environment variable for the command
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
     /// Run it as this user: a name, a number, or USER:GROUP
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// End it after this time; without it there is no limit
+    /// Stop the command after this time; default: no limit
     #[arg(long, value_parser = super::duration, value_name = "DURATION")]
     timeout: Option<Duration>,
     #[command(flatten)]

@@ -33,7 +33,7 @@ const PS_INTERVAL: Duration = Duration::from_millis(300);
 /// For commands that start a Machine.
 #[derive(clap::Args)]
 pub struct SmokeOption {
-    /// After it has started, watch it for so long: one that dies in this time is not called started. A check that
+    /// How long the Machine must run after its start to count as started. A check that
     /// passes, or a port that accepts, ends the watch sooner; 0 leaves it out
     #[arg(long, default_value = "2s", value_parser = duration, value_name = "DURATION")]
     smoke_time: Duration,
@@ -211,7 +211,7 @@ impl Follower<'_> {
     /// The last lines of its log; none when they cannot be had, which the wait is not about.
     async fn lines(&self) -> Vec<LogLine> {
         let path = MACHINE_LOGS.replace("{app_name}", self.app.as_str()).replace("{machine_id}", self.id);
-        let query = LogQuery { follow: Some(false), tail: Some(LINES_READ) };
+        let query = LogQuery { follow: Some(false), tail: Some(LINES_READ), since: None };
         let path = format!("{path}?{}", query_string(&query));
         let Ok(response) = self.context.client.send(&path, http::Request::new(empty()), HEAD_TIMEOUT).await else {
             return Vec::new();

@@ -14,24 +14,24 @@ use crate::error::Result;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Show who holds the lease
+    /// Show who holds a lease
     #[command(visible_alias = "view")]
     Show(Target),
-    /// Take the lease, or renew it with --lease-nonce; prints the nonce
+    /// Take a lease, or renew it with --lease-nonce; prints the nonce
     #[command(visible_aliases = ["take", "acquire"])]
     Create {
         #[command(flatten)]
         target: Target,
-        /// How long it lasts
+        /// How long the lease lasts
         #[arg(long, default_value = "60s", value_parser = super::duration, value_name = "DURATION")]
         ttl: Duration,
-        /// What it is for
+        /// What the lease is for
         #[arg(long)]
         description: Option<String>,
         #[command(flatten)]
         lease: LeaseOption,
     },
-    /// Give the lease back
+    /// Release a lease
     #[command(visible_alias = "clear")]
     Release {
         #[command(flatten)]

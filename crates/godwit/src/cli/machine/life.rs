@@ -40,10 +40,10 @@ pub struct StartOptions {
 pub struct StopOptions {
     #[command(flatten)]
     targets: Targets,
-    /// The signal that asks it to stop
+    /// The signal that asks the process to stop
     #[arg(short, long)]
     signal: Option<String>,
-    /// How long it may take before it is killed
+    /// How long to wait after the signal before it is killed
     #[arg(long, value_parser = super::duration, value_name = "DURATION")]
     timeout: Option<Duration>,
     #[command(flatten)]
@@ -54,13 +54,13 @@ pub struct StopOptions {
 pub struct RestartOptions {
     #[command(flatten)]
     targets: Targets,
-    /// The signal that asks it to stop
+    /// The signal that asks the process to stop
     #[arg(short, long)]
     signal: Option<String>,
-    /// How long it may take before it is killed
+    /// How long to wait after the signal before it is killed
     #[arg(long, visible_alias = "time", value_parser = super::duration, value_name = "DURATION")]
     timeout: Option<Duration>,
-    /// Kill it without asking it to stop
+    /// Kill it at once
     #[arg(long)]
     force_stop: bool,
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub struct RestartOptions {
 pub struct KillOptions {
     #[command(flatten)]
     targets: Targets,
-    /// The signal
+    /// The signal to send
     #[arg(short, long, default_value = "SIGKILL")]
     signal: String,
 }
@@ -82,7 +82,7 @@ pub struct KillOptions {
 pub struct WaitOptions {
     #[command(flatten)]
     target: Target,
-    /// The state: started, stopped, destroyed, or settled for any that lasts
+    /// The state: started, stopped, destroyed, or settled (any state that lasts)
     #[arg(long, default_value = "started")]
     state: String,
     /// How long to wait

@@ -26,24 +26,24 @@ pub struct RunOptions {
     /// Words that stand where no word may: told with the right spelling.
     #[arg(hide = true)]
     words: Vec<String>,
-    /// The command to run instead of the image's
+    /// The command to run instead of the image's command
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Its name; one is made up otherwise
+    /// The name; default: a random one
     #[arg(short, long)]
     name: Option<String>,
-    /// Where it should run
+    /// The region to run in; default: any
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
-    /// The host that it must run on; any host with room otherwise
+    /// The host to run on; default: any host with room
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
     #[command(flatten)]
     config: ConfigFlags,
-    /// Create it and leave it stopped
+    /// Create the Machine, but do not start it
     #[arg(long)]
     skip_launch: bool,
-    /// Leave it out of the app's routes
+    /// Send no requests to it until it is uncordoned
     #[arg(long, visible_alias = "skip-dns-registration")]
     skip_service_registration: bool,
     #[command(flatten)]
@@ -56,20 +56,20 @@ pub struct RunOptions {
 pub struct UpdateOptions {
     #[command(flatten)]
     target: Target,
-    /// Another image
+    /// The new image
     #[arg(short, long, value_name = "IMAGE")]
     image: Option<String>,
-    /// The command to run instead of the image's; split as a shell does it
+    /// The command to run instead of the image's command, quoted as in a shell
     #[arg(short = 'C', long, value_name = "COMMAND", conflicts_with = "words")]
     command: Option<String>,
-    /// The same, as words
+    /// The same as --command, as separate words
     #[arg(last = true, value_name = "COMMAND")]
     words: Vec<String>,
     #[command(flatten)]
     config: ConfigFlags,
     #[command(flatten)]
     remove: RemoveFlags,
-    /// Leave it stopped
+    /// Do not start it if it is stopped
     #[arg(long, visible_alias = "skip-start")]
     skip_launch: bool,
     #[command(flatten)]

@@ -37,12 +37,12 @@ pub enum Command {
     Run(Box<make::RunOptions>),
     /// Create a Machine and leave it stopped
     Create(Box<make::RunOptions>),
-    /// Create a Machine with the configuration of another
+    /// Create a copy of a Machine: same image and configuration
     Clone(Box<clone::Options>),
     /// List the Machines of an app
     #[command(visible_alias = "ls")]
     List(show::ListOptions),
-    /// Show a Machine
+    /// Show a Machine's state, checks and events
     #[command(visible_alias = "show")]
     Status(show::StatusOptions),
     /// Start Machines
@@ -54,9 +54,9 @@ pub enum Command {
     /// Send a signal to a Machine's process
     #[command(visible_alias = "signal")]
     Kill(life::KillOptions),
-    /// Give a Machine a new configuration
+    /// Change a Machine's image or configuration
     Update(Box<make::UpdateOptions>),
-    /// Move a Machine with its volumes to another host
+    /// Move a Machine and its volumes to another host
     Migrate(Box<relocate::MigrateOptions>),
     /// Destroy Machines
     #[command(visible_aliases = ["rm", "remove"])]
@@ -66,13 +66,13 @@ pub enum Command {
     #[command(name = "cp", visible_alias = "copy")]
     Copy(copy::Options),
     Top(top::Options),
-    /// Wait until a Machine is in a state
+    /// Wait until a Machine reaches a state
     Wait(life::WaitOptions),
-    /// Take Machines out of their app's routes
+    /// Send no new requests to Machines
     Cordon(life::CordonOptions),
-    /// Put Machines back into their app's routes
+    /// Send requests to Machines again
     Uncordon(life::CordonOptions),
-    /// Leases: who holds one may change a Machine
+    /// Manage leases; only the holder of a lease may change the Machine
     #[command(subcommand, visible_alias = "leases")]
     Lease(lease::Command),
 }
@@ -82,7 +82,7 @@ pub enum Command {
 pub struct Targets {
     #[command(flatten)]
     pub app: AppOption,
-    /// Ids, or names within --app
+    /// Ids, or names together with --app
     #[arg(required = true, value_name = "MACHINE")]
     pub machines: Vec<String>,
     #[command(flatten)]
@@ -94,14 +94,14 @@ pub struct Targets {
 pub struct Target {
     #[command(flatten)]
     pub app: AppOption,
-    /// Its id, or its name within --app
+    /// The id, or the name together with --app
     #[arg(value_name = "MACHINE")]
     pub machine: String,
 }
 
 #[derive(clap::Args)]
 pub struct LeaseOption {
-    /// The nonce of the lease that we hold on the Machine
+    /// The nonce of your lease on the Machine
     #[arg(long, env = "GODWIT_LEASE_NONCE", hide_env_values = true, value_name = "NONCE")]
     lease_nonce: Option<String>,
 }
@@ -125,10 +125,10 @@ pub fn nonce_header(nonce: Option<&str>) -> Result<HeaderMap> {
 /// Waiting for what a command began.
 #[derive(clap::Args)]
 pub struct WaitOption {
-    /// Do not wait for it
+    /// Return at once, without waiting
     #[arg(short, long)]
     pub detach: bool,
-    /// How long to wait for it
+    /// How long to wait
     #[arg(long, default_value = "5m", value_parser = duration, value_name = "DURATION")]
     pub wait_timeout: Duration,
 }

@@ -11,22 +11,22 @@ use crate::exit::Exit;
 #[derive(clap::Args, Default)]
 pub struct RemoveFlags {
     /// Remove an environment variable
-    #[arg(long, value_name = "NAME", help_heading = "Take away")]
+    #[arg(long, value_name = "NAME", help_heading = "Removal")]
     unset_env: Vec<String>,
     /// Close a public port
-    #[arg(long, value_name = "PORT", help_heading = "Take away")]
+    #[arg(long, value_name = "PORT", help_heading = "Removal")]
     rm_port: Vec<u16>,
-    /// Detach a volume, named by its id, its name or its path; its data stay
-    #[arg(long, value_name = "VOLUME|/PATH", help_heading = "Take away")]
+    /// Detach a volume by its id, name or path; its data is kept
+    #[arg(long, value_name = "VOLUME|/PATH", help_heading = "Removal")]
     rm_volume: Vec<String>,
-    /// Remove a file that the configuration writes
-    #[arg(long, value_name = "/PATH", help_heading = "Take away")]
+    /// Remove a file from the configuration
+    #[arg(long, value_name = "/PATH", help_heading = "Removal")]
     rm_file: Vec<String>,
-    /// Remove a key of the metadata
-    #[arg(long, value_name = "KEY", help_heading = "Take away")]
+    /// Remove a metadata key
+    #[arg(long, value_name = "KEY", help_heading = "Removal")]
     rm_metadata: Vec<String>,
     /// Remove a health check
-    #[arg(long, value_name = "NAME", help_heading = "Take away")]
+    #[arg(long, value_name = "NAME", help_heading = "Removal")]
     rm_check: Vec<String>,
 }
 

@@ -27,7 +27,7 @@ const CHOOSE: &str = "for shell in \"$SHELL\" bash; do \
 pub struct Options {
     #[command(flatten)]
     app: AppOption,
-    /// Its id, or its name within --app; may be left out where one Machine runs
+    /// The id, or the name together with --app; optional if the app has one running Machine
     #[arg(value_name = "MACHINE")]
     machine: Option<String>,
     /// Be this user: a name, a number, or USER:GROUP

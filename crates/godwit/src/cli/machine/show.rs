@@ -19,22 +19,22 @@ const EVENTS_SHOWN: usize = 10;
 pub struct ListOptions {
     #[command(flatten)]
     app: AppOption,
-    /// Only those in this region
+    /// Only Machines in this region
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
-    /// Only those in this state
+    /// Only Machines in this state
     #[arg(long)]
     state: Option<String>,
-    /// Only those with this metadata
+    /// Only Machines with this metadata
     #[arg(long, value_name = "NAME=VALUE")]
     metadata: Vec<String>,
-    /// Destroyed ones too
+    /// Include destroyed Machines
     #[arg(long)]
     include_deleted: bool,
-    /// The Machines of all apps
+    /// Machines of all apps
     #[arg(long, conflicts_with = "app")]
     all: bool,
-    /// Only those on this host, of all apps unless --app names one
+    /// Only Machines on this host, of all apps unless --app is given
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
 }
@@ -43,7 +43,7 @@ pub struct ListOptions {
 pub struct StatusOptions {
     #[command(flatten)]
     target: Target,
-    /// Its configuration too
+    /// Show the configuration as well
     #[arg(short, long, visible_alias = "display-config")]
     config: bool,
 }

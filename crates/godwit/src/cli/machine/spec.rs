@@ -21,22 +21,22 @@ pub type Config = Map<String, Value>;
 /// What a Machine runs, how large it is and how it is served. Unset flags change nothing.
 #[derive(clap::Args, Default)]
 pub struct ConfigFlags {
-    /// Serve a port: PUBLIC[:INTERNAL][/tcp[:http]]; without a handler bytes pass as raw TCP
+    /// Publish a port: PUBLIC[:INTERNAL][/tcp[:http]]; raw TCP unless it has the handler http or tls
     #[arg(short, long = "port", value_name = "SPEC", help_heading = "Services")]
     ports: Vec<PortSpec>,
-    /// Start the Machine when a request comes
+    /// Start the Machine when a request arrives
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse::switch, help_heading = "Services")]
     autostart: Option<bool>,
     /// Stop the Machine when it is idle
     #[arg(long, value_name = "off|stop", num_args = 0..=1, default_missing_value = "stop", value_parser = parse::autostop, help_heading = "Services")]
     autostop: Option<String>,
-    /// Autostop leaves so many Machines of the app running
+    /// Autostop keeps at least this many Machines of the app running
     #[arg(long, value_name = "N", help_heading = "Services")]
     min_machines_running: Option<u32>,
-    /// Beyond this many at once, other Machines are preferred
+    /// Above this number of concurrent requests or connections, other Machines are preferred
     #[arg(long, value_name = "N", help_heading = "Services")]
     soft_limit: Option<u32>,
-    /// Never more than this many at once
+    /// Never pass it more than this number at once
     #[arg(long, value_name = "N", help_heading = "Services")]
     hard_limit: Option<u32>,
     /// What the limits count
@@ -47,58 +47,58 @@ pub struct ConfigFlags {
     #[arg(long = "check", value_name = "SPEC", value_parser = parse::check, help_heading = "Services")]
     checks: Vec<(String, Check)>,
 
-    /// Set an environment variable; NAME alone passes on your own value
+    /// Set an environment variable; NAME alone takes the value from your environment
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse::variable, help_heading = "Process")]
     env: Vec<(String, String)>,
-    /// Set the environment variables of a file, one NAME=VALUE a line; --env goes before it
+    /// Read environment variables from a file, one NAME=VALUE per line; --env overrides it
     #[arg(long, value_name = "FILE", help_heading = "Process")]
     env_file: Vec<PathBuf>,
-    /// Replaces the image's entrypoint; split as a shell does it
+    /// Replace the image's entrypoint, quoted as in a shell
     #[arg(long, value_name = "COMMAND", help_heading = "Process")]
     entrypoint: Option<String>,
-    /// What to do when the process ends by itself
+    /// Whether to restart when the process exits
     #[arg(long, value_name = "no|on-failure|always", value_parser = parse::restart_policy, help_heading = "Process")]
     restart: Option<RestartPolicy>,
-    /// Restarts in a row before the Machine stays stopped
+    /// Give up after this many restarts in a row
     #[arg(long, value_name = "N", help_heading = "Process")]
     max_retries: Option<u32>,
-    /// The signal that asks it to stop
+    /// The signal that asks the process to stop
     #[arg(long, value_name = "SIGNAL", help_heading = "Process")]
     kill_signal: Option<String>,
-    /// How long it may take to stop
+    /// How long to wait after the signal before the process is killed
     #[arg(long, value_name = "DURATION", value_parser = super::duration, help_heading = "Process")]
     kill_timeout: Option<std::time::Duration>,
-    /// Destroy the Machine when its process ends
+    /// Destroy the Machine when its process exits
     #[arg(long = "rm", help_heading = "Process")]
     auto_destroy: bool,
-    /// Write a local file, or all files of a local folder, into the Machine
+    /// Copy a local file, or all files of a local directory, into the Machine
     #[arg(long, value_name = "/PATH=FILE|DIR", value_parser = parse::key_value, help_heading = "Process")]
     file_local: Vec<(String, String)>,
     /// Write a file with this text into the Machine
     #[arg(long, value_name = "/PATH=TEXT", value_parser = parse::key_value, help_heading = "Process")]
     file_literal: Vec<(String, String)>,
 
-    /// A volume in the Machine: its id, or its name if exactly one free one has it, and where
+    /// Mount a volume: an id, or a name that exactly one free volume has
     #[arg(short, long = "volume", value_name = "VOLUME:/PATH", help_heading = "Volumes")]
     volumes: Vec<MountSpec>,
 
-    /// A size by name: shared-cpu-Nx or performance-Nx
+    /// A named size: shared-cpu-Nx or performance-Nx
     #[arg(long, value_name = "SIZE", value_parser = parse::vm_size, help_heading = "Size")]
     vm_size: Option<(String, u32, u32)>,
-    /// Processors
+    /// Number of CPUs
     #[arg(long, value_name = "N", help_heading = "Size")]
     vm_cpus: Option<u32>,
-    /// shared or performance
+    /// The kind of CPU: shared or performance
     #[arg(long, value_name = "KIND", value_parser = ["shared", "performance"], help_heading = "Size")]
     vm_cpu_kind: Option<String>,
     /// Memory in MB, or with a unit: 512mb, 1gb
     #[arg(long, value_name = "SIZE", value_parser = parse::memory_mb, help_heading = "Size")]
     vm_memory: Option<u32>,
 
-    /// Metadata
+    /// Set a metadata key
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::key_value)]
     metadata: Vec<(String, String)>,
-    /// Begin with a whole configuration: a JSON or TOML file, a fly.toml, or JSON itself; the other flags go before it
+    /// Start from this configuration: a JSON or TOML file, a fly.toml, or JSON text; the other flags override it
     #[arg(long, value_name = "FILE|JSON")]
     machine_config: Option<String>,
 }

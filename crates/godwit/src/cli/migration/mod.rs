@@ -21,26 +21,26 @@ use watch::Voice;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// List moves that are under way, and which of them are stalled
+    /// List moves in progress
     #[command(visible_alias = "ls")]
     List(ListOptions),
-    /// Show a move and each of its steps
+    /// Show a move and its steps
     #[command(visible_alias = "status")]
     Show {
         /// The migration's id
         #[arg(value_name = "MIGRATION", value_parser = parse)]
         id: MigrationId,
     },
-    /// Follow a move until it ends; Ctrl-C ends the looking, not the move
+    /// Watch a move until it ends; Ctrl-C does not cancel it
     Watch {
         /// The migration's id
         #[arg(value_name = "MIGRATION", value_parser = parse)]
         id: MigrationId,
-        /// How long to look at most
+        /// How long to watch; default: until it ends
         #[arg(long, value_parser = duration, value_name = "DURATION")]
         wait_timeout: Option<Duration>,
     },
-    /// Call a move off, if its source has not handed off yet
+    /// Cancel a move, if the Machine has not been handed over yet
     Cancel {
         /// The migration's id
         #[arg(value_name = "MIGRATION", value_parser = parse)]
@@ -52,13 +52,13 @@ pub enum Command {
 
 #[derive(clap::Args)]
 pub struct ListOptions {
-    /// Those that have ended too
+    /// Include moves that have ended
     #[arg(long)]
     all: bool,
-    /// Only those of this app
+    /// Only moves in this app
     #[arg(short, long, value_name = "APP")]
     app: Option<String>,
-    /// Only those of this Machine
+    /// Only moves of this Machine
     #[arg(long, value_name = "ID")]
     machine: Option<String>,
 }

@@ -24,28 +24,28 @@ use crate::exit::Exit;
 /// Where to and how, for whatever moves.
 #[derive(clap::Args)]
 pub struct MoveOptions {
-    /// The host to move to; any other that has room otherwise
+    /// The host to move to; default: any other host with room
     #[arg(long, visible_aliases = ["host", "to-host"], value_name = "HOST", conflicts_with = "region")]
     to: Option<String>,
-    /// Any host of this region
+    /// Move to any host in this region
     #[arg(short, long, value_name = "REGION")]
     region: Option<String>,
-    /// Bound on the copy in the background, such as 100MiB/s
+    /// Limit the copy in the background, for example 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = size::rate)]
     rate: Option<u64>,
-    /// Copy the volumes before it stops, and afterwards only what changed meanwhile
+    /// Copy the volumes before the Machine stops, then only what changed since
     #[arg(long)]
     precopy: bool,
-    /// Say what would be done, and do nothing
+    /// Show what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Follow it until it ends, as is done unless --detach is given
+    /// Wait until the move ends (the default)
     #[arg(long, conflicts_with = "detach")]
     wait: bool,
-    /// Do not wait for it
+    /// Return at once, without waiting
     #[arg(short, long)]
     detach: bool,
-    /// How long to wait for it; to its end otherwise
+    /// How long to wait; default: until it ends
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     wait_timeout: Option<Duration>,
 }
@@ -53,10 +53,10 @@ pub struct MoveOptions {
 /// What matters only to something that runs.
 #[derive(clap::Args)]
 pub struct RunningOptions {
-    /// How long requests in flight may go on; 5s unless set
+    /// How long requests in flight may take to finish; default: 5s
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     drain_timeout: Option<Duration>,
-    /// Start it there before it is stopped here; only without volumes, and only if two copies may run for a while
+    /// Start the new copy before the old one stops; only without volumes, and both run for a short time
     #[arg(long)]
     start_first: bool,
 }

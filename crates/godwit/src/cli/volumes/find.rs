@@ -16,7 +16,7 @@ use crate::exit::Exit;
 pub struct Target {
     #[command(flatten)]
     pub app: AppOption,
-    /// Its id, or its name within --app
+    /// The id, or the name together with --app
     #[arg(value_name = "VOLUME")]
     pub volume: String,
 }

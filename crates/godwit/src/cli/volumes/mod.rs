@@ -26,15 +26,15 @@ pub enum Command {
     Create {
         #[command(flatten)]
         app: AppOption,
-        /// Its name; several may share one
+        /// The name; it need not be unique
         name: String,
-        /// Gigabytes, or with a unit: 10, 10GiB, 1TiB
+        /// The size in gigabytes, or with a unit: 10, 10GiB, 1TiB
         #[arg(short, long, value_name = "SIZE", default_value = "1", value_parser = size::volume_gb)]
         size: u64,
-        /// Where it should be
+        /// The region; default: any
         #[arg(short, long, value_name = "REGION")]
         region: Option<String>,
-        /// What lies in it when it is new: ext4, or raw for nothing
+        /// The file system: ext4, or raw for a bare block device
         #[arg(long, value_name = "ext4|raw", default_value = "ext4", value_parser = fstype)]
         fstype: VolumeFs,
         #[command(flatten)]
@@ -49,7 +49,7 @@ pub enum Command {
     /// Show a volume
     #[command(visible_alias = "status")]
     Show(Target),
-    /// Delete a volume that no Machine holds, and all that is in it
+    /// Delete a volume that no Machine holds, and all its data
     #[command(visible_aliases = ["destroy", "rm"])]
     Delete(Target),
     /// Move a volume that no Machine holds to another host
