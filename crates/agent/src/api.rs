@@ -221,7 +221,7 @@ async fn restart(
 
 fn known_signal(signal: Option<&str>) -> Result<i32, ApiError> {
     let Some(text) = signal else { return Ok(0) };
-    godwit_machine::signal::parse(text).ok_or_else(|| ApiError::bad_request(format!("{text:?} is no signal")))
+    godwit_machine::signal::parse(text).ok_or_else(|| ApiError::bad_request(format!("{text:?} is not a signal")))
 }
 
 async fn pull(State(api): State<HostApi>) -> Json<Acknowledged> {

@@ -352,7 +352,7 @@ fn export_ports(text: Option<&str>) -> Result<(u16, u16), Error> {
         (0 < first && first <= last).then_some((first, last))
     };
     parse().ok_or_else(|| {
-        Error::Config(format!("volumes.export_ports {text:?} is no range of ports; write it as \"4300-4399\""))
+        Error::Config(format!("volumes.export_ports {text:?} is not a range of ports; write it as \"4300-4399\""))
     })
 }
 
@@ -380,7 +380,7 @@ fn prefix(text: &str) -> Result<Prefix, Error> {
         let (address, len) = text.split_once('/')?;
         Some(Prefix::new(address.parse().ok()?, len.parse().ok()?))
     };
-    parse().ok_or_else(|| Error::Config(format!("{text:?} is no address/len")))
+    parse().ok_or_else(|| Error::Config(format!("{text:?} is not an address range such as 10.0.0.0/8")))
 }
 
 #[cfg(test)]

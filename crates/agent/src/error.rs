@@ -22,7 +22,7 @@ pub enum Error {
     JoinToken(#[from] godwit_base::join_token::JoinTokenError),
     #[error("control refused to admit this host; is {token} control's join-token?")]
     Join { token: String, source: godwit_base::http::client::CallError },
-    #[error("control named this host by what is no host id")]
+    #[error("control answered with an invalid host id")]
     Identity(#[source] godwit_api::ids::InvalidId),
     #[error("the identity {} is damaged", path.display())]
     DamagedIdentity { path: PathBuf },

@@ -81,7 +81,7 @@ fn shim_program(path: &Path) -> Check {
         Ok(()) => Check::ok("driver.shim", format!("{} is there", path.display())),
         Err(_) => Check::error(
             "driver.shim",
-            format!("{} does not exist, or is no program", path.display()),
+            format!("{} does not exist, or is not a program", path.display()),
             "install godwit-shim beside godwit, or name it by driver.shim",
         ),
     }

@@ -191,14 +191,14 @@ pub fn expand_size(request: &mut Value) -> Result<(), ApiError> {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::String(text)) if text.is_empty() => return Ok(()),
         Some(Value::String(text)) => text,
-        Some(other) => return Err(ApiError::bad_request(format!("config.size: {other} is no text"))),
+        Some(other) => return Err(ApiError::bad_request(format!("config.size: {other} is not a string"))),
     };
     if config.get("guest").is_some_and(|guest| !guest.is_null() && guest != &Value::Object(Map::new())) {
         return Err(ApiError::unprocessable("set either `config.guest` or the older `config.size`, not both"));
     }
     let guest = preset(&size).ok_or_else(|| {
         ApiError::unprocessable(format!(
-            "config.size: {size:?} is no size; there are shared-cpu-1x, -2x, -4x, -6x, -8x and performance-1x, -2x, -4x, -6x, -8x, -10x, -12x, -14x, -16x"
+            "config.size: {size:?} is not a size; there are shared-cpu-1x, -2x, -4x, -6x, -8x and performance-1x, -2x, -4x, -6x, -8x, -10x, -12x, -14x, -16x"
         ))
     })?;
     config.insert("guest".into(), guest);

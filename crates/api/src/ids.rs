@@ -8,9 +8,14 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// For a noun.
+fn article(noun: &str) -> &'static str {
+    if noun.starts_with(['a', 'e', 'i', 'o']) { "an" } else { "a" }
+}
+
 /// Why a text is not an id of its kind. Always the caller's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no {kind}: {rule}")]
+#[error("{text:?} is not {} {kind}: {rule}", article(.kind))]
 pub struct InvalidId {
     pub kind: &'static str,
     pub text: String,

@@ -107,8 +107,8 @@ pub fn listen(check: &str, address: SocketAddr) -> Check {
         ),
         io::ErrorKind::AddrNotAvailable => Check::error(
             check,
-            format!("{} is no address of this machine", address.ip()),
-            "`ip address` shows those it has; 0.0.0.0 or [::] listens on all of them",
+            format!("{} is not an address of this machine", address.ip()),
+            "`ip address` lists its Machines; 0.0.0.0 or [::] listens on all of them",
         ),
         io::ErrorKind::PermissionDenied => Check::error(
             check,

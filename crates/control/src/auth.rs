@@ -71,7 +71,7 @@ impl Control {
                 other => other.as_str(),
             };
             let hint = match peer {
-                Peer::Host(_) | Peer::Edge(_) if verb == Verb::Operate => ": its key is no operator's token",
+                Peer::Host(_) | Peer::Edge(_) if verb == Verb::Operate => ": its key is not an operator's token",
                 _ => "",
             };
             ApiError::forbidden(format!("{peer} may not {what}{hint}"))

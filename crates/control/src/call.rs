@@ -162,7 +162,7 @@ fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             let words = chain.rsplit_once("target type: ").map_or(chain.as_str(), |(_, words)| words);
             // The position is that of our own copy of the body, not of the caller's.
             let words = words.split(" at line ").next().unwrap_or(words);
-            Err(ApiError::bad_request(format!("the body does not fit: {words}")))
+            Err(ApiError::bad_request(format!("the body is not valid: {words}")))
         }
     }
 }

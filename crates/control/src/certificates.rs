@@ -88,7 +88,7 @@ fn chain(fullchain: &str) -> Result<Vec<CertificateDer<'static>>, ApiError> {
         return Err(wrong("fullchain", format!("more than {CHAIN_MAX_BYTES} bytes")));
     }
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(fullchain.as_bytes()).collect();
-    let chain = read.map_err(|error| wrong("fullchain", format!("it is no PEM: {error}")))?;
+    let chain = read.map_err(|error| wrong("fullchain", format!("it is not PEM: {error}")))?;
     match chain.len() {
         0 => Err(wrong("fullchain", "it holds no certificate")),
         count if count > CHAIN_MAX => Err(wrong("fullchain", format!("more than {CHAIN_MAX} certificates"))),
@@ -105,7 +105,7 @@ fn key(private_key: &str) -> Result<PrivateKeyDer<'static>, ApiError> {
     }
     // The cause may quote what was read.
     PrivateKeyDer::from_pem_slice(private_key.as_bytes())
-        .map_err(|_| wrong("private_key", "it is no private key in PEM (PKCS #8, SEC1 or PKCS #1)"))
+        .map_err(|_| wrong("private_key", "it is not a private key in PEM (PKCS #8, SEC1 or PKCS #1)"))
 }
 
 fn info(leaf: &X509Certificate<'_>, der: &[u8], now_ms: u64) -> Result<CertificateInfo, ApiError> {
@@ -268,7 +268,7 @@ mod tests {
         refused("b.example", &good.chain, &good.key, "is for a.example, and not for b.example");
         refused("x.a.example", &good.chain, &good.key, "hostname: ");
         refused("a.example", &good.chain, &other.key, "private_key: it is not the key");
-        refused("a.example", &good.chain, "", "private_key: it is no private key");
+        refused("a.example", &good.chain, "", "private_key: it is not a private key");
         refused("a.example", &good.chain, "-----BEGIN ENCRYPTED PRIVATE KEY-----", "decrypt it first");
         refused("a.example", "", &good.key, "fullchain: it is missing");
         refused("a.example", "x", &good.key, "holds no certificate");

@@ -26,7 +26,7 @@ pub fn check(config: &Config) -> Vec<Check> {
     if config.acme.is_some() && config.public_addresses.is_empty() {
         found.push(Check::warning(
             "public_addresses",
-            "certificates are to be ordered, but people are not told where their host names must lead to",
+            "certificates can be requested, but users are not told where to point their host names",
             "set public_addresses to the edges' public addresses",
         ));
     }

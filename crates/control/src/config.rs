@@ -232,7 +232,7 @@ impl TryFrom<Raw> for Config {
             return Err(wrong("store", format!("{:?} is not built: only \"sqlite\"", raw.store)));
         }
         let address = |field, text: &str| -> Result<SocketAddr, StartError> {
-            text.parse().map_err(|_| StartError::Config { field, why: format!("{text:?} is no address:port") })
+            text.parse().map_err(|_| StartError::Config { field, why: format!("{text:?} is not an address:port") })
         };
         let listen = address("listen", &raw.listen)?;
         let listen_also: Vec<_> =
@@ -254,8 +254,9 @@ impl TryFrom<Raw> for Config {
         let raw_ports = RawPorts::new(&raw.raw_ports, held).ok_or_else(|| {
             wrong("raw_ports", "write each as a port or as FIRST-LAST, such as \"1024-65535\"".into())
         })?;
-        let public =
-            |text: &String| text.parse().map_err(|_| wrong("public_addresses", format!("{text:?} is no IP address")));
+        let public = |text: &String| {
+            text.parse().map_err(|_| wrong("public_addresses", format!("{text:?} is not an IP address")))
+        };
         let is_url = |url: &&String| {
             !(url.contains("{app}")
                 && (url.starts_with("http://") || url.starts_with("https://"))

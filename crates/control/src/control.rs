@@ -183,7 +183,7 @@ impl Control {
         let seen = changed.wait_for(|revision| *revision >= reply.revision);
         match tokio::time::timeout(SEEN_WAIT, seen).await {
             Ok(Ok(_)) => {}
-            _ => return Err(ApiError::unavailable("the fleet store tells no changes; try again", 1)),
+            _ => return Err(ApiError::unavailable("the fleet store reports no changes; try again", 1)),
         }
         if !reply.succeeded {
             self.counters.conflicts.inc();
@@ -194,7 +194,7 @@ impl Control {
     pub(crate) fn healthy(&self) -> Result<(), String> {
         match self.heard.age() {
             Some(age) if age < STORE_STALE => Ok(()),
-            Some(age) => Err(format!("nothing was heard from the fleet store for {} s", age.as_secs())),
+            Some(age) => Err(format!("the fleet store has not answered for {} s", age.as_secs())),
             None => Err("the fleet store has not been read yet".into()),
         }
     }

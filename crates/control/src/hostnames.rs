@@ -270,7 +270,7 @@ fn errors(row: &HostnameRow) -> Vec<ValidationError> {
         errors.push(ValidationError {
             code: "acme".to_owned(),
             message: why.clone(),
-            remediation: "mend the cause; `check` asks the authority again at once".to_owned(),
+            remediation: "fix the cause, then retry with `certs check`".to_owned(),
             timestamp: rfc3339(wish.failed_at_ms.unwrap_or(row.updated_at_ms)),
         });
     }

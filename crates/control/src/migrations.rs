@@ -313,7 +313,7 @@ pub fn signature(sight: &Sight, progress: &MigrationProgress) -> String {
 pub fn waits_for(sight: &Sight) -> String {
     let row = sight.row;
     let words = |fact: Option<&MachineFact>| match part(fact, row) {
-        None => "has told nothing of it".to_owned(),
+        None => "has not reported on it".to_owned(),
         Some(MigrationFact { step: Some(step), .. }) => format!("is at {step}"),
         Some(told) => format!("is at {:?}", told.part).to_lowercase(),
     };

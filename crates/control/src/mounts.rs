@@ -41,7 +41,7 @@ pub(crate) fn claim(
         }
         if let Some(migration) = row.moving.as_ref().filter(|_| row.machine.is_none()) {
             return Err(ApiError::conflict(format!(
-                "{at}: volume {} is moving ({migration}); try again when it is whole",
+                "{at}: volume {} is moving ({migration}); try again when the copy is complete",
                 row.id
             )));
         }
@@ -63,7 +63,7 @@ pub(crate) fn claim(
         }
         if row.fstype == VolumeFs::Raw && !is_device_name(&mount.path) {
             return Err(ApiError::unprocessable(format!(
-                "{at}.path: {:?} is no name of its own in /dev, where a raw volume is shown, such as /dev/data",
+                "{at}.path: {:?} must be a new name in /dev, for example /dev/data: raw volumes appear there",
                 mount.path
             )));
         }

@@ -301,20 +301,20 @@ fn placed(world: &World, subject: &Subject) -> Result<Known<Placement>, ApiError
     };
     if let (Subject::Volume(_), Some(migration)) = (subject, subject.moving()) {
         return Err(ApiError::conflict(format!(
-            "{words} is still being filled by an earlier move ({migration}): wait until that has completed"
+            "{words} is still being copied by an earlier move ({migration}): wait until that has completed"
         )));
     }
     may_change(subject)?;
     let fact = world.fact(subject.host(), &subject.carrier()).filter(|fact| fact.epoch == subject.epoch());
     let Some(fact) = fact else {
-        let text = format!("host {} does not hold {words} yet; try again", subject.host());
+        let text = format!("host {} has not created {words} yet; try again", subject.host());
         return Err(ApiError::unavailable(text, RETRY_AFTER_S));
     };
     if let Some(reason) = &fact.refused {
         return Err(ApiError::conflict(format!("{words} is on no host: {} refused it: {reason}", subject.host())));
     }
     if fact.volume.as_ref().is_some_and(|volume| volume.hydration.is_some()) {
-        return Err(ApiError::conflict(format!("{words} is still being filled: wait until it is whole")));
+        return Err(ApiError::conflict(format!("{words} is still being copied: wait until the copy is complete")));
     }
     if matches!(fact.state, MachineState::Destroying | MachineState::Destroyed) {
         return Err(ApiError::conflict(format!("{words} is destroyed or being destroyed")));

@@ -73,13 +73,13 @@ impl NoHost {
         let too_small = format!("smaller than the {what}");
         let reasons = [
             (self.other_region, "in another region"),
-            (self.elsewhere, "not where it is to be"),
+            (self.elsewhere, "not allowed for it"),
             (self.cordoned, "cordoned"),
             (self.lost, "unreachable"),
-            (self.silent, "not heard of yet"),
+            (self.silent, "not reported yet"),
             (self.refused, "refused it"),
             (self.too_small, too_small.as_str()),
-            (self.full, "too full now"),
+            (self.full, "full"),
         ];
         let mut comma = "";
         for (count, words) in reasons.into_iter().filter(|(count, _)| *count > 0) {

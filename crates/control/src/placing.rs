@@ -414,7 +414,7 @@ pub(crate) fn may_change(subject: &Subject) -> Result<(), ApiError> {
 }
 
 pub(crate) fn held_by(row: &VolumeRow, machine: &MachineId) -> ApiError {
-    let text = format!("volume {} is held by Machine {machine}: destroy that, or take it out of its mounts", row.id);
+    let text = format!("volume {} is used by Machine {machine}: destroy the Machine, or detach the volume", row.id);
     ApiError::new(412, Status::Conflict, text)
 }
 
@@ -491,8 +491,8 @@ pub(crate) fn no_room(what: &str, why: &NoHost, region: Option<&str>, refusals: 
             422,
             Status::InsufficientCapacity,
             match what {
-                "volume" => "size_gb: the volume is larger than every host of the fleet (of its region)",
-                _ => "config.guest: the Machine is larger than every host of the fleet (of its region)",
+                "volume" => "size_gb: the volume is larger than any host of the fleet (of its region)",
+                _ => "config.guest: the Machine is larger than any host of the fleet (of its region)",
             },
         );
     }

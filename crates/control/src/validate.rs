@@ -45,7 +45,9 @@ pub fn config(config: &MachineConfig) -> Result<(), ApiError> {
     guest(config)?;
     for (name, value) in &config.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(wrong(format!("config.env: {name:?} is no variable: a name without '=', and no NUL")));
+            return Err(wrong(format!(
+                "config.env: {name:?} is not a valid variable: a name has no '=', and neither name nor value has NUL"
+            )));
         }
     }
     let words = [&config.init.exec, &config.init.entrypoint, &config.init.cmd];
@@ -141,14 +143,14 @@ fn handlers(port: &Port, at: &str) -> Result<(), ApiError> {
     }
     if port.is_http() && port.has("proxy_proto") {
         return Err(wrong(format!(
-            "{at}.handlers: with http a Machine is told of its client by Fly-Client-IP; leave proxy_proto out"
+            "{at}.handlers: with the handler http the client's address is in Fly-Client-IP; remove proxy_proto"
         )));
     }
     if port.force_https && !port.is_http() {
         return Err(wrong(format!("{at}.force_https: it needs the handler http")));
     }
     if port.force_https && port.is_tls() {
-        return Err(wrong(format!("{at}.force_https: with the handler tls nothing comes in plain here")));
+        return Err(wrong(format!("{at}.force_https: with the handler tls there is no plain HTTP to redirect")));
     }
     if let Some(options) = &port.tls_options {
         tls_options(port, options, &format!("{at}.tls_options"))?;
@@ -179,7 +181,7 @@ fn tls_options(port: &Port, options: &TlsOptions, at: &str) -> Result<(), ApiErr
     if port.is_http()
         && let Some(name) = options.alpn.iter().find(|name| !HTTPS_ALPN.contains(&name.as_str()))
     {
-        return Err(wrong(format!("{at}.alpn: {name:?} is no HTTP: with that handler, {}", HTTPS_ALPN.join(", "))));
+        return Err(wrong(format!("{at}.alpn: {name:?} is not HTTP: with that handler, {}", HTTPS_ALPN.join(", "))));
     }
     Ok(())
 }
@@ -205,7 +207,7 @@ fn check(check: &Check, port: Option<u16>, at: &str) -> Result<(), ApiError> {
         return Err(wrong(format!("{at}.path: begins with / and holds no blanks")));
     }
     if check.method.as_deref().is_some_and(|method| !METHODS.contains(&method.to_ascii_uppercase().as_str())) {
-        return Err(wrong(format!("{at}.method: is no method of HTTP")));
+        return Err(wrong(format!("{at}.method: not an HTTP method")));
     }
     Ok(())
 }
@@ -280,13 +282,13 @@ pub fn volume_size_gb(size_gb: u64) -> Result<(), ApiError> {
 
 fn dns(config: &MachineConfig) -> Result<(), ApiError> {
     if let Some(server) = config.dns.nameservers.iter().find(|server| server.parse::<std::net::IpAddr>().is_err()) {
-        return Err(wrong(format!("config.dns.nameservers: {server:?} is no IP address")));
+        return Err(wrong(format!("config.dns.nameservers: {server:?} is not an IP address")));
     }
     let is_name = |name: &str| {
         (1..=253).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
     };
     if let Some(search) = config.dns.searches.iter().find(|search| !is_name(search)) {
-        return Err(wrong(format!("config.dns.searches: {search:?} is no domain")));
+        return Err(wrong(format!("config.dns.searches: {search:?} is not a domain")));
     }
     if config.dns.hostname.as_deref().is_some_and(|name| !is_name(name) || name.len() > 63) {
         return Err(wrong("config.dns.hostname: 1 to 63 of letters, digits, '-', '_' and '.'"));
@@ -299,7 +301,7 @@ pub fn signal(written: &str, at: &str) -> Result<String, ApiError> {
     match signal::parse(written) {
         Some(number) => Ok(signal::name(number)),
         None => Err(wrong(format!(
-            "{at}: {written:?} is no signal: write SIGTERM, TERM, 15 or SIGRTMIN+1 (signal(7) lists them)"
+            "{at}: {written:?} is not a signal: write SIGTERM, TERM, 15 or SIGRTMIN+1 (signal(7) lists them)"
         ))),
     }
 }
@@ -387,7 +389,7 @@ mod tests {
             (json!({ "handlers": ["tls"], "tls_options": { "versions": ["TLSv1.1"] } }), "tls_options.versions"),
             (json!({ "handlers": ["tls"], "tls_options": { "alpn": [""] } }), "tls_options.alpn"),
             (json!({ "handlers": ["tls"], "tls_options": { "alpn": ["acme-tls/1"] } }), "the edge's own"),
-            (json!({ "handlers": ["tls", "http"], "tls_options": { "alpn": ["h2", "ftp"] } }), "is no HTTP"),
+            (json!({ "handlers": ["tls", "http"], "tls_options": { "alpn": ["h2", "ftp"] } }), "is not HTTP"),
             (json!({ "handlers": ["proxy_proto"], "proxy_proto_options": { "version": "v3" } }), "neither v1 nor v2"),
         ] {
             let mut port = port;

@@ -212,7 +212,7 @@ fn number(request: &Request<Incoming>, name: &str, limit: u64) -> Result<u64, Re
     let query = request.uri().query().unwrap_or("");
     let text = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
     let text = text.ok_or_else(|| Refusal::bad(format!("say ?{name}=NUMBER")))?;
-    let value: u64 = text.parse().map_err(|_| Refusal::bad(format!("{name}={text} is no number")))?;
+    let value: u64 = text.parse().map_err(|_| Refusal::bad(format!("{name}={text} is not a number")))?;
     if value > limit {
         return Err(Refusal::bad(format!("{name} is at most {limit}")));
     }

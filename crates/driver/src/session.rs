@@ -52,7 +52,7 @@ impl SessionRequest {
                 check_path(path)?;
                 match name.as_deref() {
                     Some(name) if name.contains(['/', '\0']) || matches!(name, "." | "..") => {
-                        Err(Error::invalid("name", format!("{name:?} is no name of a file")))
+                        Err(Error::invalid("name", format!("{name:?} is not a name of a file")))
                     }
                     _ => Ok(()),
                 }
@@ -64,7 +64,10 @@ impl SessionRequest {
 
 fn check_path(path: &str) -> Result<()> {
     if !path.starts_with('/') || path.contains('\0') || path.len() > MAX_PATH_BYTES {
-        return Err(Error::invalid("path", format!("{path:?} is no absolute path of at most {MAX_PATH_BYTES} bytes")));
+        return Err(Error::invalid(
+            "path",
+            format!("{path:?} is not an absolute path of at most {MAX_PATH_BYTES} bytes"),
+        ));
     }
     Ok(())
 }

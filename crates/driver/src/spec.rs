@@ -260,7 +260,7 @@ impl Spec {
             // ':' and ',' and '\' have a meaning in overlay's options.
             let text = lower.to_str().unwrap_or("");
             if text.is_empty() || lower.is_absolute() || text.contains([':', ',', '\\', '\0']) || has_dots(lower) {
-                return Err(Error::invalid("lowers", format!("{} is no plain relative name", lower.display())));
+                return Err(Error::invalid("lowers", format!("{} is not a plain relative name", lower.display())));
             }
         }
         Ok(())
@@ -305,7 +305,7 @@ impl ExecRequest {
 pub(crate) fn check_id(field: &'static str, id: &str, upper: bool) -> Result<()> {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || (upper && b.is_ascii_uppercase());
     if id.is_empty() || id.len() > MAX_ID_BYTES || !id.bytes().all(legal) {
-        return Err(Error::invalid(field, format!("{id:?} is no id of letters, digits and '-'")));
+        return Err(Error::invalid(field, format!("{id:?} is not an id of letters, digits and '-'")));
     }
     Ok(())
 }
@@ -314,7 +314,7 @@ fn check_hostname(name: &str) -> Result<()> {
     // The kernel takes any; `_` is what people write (moby 22057), and control takes it.
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     if name.is_empty() || name.len() > 64 || !name.bytes().all(legal) {
-        return Err(Error::invalid("hostname", format!("{name:?} is no host name of at most 64 bytes")));
+        return Err(Error::invalid("hostname", format!("{name:?} is not a host name of at most 64 bytes")));
     }
     Ok(())
 }
@@ -331,7 +331,9 @@ pub(crate) fn check_process(argv: &[String], env: &[(String, String)]) -> Result
         return Err(Error::invalid("argv", "holds a NUL byte"));
     }
     match env.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')) {
-        Some((k, _)) => Err(Error::invalid("env", format!("{k:?} is no name of a variable, or its value holds NUL"))),
+        Some((k, _)) => {
+            Err(Error::invalid("env", format!("{k:?} is not a name of a variable, or its value holds NUL")))
+        }
         None => Ok(()),
     }
 }

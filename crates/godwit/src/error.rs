@@ -59,7 +59,7 @@ impl From<CallError> for CliError {
         match &error {
             CallError::Connect { .. } if is_distrust(&error) => {
                 Self::new(Exit::Unreachable, godwit_base::telemetry::chain(&error)).hint(
-                    "the server's certificate is not trusted; name its authority's PEM file by --ca-file, GODWIT_CA_FILE or \
+                    "the server's certificate is not trusted; give its certificate authority (PEM) with --ca-file, GODWIT_CA_FILE or \
                      `godwit config set ca-file FILE`",
                 )
             }
@@ -68,13 +68,13 @@ impl From<CallError> for CliError {
                 format!("cannot reach Godwit's API: {}", godwit_base::telemetry::chain(&error)),
             )
             .hint(format!(
-                "is it running? `godwit dev --data DIR` starts one; `godwit config show` says why {} is asked",
+                "is it running? `godwit dev --data DIR` starts one; `godwit config show` shows where {} comes from",
                 origin(url)
             )),
             CallError::Timeout { .. } => Self::new(Exit::Unreachable, error.to_string())
-                .hint("it may have been done all the same: look before you try again"),
+                .hint("it may have been done: check before you retry"),
             CallError::Garbled { .. } => Self::new(Exit::Unreachable, error.to_string())
-                .hint("is this address a Godwit API? see `godwit config show`"),
+                .hint("is this the address of a Godwit API? see `godwit config show`"),
             CallError::Answered(answer) => {
                 let exit = match (answer.status, answer.code) {
                     (Status::NotFound, _) | (_, 404) => Exit::NotFound,

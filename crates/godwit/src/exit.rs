@@ -20,21 +20,25 @@ pub enum Exit {
 
 /// Code, name, meaning; in the order of the codes.
 pub const TABLE: [(u8, &str, &str); 11] = [
-    (0, "ok", "it is done"),
+    (0, "ok", "success"),
     (1, "failed", "it was refused or failed; the message says why"),
-    (2, "usage", "the command line is wrong, or --yes is missing where nobody can be asked"),
+    (
+        2,
+        "usage",
+        "the command line is wrong, or a confirmation is needed and there is no terminal to ask on (add --yes)",
+    ),
     (3, "not found", "the app, Machine, volume, migration, host or image does not exist"),
-    (4, "conflict", "it does not fit the present state: a lease is held, a name is taken, a version is stale"),
+    (4, "conflict", "the current state does not allow it: a lease is held, a name is taken, a version is out of date"),
     (5, "auth", "the token is missing, wrong, or may not do this"),
-    (6, "timed out", "waiting took too long; the operation itself goes on"),
-    (7, "unreachable", "control cannot be reached, or cannot answer now; try again"),
+    (6, "timed out", "the wait timed out; the operation itself continues"),
+    (7, "unreachable", "control is unreachable or unavailable; try again"),
     (8, "declined", "you answered no"),
     (
         125,
         "exec",
         "`machine exec` could not run the command, or its output was cut; otherwise its exit code is the command's own",
     ),
-    (130, "interrupted", "Ctrl-C; what was begun goes on"),
+    (130, "interrupted", "Ctrl-C; what was started continues"),
 ];
 
 impl Exit {

@@ -276,7 +276,7 @@ impl Drop for Fleet {
 
 /// Sends a signal to a process that the fleet started.
 pub fn kill(pid: i32, signal: i32) {
-    assert!(pid > 1, "{pid} is no process of a fleet");
+    assert!(pid > 1, "{pid} is not a process of a fleet");
     // SAFETY: kill(2) takes two numbers and touches no memory of ours; pid > 1 keeps it from a whole group or init.
     unsafe {
         libc::kill(pid, signal);

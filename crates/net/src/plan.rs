@@ -49,7 +49,7 @@ pub struct Mac(pub [u8; 6]);
 
 /// An id that cannot be used as a name on a host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{id:?} is no usable id: 1 to {ID_MAX} of a-z A-Z 0-9 _ - and not starting with '-'")]
+#[error("{id:?} is not a usable id: 1 to {ID_MAX} of a-z A-Z 0-9 _ - and not starting with '-'")]
 pub struct BadId {
     pub id: String,
 }

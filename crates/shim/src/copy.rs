@@ -174,7 +174,7 @@ fn open_regular(descriptors: &File, path: &Path) -> io::Result<File> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let place = open(path, flags, Mode::empty())?;
     if SFlag::from_bits_truncate(fstat(&place)?.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
-        return Err(io::Error::other("it is no regular file any more"));
+        return Err(io::Error::other("it is not a regular file any more"));
     }
     let number = place.as_raw_fd().to_string();
     Ok(openat(descriptors, number.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
@@ -203,7 +203,7 @@ fn unpack(target: &Target, input: &mut Input) -> io::Result<()> {
     let path = Path::new(target.path);
     let is_folder = fs::metadata(path).is_ok_and(|found| found.is_dir());
     if !is_folder && (target.into_folder || target.path.ends_with('/')) {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} is no folder in the Machine", target.path)));
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} is not a folder in the Machine", target.path)));
     }
     // Into the folder; or beside it, under its name.
     let (base, rename) = match (is_folder, path.parent(), path.file_name()) {
@@ -212,7 +212,7 @@ fn unpack(target: &Target, input: &mut Input) -> io::Result<()> {
         _ => return Err(io::Error::other(format!("{} names no file", target.path))),
     };
     if !fs::metadata(base).map_err(named(base))?.is_dir() {
-        return Err(io::Error::other(format!("{} is no folder in the Machine", base.display())));
+        return Err(io::Error::other(format!("{} is not a folder in the Machine", base.display())));
     }
     let place = |name: &Path| -> io::Result<Option<PathBuf>> {
         let mut parts = Vec::new();

@@ -34,7 +34,7 @@ impl Filter {
             return Ok(filter);
         }
         let mut bytes = compile()?;
-        let filter = Self::parse(&bytes).ok_or_else(|| io::Error::other("the compiled filter is no program"))?;
+        let filter = Self::parse(&bytes).ok_or_else(|| io::Error::other("the compiled filter is not a program"))?;
         bytes.extend_from_slice(&sum(&bytes).to_le_bytes());
         let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
         fs::write(&temporary, &bytes)?;

@@ -19,7 +19,7 @@ pub fn open(init_pid: i32, rows: u16, columns: u16) -> io::Result<(OwnedFd, Owne
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
     let ours = openat2(&root, "dev/pts/ptmx", OpenHow::new().flags(flags).resolve(resolve))?;
     if fstatfs(&ours)?.filesystem_type() != DEVPTS {
-        return Err(io::Error::other("/dev/pts of the Machine is no devpts"));
+        return Err(io::Error::other("/dev/pts of the Machine is not a devpts"));
     }
     let theirs = sys::terminal_end(&ours)?;
     sys::resize_terminal(&ours, rows, columns)?;

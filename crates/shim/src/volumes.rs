@@ -124,7 +124,7 @@ fn claim(volume: &VolumeMount, deadline: Instant) -> io::Result<Flock<File>> {
     let mut file = File::open(path).map_err(named)?;
     let kind = SFlag::from_bits_truncate(fstat(&file)?.st_mode) & SFlag::S_IFMT;
     if kind != SFlag::S_IFBLK {
-        return Err(io::Error::other(format!("{} is no block device", path.display())));
+        return Err(io::Error::other(format!("{} is not a block device", path.display())));
     }
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -75,5 +75,5 @@ fn child(again: &impl Fn() -> Command, role: &'static str, spec: &str) -> impl F
 }
 
 fn pid(text: &str) -> Result<u32> {
-    text.parse().map_err(|_| VolumeError::Process { what: format!("`{text}` is no process id") })
+    text.parse().map_err(|_| VolumeError::Process { what: format!("`{text}` is not a process id") })
 }

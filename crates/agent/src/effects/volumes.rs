@@ -76,7 +76,7 @@ pub(super) fn ticket_of(record: &Record) -> Result<(SignedTicket, Ticket), Outco
 
 impl Effects {
     pub(super) async fn make_volume(&self, work: &Work) -> Outcome {
-        let Some(placed) = &work.record.placement.volume else { return abort("it is no volume".into()) };
+        let Some(placed) = &work.record.placement.volume else { return abort("it is not a volume".into()) };
         let _lock = self.shared.organs.volumes.lock(&work.machine).await;
         match self.shared.organs.volumes.create(&work.machine, placed).await {
             Ok(()) => Outcome::done(),
@@ -373,7 +373,7 @@ impl Effects {
     /// Until every block is here and was compared with the source's. Whatever serves the volume is started again if it
     /// died; how far it has come is told.
     pub(super) async fn await_whole(&self, work: &Work) -> Outcome {
-        let Some(held) = Held::of(&work.record) else { return abort("it is no volume".into()) };
+        let Some(held) = Held::of(&work.record) else { return abort("it is not a volume".into()) };
         let Some(hydration) = &held.hydration else { return Outcome::done() };
         let volumes = &self.shared.organs.volumes;
         let _counted = volumes.count_filling();

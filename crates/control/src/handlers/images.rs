@@ -48,8 +48,7 @@ pub async fn delete(call: Call<ImagesDelete>) -> Result<Image, ApiError> {
 }
 
 fn remove(control: &Control, named: &Reference, text: &str) -> Result<Image, ApiError> {
-    let missing =
-        || ApiError::not_found(format!("there is no image {text}; `godwit image list` shows those that are here"));
+    let missing = || ApiError::not_found(format!("there is no image {text}; `godwit image list` shows the images"));
     let known = control.images.images();
     let wanted = |info: &&ImageInfo| match (&named.digest, named.tag_or_default()) {
         (Some(digest), _) => info.id.name == named.name && info.id.digest == *digest,
@@ -171,7 +170,7 @@ impl Control {
             ApiError::new(
                 422,
                 Status::NotFound,
-                format!("config.image: there is no image {image:?} here; load it with `godwit image load`"),
+                format!("config.image: there is no image {image:?}; load it with `godwit image load`"),
             )
         };
         let found: Option<ImageId> =

@@ -24,7 +24,7 @@ pub async fn show(call: Call<LeaseShow>) -> Result<LeaseAnswer, ApiError> {
     let row = call.control.machine_row(&call.app()?, &call.machine()?)?;
     match active(&call.control, &row.id) {
         Some(lease) => Ok(answer(&lease)),
-        None => Err(ApiError::not_found(format!("nobody holds a lease on Machine {}", row.id))),
+        None => Err(ApiError::not_found(format!("there is no lease on Machine {}", row.id))),
     }
 }
 

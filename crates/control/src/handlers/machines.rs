@@ -69,7 +69,7 @@ pub(crate) fn states(text: &str) -> Result<Vec<MachineState>, ApiError> {
         match MachineState::parse(word) {
             Some(state) => states.push(state),
             None if MachineState::is_never(word) => {}
-            None => return Err(ApiError::bad_request(format!("state: {word:?} is no state"))),
+            None => return Err(ApiError::bad_request(format!("state: {word:?} is not a state"))),
         }
     }
     Ok(states)
@@ -122,7 +122,7 @@ pub async fn create(call: Call<MachinesCreate>) -> Result<Machine, ApiError> {
             control.create(&draft).await.map(|row| (row, draft.lease.map(|lease| lease.nonce)))
         }
     });
-    let (row, nonce) = task.await.map_err(|_| ApiError::internal("the creation ended unexpectedly"))??;
+    let (row, nonce) = task.await.map_err(|_| ApiError::internal("the creation failed unexpectedly"))??;
     let mut machine = control.view(&row);
     machine.nonce = nonce;
     Ok(machine)
@@ -145,7 +145,7 @@ fn fits_somewhere(control: &Control, config: &godwit_api::config::MachineConfig)
     Err(ApiError::new(
         422,
         godwit_api::Status::InsufficientCapacity,
-        format!("config.guest: {} cpus and {} MB are larger than every host of the fleet", guest.cpus, guest.memory_mb),
+        format!("config.guest: {} cpus and {} MB are larger than any host of the fleet", guest.cpus, guest.memory_mb),
     ))
 }
 
@@ -327,7 +327,7 @@ fn may_destroy(control: &Control, row: &Known<MachineRow>, force: bool) -> Resul
         _ if force => return Ok(()),
         state => (&row.id, state.as_str()),
     };
-    let text = format!("Machine {id} is {state}: stop it first, or destroy it as it is with force=true");
+    let text = format!("Machine {id} is {state}: stop it first, or use force=true");
     Err(ApiError::new(412, godwit_api::Status::Conflict, text))
 }
 

@@ -61,7 +61,7 @@ pub async fn cancel(call: Call<MigrationsCancel>) -> Result<Migration, ApiError>
         }
         if matches!(row.phase, MigrationPhase::Starting | MigrationPhase::Hydrating) {
             return Err(ApiError::conflict(format!(
-                "migration {id} has been handed off to {}: there is no way back but another move",
+                "migration {id} has been handed off to {}: to move it back, start another migration",
                 row.target
             )));
         }

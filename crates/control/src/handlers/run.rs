@@ -62,7 +62,7 @@ fn patience(timeout: Option<Span>) -> Result<Duration, ApiError> {
 
 fn span(text: &str) -> Result<Span, ApiError> {
     Span::parse(text).ok_or_else(|| {
-        ApiError::bad_request(format!("timeout: {text:?} is no duration: write \"10s\", or a number of seconds"))
+        ApiError::bad_request(format!("timeout: {text:?} is not a duration: write \"10s\", or a number of seconds"))
     })
 }
 
@@ -75,7 +75,7 @@ pub async fn signal(call: Call<MachinesSignal>) -> Result<Acknowledged, ApiError
 pub async fn exec(call: Call<MachinesExec>) -> Result<ExecAnswer, ApiError> {
     let row = commanded(&call)?;
     if call.body.command.is_empty() && call.body.cmd.as_deref().is_none_or(str::is_empty) {
-        return Err(ApiError::unprocessable("command is missing: the words to run"));
+        return Err(ApiError::unprocessable("command is missing"));
     }
     let wait = call.body.timeout.filter(|timeout| *timeout > 0).map_or(EXEC_DEFAULT, Duration::from_secs);
     if wait > EXEC_MAX {

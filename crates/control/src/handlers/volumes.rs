@@ -68,7 +68,7 @@ pub async fn create(call: Call<VolumesCreate>) -> Result<Volume, ApiError> {
         let control = control.clone();
         async move { control.create_volume(&draft).await }
     });
-    let (row, unmet) = task.await.map_err(|_| ApiError::internal("the creation ended unexpectedly"))??;
+    let (row, unmet) = task.await.map_err(|_| ApiError::internal("the creation failed unexpectedly"))??;
     unmet.iter().for_each(|field| call.ignored.add(field));
     Ok(control.view_volume(&row))
 }

@@ -153,10 +153,7 @@ fn a_reason_names_what_excluded_the_hosts() {
         tie: 0,
     };
     let why = snapshot.place(&request).unwrap_err();
-    assert_eq!(
-        why.to_string(),
-        "no host can take the Machine: of 3 hosts 1 in another region, 1 cordoned, 1 too full now"
-    );
+    assert_eq!(why.to_string(), "no host can take the Machine: of 3 hosts 1 in another region, 1 cordoned, 1 full");
     assert!(!why.never_fits());
     request.region = Some("nowhere");
     assert!(snapshot.place(&request).unwrap_err().no_region());

@@ -56,8 +56,8 @@ async fn each_wrong_request_is_named_and_changes_nothing() {
         (json!({ "image": IMAGE, "schedule": "daily" }), 422, "config.schedule"),
         (json!({ "image": IMAGE, "guest": { "cpus": 0 } }), 422, "config.guest.cpus: 0"),
         (json!({ "image": IMAGE, "guest": { "memory_mb": 0 } }), 422, "config.guest.memory_mb: 0"),
-        (json!({ "image": IMAGE, "guest": { "cpus": 64, "memory_mb": 512 } }), 422, "larger than every host"),
-        (json!({ "image": IMAGE, "guest": { "memory_mb": 100_000 } }), 422, "larger than every host"),
+        (json!({ "image": IMAGE, "guest": { "cpus": 64, "memory_mb": 512 } }), 422, "larger than any host"),
+        (json!({ "image": IMAGE, "guest": { "memory_mb": 100_000 } }), 422, "larger than any host"),
         (json!({ "image": "missing:v9" }), 422, "\"missing:v9\""),
         (json!({ "image": "Not An Image" }), 422, "not an image reference"),
         (json!({}), 422, "config.image is missing"),
@@ -109,7 +109,7 @@ async fn what_is_no_image_is_refused_and_leaves_nothing() {
     let api = &bed.api;
     let whole = image::archive("a");
     for (body, what) in [
-        (b"this is no image at all, whatever its name says".to_vec(), "text"),
+        (b"this is not an image at all, whatever its name says".to_vec(), "text"),
         (Vec::new(), "nothing"),
         (whole[..whole.len() / 2].to_vec(), "half an archive"),
         (whole.iter().map(|byte| if *byte == b'a' { b'b' } else { *byte }).collect(), "changed bytes"),

@@ -234,7 +234,7 @@ async fn many_creates_at_once_fill_no_host_beyond_its_size() {
             .await;
         made += 1;
     }
-    api.post("/apps/web/machines", body).await.refused(503, "3 too full now");
+    api.post("/apps/web/machines", body).await.refused(503, "3 full");
     for agent in &bed.agents {
         let placed = agent.journal().held.len();
         assert!(placed <= 8, "{placed} on one host");

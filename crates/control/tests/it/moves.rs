@@ -368,7 +368,7 @@ async fn what_cannot_move_is_refused_before_anything_happens() {
     api.post(&path, json!({ "region": "syd" })).await.refused(422, "region syd");
     api.post(&path, json!({ "start_first": true })).await.refused(422, "start_first");
     api.post(&path, json!({ "drain_timeout_ms": 10_000_000 })).await.refused(422, "drain_timeout_ms");
-    api.post(&path, host(2)).await.refused(422, "larger than every host");
+    api.post(&path, host(2)).await.refused(422, "larger than any host");
     api.post(&format!("/apps/web/volumes/{volume}/migrate"), json!({})).await.refused(409, &machine);
     api.post(&format!("/hosts/{}/cordon", bed.agents[to].id), json!({})).await.expect(200);
     api.post(&path, host(to)).await.refused(422, "cordoned");
@@ -392,14 +392,14 @@ async fn a_move_reserves_its_room_at_the_target_until_it_ends() {
     let begun = begin(&bed, &format!("/apps/web/volumes/{volume}"), json!({})).await;
     assert_ne!(begun.ticket.target.as_str(), host);
     let wish = json!({ "name": "other", "size_gb": 50 });
-    api.post("/apps/web/volumes", wish.clone()).await.refused(503, "2 too full now");
+    api.post("/apps/web/volumes", wish.clone()).await.refused(503, "2 full");
     // Also when control has started anew.
     let mut bed = bed;
     bed.restart(|_| {});
     let api = &bed.api;
     until("both hosts are heard of again", || async {
         let answer = api.post("/apps/web/volumes", wish.clone()).await;
-        answer.body["error"].as_str().unwrap().contains("2 too full now").then_some(())
+        answer.body["error"].as_str().unwrap().contains("2 full").then_some(())
     })
     .await;
     // It ends without having moved: the room is free at once.

@@ -81,7 +81,7 @@ async fn a_wish_that_cannot_be_met_is_refused_by_its_field() {
         (json!({ "name": "a", "region": "FRA" }), "region"),
         (json!({ "name": "a", "region": "syd" }), "no host in region"),
         // The host has 100,000 MiB.
-        (json!({ "name": "a", "size_gb": 100 }), "larger than every host"),
+        (json!({ "name": "a", "size_gb": 100 }), "larger than any host"),
     ] {
         api.post("/apps/web/volumes", wish).await.refused(422, field);
     }
@@ -100,8 +100,7 @@ async fn a_full_fleet_refuses_clearly_and_never_more_than_its_disks_are_promised
         })
         .await;
     }
-    let body =
-        api.post("/apps/web/volumes", json!({ "name": "d", "size_gb": 30 })).await.refused(503, "2 too full now");
+    let body = api.post("/apps/web/volumes", json!({ "name": "d", "size_gb": 30 })).await.refused(503, "2 full");
     assert_eq!(body["status"], "insufficient_capacity");
     for agent in &bed.agents {
         assert_eq!(agent.journal().held.len(), 3);

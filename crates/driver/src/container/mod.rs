@@ -74,7 +74,7 @@ impl ContainerDriver {
         let parent = options.cgroup_parent.trim_matches('/');
         let legal = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains(['\n', '\0']);
         if !parent.split('/').all(legal) {
-            return Err(Error::invalid("cgroup_parent", format!("{parent:?} is no plain relative path")));
+            return Err(Error::invalid("cgroup_parent", format!("{parent:?} is not a plain relative path")));
         }
         std::fs::create_dir_all(&options.run_dir)
             .map_err(Error::io(format!("cannot make {}", options.run_dir.display())))?;
@@ -382,7 +382,7 @@ impl Driver for ContainerDriver {
     fn signal<'a>(&'a self, handle: &'a Handle, signal: i32) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             if !(1..=64).contains(&signal) {
-                return Err(Error::invalid("signal", format!("{signal} is no signal")));
+                return Err(Error::invalid("signal", format!("{signal} is not a signal")));
             }
             match self.connect_running(handle).await?.ask(&Request::Signal { signal }).await? {
                 Reply::Done => Ok(()),

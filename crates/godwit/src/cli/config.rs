@@ -165,7 +165,8 @@ fn use_dev(output: Output, global: &Global, dir: &Path) -> Result<()> {
     let dev: DevFile = serde_json::from_slice(&bytes)?;
     let before = UserFile::read()?;
     if let Some(context) = &before.context {
-        output.say(format!("Context {context} is no longer in use; `godwit config use {context}` takes it again."));
+        output
+            .say(format!("Context {context} is no longer in use; `godwit config use {context}` switches back to it."));
     }
     let file = UserFile { api_url: Some(dev.api_url), token: Some(dev.token), context: None, ..before };
     written(output, &file)

@@ -79,7 +79,8 @@ impl Context {
     /// The named app, or the default.
     pub fn app(&self, option: &AppOption) -> Result<AppName> {
         let name = self.named_app(option).ok_or_else(|| {
-            CliError::usage("which app?").hint("name it with --app, GODWIT_APP or `godwit config set app NAME`")
+            CliError::usage("no app was given")
+                .hint("add --app NAME, or set GODWIT_APP or `godwit config set app NAME`")
         })?;
         let name = AppName::parse(&name).map_err(|error| CliError::usage(error.to_string()))?;
         self.about(Asked::App(name.to_string()));
@@ -110,8 +111,8 @@ impl Context {
                 return Ok((app, machine));
             }
         }
-        Err(CliError::not_found(format!("no app has a Machine {which}"))
-            .hint("a Machine is found by its name only within --app"))
+        Err(CliError::not_found(format!("there is no Machine {which}"))
+            .hint("to use a name instead of an id, add --app"))
     }
 
     async fn no_machine(&self, app: &AppName, which: &str) -> CliError {
@@ -128,7 +129,7 @@ impl Context {
             machines.into_iter().flat_map(|machine| [machine.name, machine.id.to_string()]).collect();
         match did_you_mean(which, &names) {
             Some(guess) => error.hint(guess),
-            None => error.hint(format!("`godwit machine list -a {app}` shows those it has")),
+            None => error.hint(format!("`godwit machine list -a {app}` lists its Machines")),
         }
     }
 
@@ -153,7 +154,7 @@ impl Context {
         }
         match did_you_mean(&wrong, &names) {
             Some(guess) => error.hint(guess),
-            None => error.hint(format!("`{list}` shows those there are")),
+            None => error.hint(format!("`{list}` lists them")),
         }
     }
 
@@ -250,9 +251,8 @@ impl Context {
             };
             if Instant::now() > deadline {
                 let why = format!("Machine {id} is {state}, not {names}, after {} s", timeout.as_secs());
-                return Err(
-                    CliError::new(Exit::TimedOut, why).hint(format!("it goes on: `godwit machine wait {id} -a {app}`"))
-                );
+                return Err(CliError::new(Exit::TimedOut, why)
+                    .hint(format!("it continues: `godwit machine wait {id} -a {app}` waits again")));
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
@@ -267,7 +267,8 @@ impl Context {
             return Ok(());
         }
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-            return Err(CliError::usage("--yes must be given where nobody can be asked").hint(question.to_owned()));
+            return Err(CliError::usage("this needs a confirmation, and there is no terminal to ask on: add --yes")
+                .hint(question.to_owned()));
         }
         eprint!("{question} [y/N] ");
         std::io::stderr().flush()?;
@@ -276,12 +277,12 @@ impl Context {
         if matches!(answer.trim(), "y" | "Y" | "yes") {
             return Ok(());
         }
-        Err(CliError::new(Exit::Declined, "nothing was changed"))
+        Err(CliError::new(Exit::Declined, "Cancelled; nothing was changed."))
     }
 }
 
 fn detached(id: &MachineId) -> CliError {
-    CliError::new(Exit::Interrupted, format!("no longer waiting; what Machine {id} was told goes on"))
+    CliError::new(Exit::Interrupted, format!("stopped waiting; the operation on Machine {id} continues"))
 }
 
 fn went_wrong(app: &AppName, machine: &Machine, wanted: &str) -> CliError {
@@ -290,10 +291,10 @@ fn went_wrong(app: &AppName, machine: &Machine, wanted: &str) -> CliError {
         detail.reason.clone().or_else(|| {
             let exit = detail.exit_event.as_ref()?;
             let oom = if exit.oom_killed { ", out of memory" } else { "" };
-            Some(format!("its process ended with code {} (signal {}{oom})", exit.exit_code, exit.signal))
+            Some(format!("its process exited with code {} (signal {}{oom})", exit.exit_code, exit.signal))
         })
     });
     let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
     CliError::failed(format!("Machine {} is {}, not {wanted}{why}", machine.id, machine.state.as_str()))
-        .hint(format!("`godwit logs -a {app} --machine {}` shows what it wrote", machine.id))
+        .hint(format!("`godwit logs -a {app} --machine {}` shows its output", machine.id))
 }

@@ -46,7 +46,7 @@ pub fn choose(output: Output, global: &Global, name: &str) -> Result<()> {
         (global.ca_file.is_some(), "GODWIT_CA_FILE"),
     ] {
         if set && std::env::var_os(variable).is_some_and(|value| !value.is_empty()) {
-            output.warn(format!("{variable} is set, and goes before this context"));
+            output.warn(format!("{variable} is set and overrides this context"));
         }
     }
     Ok(())
@@ -114,7 +114,7 @@ fn removed(file: &mut UserFile, name: &str) -> Result<bool> {
 fn check_name(file: &UserFile, name: &str) -> Result<()> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(fits) {
-        return Err(CliError::usage(format!("{name:?} is no name of a context"))
+        return Err(CliError::usage(format!("{name:?} is not a valid context name"))
             .hint("1 to 63 of a-z, A-Z, 0-9, '-', '_' and '.'"));
     }
     if name == DEFAULT_CONTEXT || file.contexts.contains_key(name) {

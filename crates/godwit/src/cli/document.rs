@@ -26,7 +26,7 @@ pub async fn send<E: Endpoint>(
     request.headers_mut().insert(http::header::CONTENT_TYPE, json);
     let answer = context.client.send(&path_of::<E>(parameters), request, HEAD_TIMEOUT).await?;
     if let Some(ignored) = answer.headers().get(IGNORED_HEADER).and_then(|names| names.to_str().ok()) {
-        context.output.warn(format!("nobody knows these fields, and they were ignored: {ignored}"));
+        context.output.warn(format!("these fields are unknown and were ignored: {ignored}"));
     }
     let body = Limited::new(answer.into_body(), ANSWER_LIMIT_BYTES).collect().await;
     let body = body.map_err(|error| CliError::failed(format!("the answer broke off: {error}")))?.to_bytes();

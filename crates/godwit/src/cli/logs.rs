@@ -56,7 +56,7 @@ pub struct Options {
 fn tail(text: &str) -> Result<u64, String> {
     match text {
         "all" => Ok(u64::MAX),
-        number => number.parse().map_err(|_| "say a number of lines, or all".to_owned()),
+        number => number.parse().map_err(|_| "write a number of lines, or all".to_owned()),
     }
 }
 

@@ -76,7 +76,7 @@ impl Session {
         let mut session = Self { reader: Reader { stream, buffer: BytesMut::new() }, writer };
         session.send(&Frame::Open(open)).await?;
         let first = tokio::time::timeout(READY_TIMEOUT, session.reader.next()).await;
-        match first.map_err(|_| cut("nothing was heard of it in time"))?? {
+        match first.map_err(|_| cut("timeout: the host did not answer"))?? {
             Frame::Ready => Ok(session),
             Frame::Failed(failed) => Err(failure(failed)),
             _ => Err(cut("the host broke the protocol of sessions")),
@@ -160,7 +160,7 @@ impl Session {
                 () = &mut deadline => {
                     let seconds = timeout.unwrap_or_default().as_secs();
                     return Err(CliError::failed(format!("the command did not end within {seconds} s, and was ended"))
-                        .hint("--timeout gives it longer; without it there is no limit"));
+                        .hint("use a longer --timeout; without it there is no limit"));
                 }
             }
         }

@@ -109,7 +109,7 @@ pub fn check_url(url: &str) -> Result<()> {
     if fits {
         return Ok(());
     }
-    Err(CliError::usage(format!("{url:?} is no address of an API"))
+    Err(CliError::usage(format!("{url:?} is not a valid API address"))
         .hint("write it as http://HOST:PORT or https://HOST:PORT, without a path"))
 }
 
@@ -127,7 +127,7 @@ impl UserFile {
         let Some(bytes) = godwit_base::durable::read(&path)? else { return Ok(Self::default()) };
         let text = String::from_utf8_lossy(&bytes);
         toml::from_str(&text).map_err(|error| {
-            CliError::usage(format!("{} is wrong: {error}", path.display())).hint("mend it, or delete it")
+            CliError::usage(format!("{} is wrong: {error}", path.display())).hint("fix it, or delete it")
         })
     }
 
@@ -146,9 +146,11 @@ impl UserFile {
         }
         self.contexts.get(context).cloned().ok_or_else(|| {
             let error = CliError::not_found(format!("there is no context {context:?}"));
-            error.hint(did_you_mean(context, &self.names()).unwrap_or_else(|| {
-                "`godwit config list` shows those there are, `godwit config use NAME` chooses one".to_owned()
-            }))
+            error.hint(
+                did_you_mean(context, &self.names()).unwrap_or_else(|| {
+                    "`godwit config list` lists them, `godwit config use NAME` chooses one".to_owned()
+                }),
+            )
         })
     }
 

@@ -24,7 +24,7 @@ pub async fn run(dir: &Path, global: &Global) -> Result<()> {
         Err(error) => return Err(error.into()),
     };
     let record = Record::read(&dir)?.ok_or_else(|| {
-        CliError::failed(format!("{} is no dev fleet's folder: it holds no fleet.json", dir.display()))
+        CliError::failed(format!("{} is not a dev fleet's folder: it holds no fleet.json", dir.display()))
             .hint("nothing was touched")
     })?;
     for process in &record.processes {

@@ -63,7 +63,7 @@ fn every_command_has_help_that_says_what_it_does() {
     }
     assert!(seen > 35, "the walk finds the commands: {seen}");
     for group in ["apps", "machine", "volumes", "migration", "image", "host", "config", "run"] {
-        assert_eq!(godwit(home.path(), &[group]).status.code(), Some(2), "{group} alone is no command");
+        assert_eq!(godwit(home.path(), &[group]).status.code(), Some(2), "{group} alone is not a command");
     }
 }
 
@@ -89,13 +89,13 @@ fn mistakes_are_told_plainly_and_by_their_exit_code() {
     let cases: &[(&[&str], i32, &str)] = &[
         (&["nonsense"], 2, "unrecognized subcommand"),
         (&["help", "nonsense"], 2, "there is no command"),
-        (&["apps", "create", "Not_A_Name"], 2, "is no app name"),
+        (&["apps", "create", "Not_A_Name"], 2, "is not an app name"),
         (&["apps", "list"], 7, "cannot reach"),
-        (&["machine", "list"], 2, "which app?"),
+        (&["machine", "list"], 2, "no app was given"),
         (&["machine", "list", "-a", "x", "--metadata", "plain"], 2, "NAME=VALUE"),
         (&["machine", "destroy"], 2, "required"),
         (&["machine", "run", "-a", "x"], 2, "required"),
-        (&["machine", "run", "img", "-a", "x", "--port", "99999"], 2, "is no port"),
+        (&["machine", "run", "img", "-a", "x", "--port", "99999"], 2, "is not a port"),
         (&["machine", "run", "img", "-a", "x", "--port", "80/udp"], 2, "only tcp"),
         (&["machine", "run", "img", "-a", "x", "--vm-memory", "much"], 2, "1gb"),
         (&["machine", "run", "img", "-a", "x", "--vm-size", "huge"], 2, "shared-cpu-1x"),
@@ -114,7 +114,7 @@ fn mistakes_are_told_plainly_and_by_their_exit_code() {
         (&["machine", "migrate", "m", "--drain-timeout", "soon"], 2, "90s"),
         (&["volumes", "create", "data", "-a", "x", "--size", "0"], 2, "whole gigabytes"),
         (&["volumes", "create", "data", "-a", "x", "--fstype", "xfs"], 2, "ext4 or raw"),
-        (&["volumes", "list"], 2, "which app?"),
+        (&["volumes", "list"], 2, "no app was given"),
         (&["volumes", "show", "data"], 2, "only within --app"),
         (&["volume", "delete", "vol_00000000000001", "-a", "x"], 7, "cannot reach"),
         (&["migration", "show", "mig_1"], 2, "14 digits"),
@@ -122,7 +122,7 @@ fn mistakes_are_told_plainly_and_by_their_exit_code() {
         (&["machine", "wait", "m", "--wait-timeout", "soon"], 2, "90s"),
         (&["machine", "exec", "00000000000000"], 2, "required"),
         (&["machine", "exec", "00000000000000", "true"], 125, "cannot reach"),
-        (&["host", "show", "Not_A_Host"], 2, "is no host id"),
+        (&["host", "show", "Not_A_Host"], 2, "is not a host id"),
         (&["image", "load", "/does/not/exist"], 3, "cannot read"),
         (&["image", "load", "/"], 1, "not an OCI layout"),
         (&["config", "use-dev", "/does/not/exist"], 3, "does not exist"),

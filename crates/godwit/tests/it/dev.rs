@@ -143,7 +143,7 @@ fn a_fleet_serves_loses_its_power_goes_on_and_leaves_nothing() {
         fleet.clean().expect("cleans");
         assert_eq!(traces(&id, &dir), Vec::<String>::new());
         assert!(!dir.exists());
-        fleet.clean().expect("cleaning what is gone is no error");
+        fleet.clean().expect("cleaning what is gone is not an error");
     });
 }
 

@@ -29,12 +29,12 @@ fn a_flag_with_an_optional_value_means_what_is_written_and_never_the_command() {
         let service = &config["services"][0];
         assert_eq!((&service["autostart"], &service["autostop"]), (&autostart, &autostop), "{flags:?}");
         assert_eq!(config["guest"]["memory_mb"], 512, "{flags:?}: the flags behind it count");
-        assert!(config["init"]["cmd"].is_null(), "{flags:?}: it is no command: {config}");
+        assert!(config["init"]["cmd"].is_null(), "{flags:?}: it is not a command: {config}");
     }
     let with_command = made(&fleet, &["x-srv", "--port", "5432", "--autostop", "--", "sleep", "-v", "--port", "1"]);
     assert_eq!(with_command["init"]["cmd"], json!(["sleep", "-v", "--port", "1"]));
     for (arguments, words) in [
-        (&["x-srv", "--port", "80", "--autostop", "maybe"][..], "say off or stop"),
+        (&["x-srv", "--port", "80", "--autostop", "maybe"][..], "use off or stop"),
         (&["--port", "80", "--autostop", "x-srv"], "write it before the flags"),
         (&["--port", "80", "--autostart", "x-srv"], "write it before the flags"),
         (&["x-srv", "sleep", "1000"], "godwit machine run x-srv [flags] -- sleep 1000"),

@@ -301,7 +301,7 @@ impl Machines {
         match self.age() {
             Some(age) if age <= AGENT_SILENCE => Ok(()),
             Some(age) => Err(format!("the agent has been silent for {} s", age.as_secs())),
-            None => Err("the agent was not heard yet".to_owned()),
+            None => Err("no report from the agent yet".to_owned()),
         }
     }
 

@@ -163,7 +163,7 @@ pub struct EdgeConfig {
 
 /// Reads `addr:port`.
 pub fn address(field: &'static str, text: &str) -> Result<SocketAddr, Error> {
-    text.parse().map_err(|_| Error::config(field, format!("{text:?} is no `addr:port`")))
+    text.parse().map_err(|_| Error::config(field, format!("{text:?} is not an `addr:port`")))
 }
 
 fn is_region(text: &str) -> bool {
@@ -197,10 +197,9 @@ impl TryFrom<RawEdgeConfig> for EdgeConfig {
         let proxy_protocol_from = raw.proxy_protocol_from.iter().map(range).collect::<Result<_, Error>>()?;
         let listen_https = raw.listen_https.iter().map(|text| address("listen_https", text));
         let listen_http = raw.listen_http.iter().map(|text| address("listen_http", text));
-        let listen_tcp = raw
-            .listen_tcp
-            .as_deref()
-            .map(|text| text.parse().map_err(|_| Error::config("listen_tcp", format!("{text:?} is no IP address"))));
+        let listen_tcp = raw.listen_tcp.as_deref().map(|text| {
+            text.parse().map_err(|_| Error::config("listen_tcp", format!("{text:?} is not an IP address")))
+        });
         let names = raw.names.iter().map(|(name, app)| {
             let app = AppName::parse(app).map_err(|error| Error::config("names", error.to_string()))?;
             Ok((name.to_ascii_lowercase(), app))

@@ -290,7 +290,7 @@ impl BoundEdge {
         if let Some(given) = &given {
             tokio::select! {
                 known = tokio::time::timeout(handover::READY_TIMEOUT, routes.known()) => {
-                    known.map_err(|_| Error::NotReady { why: "no routes were heard of" })?;
+                    known.map_err(|_| Error::NotReady { why: "no routes were received yet" })?;
                 }
                 () = shutdown.cancelled() => return Err(Error::Stopped),
             }

@@ -26,7 +26,7 @@ impl std::str::FromStr for Range {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no range of addresses");
+        let wrong = || format!("{text:?} is not a range of addresses");
         let (addr, length) = text.split_once('/').map_or((text, None), |(addr, length)| (addr, Some(length)));
         let first: IpAddr = addr.parse().map_err(|_| wrong())?;
         let most = if first.is_ipv4() { 32 } else { 128 };

@@ -330,7 +330,7 @@ impl Edge {
         }
         parts.headers.remove(HOST);
         let Some(uri) = target(host, &parts.uri) else {
-            return Err(Own::new(StatusCode::BAD_REQUEST, "bad_request", "Host is no host"));
+            return Err(Own::new(StatusCode::BAD_REQUEST, "bad_request", "the Host header is not a valid host name"));
         };
         let (method, mut headers) = (parts.method, parts.headers);
         if let Some(RawTarget(raw)) = raw {

@@ -75,7 +75,7 @@ pub fn run<'r>(reads: impl IntoIterator<Item = &'r [u8]>) -> Outcome {
             Event::More if step.consumed > 0 => {}
             Event::More => match reads.next() {
                 Some(read) => buf.extend_from_slice(read),
-                None if ended => panic!("the end of the input is no event"),
+                None if ended => panic!("the end of the input is not an event"),
                 None => ended = true,
             },
             Event::Wait | Event::Switched | Event::Interim => panic!("{:?} before an answer", step.event),

@@ -54,7 +54,7 @@ fn answers(reads: &[&[u8]], to_head: bool) -> Vec<String> {
             Event::More => match reads.next() {
                 Some(read) => buf.extend_from_slice(read),
                 None => {
-                    assert!(!ended, "the end of the input is no event");
+                    assert!(!ended, "the end of the input is not an event");
                     ended = true;
                 }
             },

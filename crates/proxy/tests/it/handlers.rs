@@ -64,7 +64,7 @@ async fn tls_ends_at_the_edge_and_its_bytes_reach_the_machine_raw() {
     // A stranger's name has no certificate, and what is no handshake reaches nobody.
     assert!(handshake(addr(plain), &config, "other.example.org").await.is_err());
     let mut plainly = connect(plain).await;
-    plainly.write_all(b"hello, this is no handshake\r\n").await.unwrap();
+    plainly.write_all(b"hello, this is not a handshake\r\n").await.unwrap();
     plainly.shutdown().await.unwrap();
     let mut heard = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, plainly.read_to_end(&mut heard)).await.unwrap();

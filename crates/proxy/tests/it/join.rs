@@ -36,7 +36,7 @@ async fn join(
 ) -> axum::response::Response {
     assert_eq!(join.role, JoinRole::Edge);
     if godwit_base::http::bearer(&headers) != Some(TOKEN) {
-        let refused = godwit_api::ApiError::unauthenticated("this is no join token");
+        let refused = godwit_api::ApiError::unauthenticated("this is not a join token");
         return godwit_base::http::Failure(refused).into_response();
     }
     control.incarnations.lock().unwrap().push(join.incarnation);

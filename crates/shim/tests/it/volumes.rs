@@ -316,7 +316,7 @@ async fn what_cannot_be_mounted_is_named() {
     check("i1", blank.volume("/data", VolumeFs::Ext4), "holds no ext4").await;
     let mut file = blank.volume("/data", VolumeFs::Ext4);
     file.device = "/dev/null".into();
-    check("i2", file.clone(), "/dev/null is no block device").await;
+    check("i2", file.clone(), "/dev/null is not a block device").await;
     file.device = "/dev/absent".into();
     check("i3", file, "/dev/absent").await;
     check("i4", blank.volume("/proc/data", VolumeFs::Ext4), "belongs to the kernel").await;

@@ -137,7 +137,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Settings, String> {
     while let Some(arg) = args.next() {
         let mut number = || -> Result<u64, String> {
             let value = args.next().ok_or(format!("{arg} needs a number"))?;
-            let number = value.parse().map_err(|_| format!("{value:?} is no number"))?;
+            let number = value.parse().map_err(|_| format!("{value:?} is not a number"))?;
             if number == 0 { Err(format!("{arg} must not be 0")) } else { Ok(number) }
         };
         match arg.as_str() {

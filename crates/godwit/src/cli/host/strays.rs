@@ -124,7 +124,7 @@ async fn end(host: &str, id: &str, context: &Context) -> Result<()> {
     let strays = of(host.as_str(), context).await?;
     let stray = strays.iter().find(|stray| stray.id == id).ok_or_else(|| {
         CliError::not_found(format!("host {host} holds no stray {id}"))
-            .hint(format!("`godwit host strays list {host}` shows those it has"))
+            .hint(format!("`godwit host strays list {host}` lists its Machines"))
     })?;
     let (kind, app) = (if stray.kind == "volume" { "volume" } else { "Machine" }, &stray.app);
     context.confirm(&format!("End {kind} {id} of app {app} on host {host} and delete its data?"))?;
@@ -132,6 +132,6 @@ async fn end(host: &str, id: &str, context: &Context) -> Result<()> {
     if context.output.json {
         return context.output.json(&answer);
     }
-    context.output.say(format!("{kind} {id} is told to end; if host {host} is away, it ends when the host is back."));
+    context.output.say(format!("{kind} {id} will be stopped; if host {host} is unreachable, when it is back."));
     Ok(())
 }

@@ -131,7 +131,7 @@ impl Stream {
                 body.frame().await
             } else {
                 let frame = tokio::time::timeout(READ_TIMEOUT, body.frame()).await;
-                frame.map_err(|_| self.broken("nothing comes any more"))?
+                frame.map_err(|_| self.broken("timeout: no data was received"))?
             };
             let frame = match frame {
                 Some(Ok(frame)) => frame,

@@ -159,7 +159,7 @@ fn place(target: &str, path: &str) -> Result<(PathBuf, Option<String>)> {
     if target.ends_with('/') || !parent.is_dir() {
         let missing = if target.ends_with('/') { &to } else { &parent };
         return Err(
-            CliError::not_found(format!("{} is no folder here", missing.display())).hint("make it first: mkdir -p")
+            CliError::not_found(format!("{} is not a folder here", missing.display())).hint("make it first: mkdir -p")
         );
     }
     let name = to.file_name().and_then(|name| name.to_str());

@@ -60,7 +60,7 @@ fn toml(text: &str) -> Result<Value> {
 }
 
 fn wrong(why: String) -> CliError {
-    CliError::usage(format!("--machine-config is no Machine configuration: {why}"))
+    CliError::usage(format!("--machine-config is not a valid Machine configuration: {why}"))
 }
 
 fn understand(value: Value) -> Result<Document> {

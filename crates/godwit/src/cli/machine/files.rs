@@ -74,7 +74,7 @@ pub fn variables(path: &Path) -> Result<Vec<(String, String)>> {
             None => (line.trim_end(), std::env::var(line.trim_end()).ok()),
         };
         if name.is_empty() || name.contains(char::is_whitespace) {
-            return Err(wrong(format!("line {}: {name:?} is no name of a variable", number + 1))
+            return Err(wrong(format!("line {}: {name:?} is not a valid variable name", number + 1))
                 .hint("write NAME=VALUE, without `export` and without blanks in the name"));
         }
         variables.extend(value.map(|value| (name.to_owned(), value)));

@@ -102,7 +102,7 @@ impl Context {
         let ended = tokio::select! {
             ended = follower.run(machine) => ended,
             _ = tokio::signal::ctrl_c() => {
-                let why = format!("no longer waiting; what Machine {} was told goes on", machine.id);
+                let why = format!("stopped waiting; the operation on Machine {} continues", machine.id);
                 Err(CliError::new(Exit::Interrupted, why))
             }
         };
@@ -280,7 +280,7 @@ impl Follower<'_> {
             "change the configuration and update again".to_owned()
         } else {
             format!(
-                "`godwit logs -a {app} --machine {id}` shows all that it wrote; mend it with `godwit machine update {id} -a {app}`, or remove it with `godwit machine destroy {id} -a {app}`"
+                "`godwit logs -a {app} --machine {id}` shows its output; fix it with `godwit machine update {id} -a {app}`, or remove it with `godwit machine destroy {id} -a {app}`"
             )
         };
         CliError::failed(format!("Machine {id} {what}")).hint(exit)

@@ -152,7 +152,7 @@ pub async fn place(
             Err(error) => return Err(context.or_unknown_host(error, host.as_deref()).await),
         }
     };
-    output.say(format!("Machine {} ({}) is placed on {}.", machine.id, machine.name, machine.host_id));
+    output.say(format!("Machine {} ({}) is on host {}.", machine.id, machine.name, machine.host_id));
     if !wait.detach {
         let timeout = wait.wait_timeout;
         machine = if launched {
@@ -197,7 +197,7 @@ pub async fn update(options: &UpdateOptions, context: &Context) -> Result<()> {
     let mut lines = changes::difference(&before, &after);
     lines.extend(changes::of_image(context, &machine, &after).await?);
     if lines.is_empty() {
-        output.say("Nothing would change.");
+        output.say("Nothing to change.");
         return if output.json { output.json(&machine) } else { Ok(()) };
     }
     output.say(format!("Machine {} changes:", machine.id));
@@ -244,5 +244,5 @@ fn refuse_words(options: &RunOptions) -> Result<()> {
     let rest = shlex::try_join(options.command.iter().map(String::as_str)).unwrap_or_default();
     let command = format!("{words} {rest}");
     Err(CliError::usage(format!("unexpected `{words}` after the image {image}"))
-        .hint(format!("a command stands after `--`: godwit machine run {image} [flags] -- {}", command.trim_end())))
+        .hint(format!("write the command after `--`: godwit machine run {image} [flags] -- {}", command.trim_end())))
 }

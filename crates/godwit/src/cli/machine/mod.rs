@@ -138,7 +138,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
-    godwit_api::Span::parse(text).map(|span| span.0).ok_or_else(|| "say 90s, 5m or 1h30m".to_owned())
+    godwit_api::Span::parse(text).map(|span| span.0).ok_or_else(|| "write 90s, 5m or 1h30m".to_owned())
 }
 
 pub async fn run(command: Command, context: &Context) -> Result<ExitCode> {

@@ -38,7 +38,7 @@ impl std::str::FromStr for MountSpec {
             let (name, number) = match name {
                 "uid" => ("uid", value.parse().ok()),
                 "gid" => ("gid", value.parse().ok()),
-                _ => return Err(format!("{option:?} is no option of a volume; there are uid=N and gid=N")),
+                _ => return Err(format!("unknown volume option {option:?}; use uid=N or gid=N")),
             };
             owner.push((name, number.ok_or_else(|| format!("{option:?}: say {name}=1000"))?));
         }

@@ -25,7 +25,7 @@ impl std::str::FromStr for PortSpec {
             text.parse()
                 .ok()
                 .filter(|port| *port != 0)
-                .ok_or_else(|| format!("{text:?} is no port: say 80:8080/tcp:http"))
+                .ok_or_else(|| format!("{text:?} is not a port: write it as 80:8080/tcp:http"))
         };
         let mut words = rest.split(':');
         let protocol = words.next().unwrap_or_default().to_owned();
@@ -76,8 +76,8 @@ pub fn autostop(text: &str) -> Result<String, String> {
     match text {
         "off" | "false" | "no" => Ok("off".to_owned()),
         "stop" | "true" | "yes" => Ok("stop".to_owned()),
-        "suspend" => Err("suspend is not built yet: say off or stop".to_owned()),
-        _ => Err(format!("say off or stop; if {text:?} is the image, write it before the flags")),
+        "suspend" => Err("suspend is not supported yet: use off or stop".to_owned()),
+        _ => Err(format!("use off or stop; if {text:?} is the image, write it before the flags")),
     }
 }
 
@@ -122,7 +122,9 @@ pub fn check(text: &str) -> Result<(String, Check), String> {
             "timeout" => check.timeout = span()?,
             "grace" | "grace_period" => check.grace_period = span()?,
             "method" if kind == "http" => check.method = Some(value.to_owned()),
-            _ => return Err(format!("{key:?} is no option of a {kind} check: interval, timeout, grace, method")),
+            _ => {
+                return Err(format!("unknown option {key:?} of a {kind} check; use interval, timeout, grace or method"));
+            }
         }
     }
     Ok((name.map_or_else(|| format!("{kind}-{port}"), str::to_owned), check))

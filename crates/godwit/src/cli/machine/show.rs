@@ -53,7 +53,7 @@ pub async fn list(options: &ListOptions, context: &Context) -> Result<()> {
     for pair in &options.metadata {
         let (name, value) = pair
             .split_once('=')
-            .ok_or_else(|| crate::error::CliError::usage(format!("--metadata {pair}: say NAME=VALUE")))?;
+            .ok_or_else(|| crate::error::CliError::usage(format!("--metadata {pair}: write it as NAME=VALUE")))?;
         rest.insert(format!("metadata.{name}"), value.to_owned());
     }
     let query = ListMachines {
@@ -138,10 +138,7 @@ pub fn table(context: &Context, machines: &[(String, Machine)], with_app: bool) 
     lost.sort_unstable();
     lost.dedup();
     if !lost.is_empty() {
-        println!(
-            "\n* {} cannot be reached: what is shown of its Machines is the last that was heard.",
-            lost.join(", ")
-        );
+        println!("\n* {} cannot be reached: the state of its Machines is the last that it reported.", lost.join(", "));
     }
 }
 

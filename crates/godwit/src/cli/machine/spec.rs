@@ -305,7 +305,7 @@ mod tests {
         });
         assert_eq!(Value::Object(after), wanted);
         assert!(flags.apply(&mut Config::new()).is_err(), "autostart without a port is a mistake");
-        assert!(flags.apply(&mut config(json!({ "env": "A=1" }))).is_err(), "what is no object is named");
+        assert!(flags.apply(&mut config(json!({ "env": "A=1" }))).is_err(), "what is not an object is named");
     }
 
     #[test]

@@ -81,7 +81,7 @@ async fn look(context: &Context, id: &MigrationId) -> Result<Migration> {
 }
 
 fn unknown(error: CliError) -> CliError {
-    if error.exit == Exit::NotFound { error.hint("`godwit migration list --all` shows those there are") } else { error }
+    if error.exit == Exit::NotFound { error.hint("`godwit migration list --all` lists them") } else { error }
 }
 
 async fn list(options: &ListOptions, context: &Context) -> Result<()> {
@@ -103,8 +103,8 @@ async fn list(options: &ListOptions, context: &Context) -> Result<()> {
     output.table(&words::HEADINGS, migrations.iter().map(words::row).collect());
     match migrations.iter().filter(|migration| words::stalled(migration).is_some()).count() {
         0 => {}
-        1 => output.say("\n1 move is stalled: `godwit migration show ID` tells its last step."),
-        count => output.say(format!("\n{count} moves are stalled: `godwit migration show ID` tells their last steps.")),
+        1 => output.say("\n1 move is stalled: `godwit migration show ID` shows its last step."),
+        count => output.say(format!("\n{count} moves are stalled: `godwit migration show ID` shows their last steps.")),
     }
     Ok(())
 }
@@ -136,9 +136,7 @@ async fn cancel(id: &MigrationId, wait: &WaitOption, context: &Context) -> Resul
     let output = context.output;
     let call = context.client.call::<MigrationsCancel>(&[id.as_str()], &Empty {}, &Empty {}).await;
     let asked = call.map_err(|error| match unknown(error.into()) {
-        error if error.exit == Exit::Conflict => {
-            error.hint(format!("`godwit migration show {id}` tells how far it is"))
-        }
+        error if error.exit == Exit::Conflict => error.hint(format!("`godwit migration show {id}` shows its progress")),
         error => error,
     })?;
     let migration = if wait.detach {

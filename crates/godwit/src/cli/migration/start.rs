@@ -139,7 +139,7 @@ async fn go_on(context: &Context, begun: Migration, way: &MoveOptions) -> Result
     }
     if way.detach {
         output.say(format!(
-            "{}: `godwit migration watch {}` follows it, `godwit migration cancel {}` calls it off.",
+            "{}: `godwit migration watch {}` follows it, `godwit migration cancel {}` cancels it.",
             words::beginning(&begun),
             begun.id,
             begun.id
@@ -172,6 +172,6 @@ fn tell_plan(context: &Context, plan: &Migration) -> Result<()> {
         let why = plan.reason.as_deref().unwrap_or("no reason was given");
         return Err(CliError::failed(format!("{} could not move: {why}", words::subject(plan))));
     }
-    output.say("\nIt was a dry run: nothing was changed.");
+    output.say("\nDry run; nothing was changed.");
     Ok(())
 }

@@ -139,7 +139,7 @@ fn no_longer(id: &MigrationId) -> CliError {
 }
 
 fn again(id: &MigrationId) -> String {
-    format!("`godwit migration watch {id}` looks again; `godwit migration cancel {id}` calls it off")
+    format!("`godwit migration watch {id}` follows it again; `godwit migration cancel {id}` cancels it")
 }
 
 /// Tells changes, each in the way that fits who reads.

@@ -292,7 +292,7 @@ pub fn ending(migration: &Migration) -> Result<String, CliError> {
         (None, Some(volume)) => format!("`godwit volumes migrate {volume} -a {app}` tries again"),
         (None, None) => "look at it, then try again".to_owned(),
     };
-    Err(CliError::failed(message).hint(format!("`godwit migration show {id}` tells each step; {again}")))
+    Err(CliError::failed(message).hint(format!("`godwit migration show {id}` shows each step; {again}")))
 }
 
 fn copied(migration: &Migration) -> String {
@@ -328,7 +328,7 @@ pub fn cancel_verdict(migration: &Migration) -> Option<Result<(), CliError>> {
             let error =
                 CliError::new(Exit::Conflict, format!("that came too late: {} is at {target}", subject(migration)));
             Some(Err(error
-                .hint(format!("`godwit migration show {id}` tells each step; moving it back is a move of its own"))))
+                .hint(format!("`godwit migration show {id}` shows each step; moving it back is a move of its own"))))
         }
         MigrationPhase::Preparing | MigrationPhase::HandingOff | MigrationPhase::Starting => None,
     }

@@ -31,7 +31,7 @@ pub async fn find(context: &Context, target: &Target) -> Result<(AppName, Volume
     let Ok(id) = VolumeId::parse(which) else {
         let named = context.named_app(&target.app).is_some();
         if !named {
-            return Err(CliError::usage(format!("{which:?} is no volume's id"))
+            return Err(CliError::usage(format!("{which:?} is not a volume's id"))
                 .hint("an id is vol_ and 14 hex digits; a volume is found by its name only within --app"));
         }
         let app = context.app(&target.app)?;
@@ -42,7 +42,7 @@ pub async fn find(context: &Context, target: &Target) -> Result<(AppName, Volume
         let app = context.app(&target.app)?;
         return show(context, &app, &id).await?.map(|volume| (app.clone(), volume)).ok_or_else(|| {
             CliError::not_found(format!("app {app} has no volume {id}"))
-                .hint(format!("`godwit volumes list --app {app}` shows those it has"))
+                .hint(format!("`godwit volumes list --app {app}` lists its Machines"))
         });
     }
     let apps = context.client.call::<AppsList>(&[], &OrgQuery::default(), &Empty {}).await?;
@@ -75,7 +75,7 @@ fn by_name(volumes: Vec<Volume>, app: &AppName, name: &str) -> Result<Volume> {
         let error = CliError::not_found(format!("app {app} has no volume named {name:?}"));
         match did_you_mean(name, &names) {
             Some(guess) => error.hint(guess),
-            None => error.hint(format!("`godwit volumes list -a {app}` shows those it has")),
+            None => error.hint(format!("`godwit volumes list -a {app}` lists its Machines")),
         }
     })
 }

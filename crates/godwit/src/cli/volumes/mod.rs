@@ -128,7 +128,7 @@ async fn until_made(context: &Context, app: &AppName, mut volume: Volume, wait: 
     }
     if volume.state == "failed" {
         return Err(CliError::failed(format!("volume {} could not be created on {}", volume.id, volume.zone)).hint(
-            format!("`godwit host show {}` tells what room it has; delete the volume and try again", volume.zone),
+            format!("`godwit host show {}` shows its free capacity; delete the volume and try again", volume.zone),
         ));
     }
     Ok(volume)

@@ -54,7 +54,7 @@ fn files_and_folders_are_copied_both_ways_by_the_rules_of_docker_cp() {
         bed.copies(&content, &bed.at("/data/third"));
         bed.copies(&content, &bed.at("/data/fourth"));
         assert_eq!(bed.sh("cat /data/third/deep/er/run /data/fourth/deep/er/run"), "run\nrun\n");
-        bed.refuses(text(&site), &bed.at("/data/none/"), "is no folder in the Machine");
+        bed.refuses(text(&site), &bed.at("/data/none/"), "is not a folder in the Machine");
         // A file takes the place of a file, and never that of a folder.
         bed.copies(text(&site.join("deep/er/run")), &bed.at("/data/third/index"));
         assert_eq!(bed.sh("cat /data/third/index"), "run\n");

@@ -204,7 +204,7 @@ async fn free_volume(fleet: &godwit_lab::fleet::Fleet, point: &Point) -> Result<
     }
     let (source, target) = match hosts.iter().position(|host| host.id == volume.zone) {
         Some(at) => (&hosts[at], &hosts[1 - at]),
-        None => anyhow::bail!("{} is no host", volume.zone),
+        None => anyhow::bail!("{} is not a host", volume.zone),
     };
     let mut at = source;
     if matches!(point.kind, JobKind::VolumeMoveIn | JobKind::VolumeMoveOut) {

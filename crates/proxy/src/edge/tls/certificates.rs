@@ -13,7 +13,7 @@ use rustls::sign::CertifiedKey;
 /// Why a certificate is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum BadCertificate {
-    #[error("it is no PEM")]
+    #[error("it is not PEM")]
     Pem(#[source] rustls::pki_types::pem::Error),
     #[error("it holds no certificate")]
     Empty,

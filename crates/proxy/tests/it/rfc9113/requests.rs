@@ -125,7 +125,7 @@ pub fn messages() -> Vec<Case> {
             ask(1, &request("POST", &[("content-length", "3")])),
             Stream(&[PROTOCOL]),
         ),
-        case("8.1.1", "a length that is no number", post_with("3x", b"abc"), Stream(&[PROTOCOL])),
+        case("8.1.1", "a length that is not a number", post_with("3x", b"abc"), Stream(&[PROTOCOL])),
         case(
             "8.1.1",
             "two lengths that differ",
