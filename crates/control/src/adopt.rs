@@ -182,10 +182,9 @@ fn machine(
     };
     for (number, mount) in row.config.mounts.iter().enumerate() {
         let at = format!("config.mounts[{number}]");
-        let id: VolumeId = mount
-            .volume
-            .parse()
-            .map_err(|_| ApiError::conflict(format!("{at}: {:?} of Machine {} is no volume", mount.volume, row.id)))?;
+        let id: VolumeId = mount.volume.parse().map_err(|_| {
+            ApiError::conflict(format!("{at}: {:?} of Machine {} is not a volume", mount.volume, row.id))
+        })?;
         mounted(world, wish, host, network, &id, plan)
             .map_err(|error| ApiError { error: format!("{at}: {}", error.error), ..error })?;
     }

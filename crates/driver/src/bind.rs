@@ -16,14 +16,14 @@ pub struct Bind {
 pub(crate) fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
     let text = path.to_str().unwrap_or("");
     if !path.is_absolute() || text.contains(['\0', '\n']) || has_dots(path) {
-        return Err(Error::invalid(field, format!("{} is no plain absolute path", path.display())));
+        return Err(Error::invalid(field, format!("{} is not a plain absolute path", path.display())));
     }
     Ok(())
 }
 
 pub(crate) fn check_guest_path(field: &'static str, path: &str) -> Result<()> {
     if !path.starts_with('/') || path.contains('\0') || has_dots(Path::new(path)) || path.len() > 4000 {
-        return Err(Error::invalid(field, format!("{path:?} is no plain absolute path")));
+        return Err(Error::invalid(field, format!("{path:?} is not a plain absolute path")));
     }
     Ok(())
 }

@@ -109,7 +109,7 @@ impl Root {
             let kind = |found: FileStat| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
             found.is_ok_and(|found| kind(found) != SFlag::S_IFDIR)
         });
-        wrong.next().map(|folder| format!("{folder} of the image is no folder: the kernel's own goes there"))
+        wrong.next().map(|folder| format!("{folder} of the image is not a folder: the kernel's own goes there"))
     }
 
     /// Opens a folder, making it and its parents when they are absent. A link to what is absent is followed: what it

@@ -94,9 +94,9 @@ async fn odd_roots_start_or_are_told_to_be_the_image_s_fault() {
     // Nothing of the kernel's is mounted through a link, whether it leads somewhere or not, nor over a file.
     for (name, target) in [("proc", "tmp"), ("sys", "/etc"), ("dev", "../dev")] {
         let link = |layer: &std::path::Path| std::os::unix::fs::symlink(target, layer.join(name)).unwrap();
-        check(&format!("{name}-link"), &link, &format!("/{name} of the image is no folder")).await;
+        check(&format!("{name}-link"), &link, &format!("/{name} of the image is not a folder")).await;
         let file = |layer: &std::path::Path| std::fs::write(layer.join(name), "").unwrap();
-        check(&format!("{name}-file"), &file, &format!("/{name} of the image is no folder")).await;
+        check(&format!("{name}-file"), &file, &format!("/{name} of the image is not a folder")).await;
     }
 }
 

@@ -123,7 +123,9 @@ pub fn check(text: &str) -> Result<(String, Check), String> {
             "grace" | "grace_period" => check.grace_period = span()?,
             "method" if kind == "http" => check.method = Some(value.to_owned()),
             _ => {
-                return Err(format!("unknown option {key:?} of a {kind} check; use interval, timeout, grace or method"));
+                return Err(format!(
+                    "unknown option {key:?} of a {kind} check; use interval, timeout, grace or method"
+                ));
             }
         }
     }
