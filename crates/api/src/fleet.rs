@@ -99,7 +99,7 @@ pub struct AdoptStray {
     pub name: Option<String>,
 }
 
-/// What was a stray and is on record again.
+/// What was a stray and is adopted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Adopted {
     /// Of the Machine or the volume.

@@ -521,7 +521,7 @@ pub(crate) fn claim_ports(world: &World, app: &AppName, ports: &[u16], txn: &mut
     for port in ports {
         let stands = world.ports.get(port);
         if let Some(row) = stands.filter(|row| row.app != *app) {
-            return Err(ApiError::conflict(format!("port {port} is served by app {} already", row.app)));
+            return Err(ApiError::conflict(format!("port {port} is already used by app {}", row.app)));
         }
         txn.compares.push(Compare::unchanged(keys::port(*port), stands.map_or(0, |row| row.revision)));
         txn.then.push(json(keys::port(*port), &PortRow { app: app.clone() })?);

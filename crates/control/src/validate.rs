@@ -383,7 +383,7 @@ mod tests {
         );
         for (port, by) in [
             (json!({ "handlers": ["pg_tls"] }), "ports[0].handlers"),
-            (json!({ "handlers": ["http", "proxy_proto"] }), "leave proxy_proto out"),
+            (json!({ "handlers": ["http", "proxy_proto"] }), "remove proxy_proto"),
             (json!({ "force_https": true }), "ports[0].force_https"),
             (json!({ "handlers": ["tls", "http"], "force_https": true }), "ports[0].force_https"),
             (json!({ "handlers": ["tls"], "tls_options": { "versions": ["TLSv1.1"] } }), "tls_options.versions"),

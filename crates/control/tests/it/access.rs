@@ -18,7 +18,7 @@ async fn a_wrong_token_is_401_and_anothers_is_403() {
     for path in ["/apps".to_owned(), "/hosts".into(), "/images".into(), format!("/apps/web/machines/{id}/logs")] {
         as_peer(None).get(&path).await.refused(401, "no token");
         as_peer(Some("gwo_wrong")).get(&path).await.refused(401, "not known");
-        as_peer(Some(&bed.agents[0].key)).get(&path).await.refused(403, "no operator's token");
+        as_peer(Some(&bed.agents[0].key)).get(&path).await.refused(403, "not an operator's token");
         as_peer(Some(&bed.join_token())).get(&path).await.refused(403, "joiner");
     }
     let host = as_peer(Some(&bed.agents[0].key));

@@ -140,7 +140,7 @@ async fn a_stray_is_adopted_with_its_volumes_above_what_its_host_holds() {
     api.post(&adopt, json!({ "app": "web" })).await.refused(404, "holds no stray");
     // It is the app's as any other is: its port is taken, and it can be stopped.
     let raw = json!({ "config": { "image": crate::bed::IMAGE, "services": [{ "internal_port": 1, "ports": [{ "port": 5432 }] }] } });
-    api.post("/apps/shop/machines", raw).await.refused(409, "is served by app web");
+    api.post("/apps/shop/machines", raw).await.refused(409, "is already used by app web");
     api.post(&format!("/apps/web/machines/{machine}/stop"), json!({})).await.expect(200);
     api.until("web", &machine, MachineState::Stopped).await;
     api.delete(&format!("/apps/web/machines/{taken}?force=true")).await.expect(200);

@@ -152,7 +152,7 @@ async fn add(options: AddOptions, context: &Context) -> Result<()> {
 fn dns_hint(context: &Context, made: &CertificateDetail) {
     let output = context.output;
     let records = [("A", &made.dns_requirements.a), ("AAAA", &made.dns_requirements.aaaa)];
-    output.say("Let it lead to your edges, with ports 80 and 443 open:");
+    output.say("Point it to your edges, with ports 80 and 443 open:");
     if records.iter().all(|(_, addresses)| addresses.is_empty()) {
         return output.say(format!("  {}  A or AAAA  the address of an edge", made.hostname));
     }
@@ -172,7 +172,7 @@ async fn until_issued(
     let _progress = context.output.progress(format!("waiting for the certificate of {}", seen.hostname));
     let deadline = Instant::now() + wait.wait_timeout;
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-    let goes_on = format!("it goes on: `godwit certs show {} -a {app}`", seen.hostname);
+    let goes_on = format!("it continues: `godwit certs show {} -a {app}` shows it", seen.hostname);
     while !seen.configured {
         if let Some(error) = seen.validation_errors.iter().find(|error| error.code == "acme") {
             let again = seen.next_attempt_at.as_deref().unwrap_or("later");
@@ -187,7 +187,7 @@ async fn until_issued(
         tokio::select! {
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
             _ = &mut interrupted => {
-                return Err(CliError::new(Exit::Interrupted, "no longer waiting").hint(goes_on));
+                return Err(CliError::new(Exit::Interrupted, "stopped waiting; the Machine was not changed").hint(goes_on));
             }
         }
         let path = [app.as_str(), seen.hostname.as_str()];

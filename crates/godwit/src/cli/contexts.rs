@@ -16,7 +16,7 @@ pub fn add(output: Output, global: &Global, name: &str) -> Result<()> {
     let fleet = added(&mut file, global, name)?;
     output.say(format!("Context {name}: {}.", described(&fleet)));
     written(output, &file)?;
-    output.say(format!("  hint: `godwit config use {name}` takes it from now on, `--context {name}` once"));
+    output.say(format!("  hint: `godwit config use {name}` switches to it, `--context {name}` uses it once"));
     Ok(())
 }
 

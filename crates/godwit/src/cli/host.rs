@@ -100,7 +100,7 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
             if output.json {
                 return output.json(&answer);
             }
-            output.say(format!("Host {id} is cordoned: nothing new is placed on it; what runs there runs on."));
+            output.say(format!("Host {id} is cordoned: nothing new is placed on it; its Machines keep running."));
         }
         Command::Uncordon { id } => {
             let id = parse(context, &id)?;
@@ -108,7 +108,7 @@ pub async fn run(command: Command, context: &Context) -> Result<()> {
             if output.json {
                 return output.json(&answer);
             }
-            output.say(format!("Host {id} takes new Machines again."));
+            output.say(format!("Host {id} accepts new Machines again."));
         }
     }
     Ok(())

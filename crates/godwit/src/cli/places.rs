@@ -76,7 +76,7 @@ fn lines(urls: &[String], machines: &[&Machine]) -> Vec<String> {
         return Vec::new();
     }
     if ports.is_empty() {
-        return vec!["No port is served: give the Machine one with --port 80:8080/tcp:http".to_owned()];
+        return vec!["No port is published: add one with --port 80:8080/tcp:http".to_owned()];
     }
     let host = urls.first().and_then(|url| url.split("://").nth(1)).and_then(|rest| rest.split([':', '/']).next());
     let mut lines = Vec::new();

@@ -74,7 +74,7 @@ pub async fn run(options: &Options, context: &Context) -> Result<()> {
             .output
             .json(&serde_json::json!({ "address": at.to_string(), "machine": machine.id, "port": remote }))?;
     } else {
-        context.output.say(format!("{at} goes to port {remote} of Machine {}; Ctrl-C ends it", machine.id));
+        context.output.say(format!("Forwarding {at} to port {remote} of Machine {}; Ctrl-C ends it", machine.id));
     }
     let to = Target { client: context.client.clone(), path: path_of(&app, &machine.id, *remote) };
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));

@@ -131,7 +131,7 @@ impl Session {
                 },
                 piece = next_piece(&mut stdin), if feed => match piece {
                     Some(piece) => {
-                        let piece = piece.map_err(|e| CliError::failed(format!("what was to be sent could not be read: {e}")))?;
+                        let piece = piece.map_err(|e| CliError::failed(format!("cannot read the input: {e}")))?;
                         window -= piece.len().min(window);
                         let mut bytes = Vec::new();
                         encode_data(Frame::Stdin, &piece, &mut bytes);
@@ -283,12 +283,12 @@ fn raw(stream: impl AsFd) -> Result<File> {
 }
 
 fn unwritten(what: &str, error: &io::Error) -> CliError {
-    CliError::failed(format!("{what} cannot be written, so the output is not whole: {error}"))
+    CliError::failed(format!("{what} cannot be written, the output is incomplete: {error}"))
 }
 
 fn cut(why: &str) -> CliError {
     CliError::new(Exit::Unreachable, format!("the session was cut: {why}"))
-        .hint("what was printed is not whole, and the command was ended; try again")
+        .hint("the output is incomplete, and the command was stopped; try again")
 }
 
 fn failure(failed: Failed) -> CliError {

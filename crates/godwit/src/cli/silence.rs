@@ -10,9 +10,11 @@ pub fn why(app: &AppName, machine: &Machine) -> String {
     let came = machine.events.iter().any(|event| event.kind == "migrate");
     let state = machine.state.as_str();
     match machine.state {
-        MachineState::Destroyed => format!("Machine {id} is destroyed, and what it wrote went with it."),
+        MachineState::Destroyed => format!("Machine {id} is destroyed, and its output with it."),
         _ if came => {
-            format!("Machine {id} came from another host: what it wrote there is gone, and here it wrote nothing.")
+            format!(
+                "Machine {id} was moved from another host: its output there is gone, and it has written nothing here."
+            )
         }
         MachineState::Started => format!(
             "Machine {id} runs and has written nothing to its standard output or error; programs that write to files, or buffer, do so."

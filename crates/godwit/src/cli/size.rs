@@ -20,7 +20,7 @@ const RATE_MIN_BYTES_PER_S: u64 = 64 << 10;
 
 /// Whole gigabytes of `10`, `10GB`, `10GiB`, `1TiB`. As in the API a gigabyte is 2^30 bytes, however it is written.
 pub fn volume_gb(text: &str) -> Result<u64, String> {
-    let say = || format!("say 10, 10GiB or 1TiB: whole gigabytes from 1 to {VOLUME_MAX_GB}");
+    let say = || format!("write 10, 10GiB or 1TiB: whole gigabytes from 1 to {VOLUME_MAX_GB}");
     let (digits, unit) = split(text);
     let number: u64 = digits.parse().map_err(|_| say())?;
     let gb = match unit.as_str() {

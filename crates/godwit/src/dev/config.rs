@@ -233,5 +233,5 @@ pub fn shim_path() -> Result<PathBuf> {
         return Ok(path);
     }
     Err(CliError::failed(format!("{} does not exist", path.display()))
-        .hint("the shim must stand beside godwit: `make build` makes both"))
+        .hint("the shim must be next to godwit: `make build` builds both"))
 }

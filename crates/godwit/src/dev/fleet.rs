@@ -278,7 +278,7 @@ impl Fleet {
             let Err(why) = holds().await else { return Ok(()) };
             if Instant::now() > deadline {
                 let log = self.dir.join(what).join(format!("{what}.log"));
-                return Err(CliError::failed(format!("{what} is not well: {why}\n{}", tail(&log))));
+                return Err(CliError::failed(format!("{what} is not healthy: {why}\n{}", tail(&log))));
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }

@@ -218,6 +218,6 @@ fn clean_touches_no_folder_that_is_not_a_fleets() {
     let output =
         Command::new(env!("CARGO_BIN_EXE_godwit")).args(["dev", "--clean"]).arg(folder.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no dev fleet's folder"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not a dev fleet's folder"), "{output:?}");
     assert!(folder.path().join("precious").exists());
 }

@@ -79,7 +79,7 @@ fn a_followed_log_goes_on_after_a_break_without_a_line_twice() {
         .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["message"].as_str().expect("a text").to_owned())
         .collect();
     assert_eq!(told, ["a", "started", "b", "b", "b", "c", "d"]);
-    assert!(stderr(&output).contains("connecting again"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("reconnecting"), "{}", stderr(&output));
     let asked: Vec<String> = asked.try_iter().collect();
     assert!(asked[0].contains("tail=7") && !asked[0].contains("since"), "{asked:?}");
     assert!(asked[1].contains("since=2026-01-01T00%3A00%3A00.000003Z"), "{asked:?}");

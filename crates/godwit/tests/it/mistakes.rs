@@ -1,6 +1,10 @@
 //! Sixty slips of the pen before a real control: each ends with the code of docs/cli.md, says what is wrong and what to
 //! do next, changes nothing, and says it as JSON where JSON was asked for.
 
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
 use serde_json::Value;
 
 use crate::cli::{godwit, home, stderr, stdout};
@@ -31,7 +35,7 @@ const WRITTEN_WRONG: &[Row] = &[
     (&["machine", "run", "x-base", "-a", "shop", "--vm-size", "huge"], 2, "shared-cpu-1x", ""),
     (&["machine", "run", "x-base", "-a", "shop", "--restart", "maybe"], 2, "on-failure", ""),
     (&["machine", "run", "x-base", "-a", "shop", "--autostop", "maybe"], 2, "off or stop", ""),
-    (&["machine", "run", "x-base", "-a", "shop", "--autostop"], 2, "serves no port", "--port"),
+    (&["machine", "run", "x-base", "-a", "shop", "--autostop"], 2, "publishes no port", "--port"),
     (&["machine", "run", "x-base", "-a", "shop", "-e", "NOBODY_SETS_THIS"], 2, "is not set here", ""),
     (&["machine", "run", "x-base", "-a", "shop", "--env-file", "/does/not/exist"], 2, "cannot be read", ""),
     (&["machine", "run", "x-base", "-a", "shop", "--file-local", "/f=/does/not/exist"], 2, "cannot read", ""),
@@ -49,7 +53,7 @@ const WRITTEN_WRONG: &[Row] = &[
     (&["machine", "run", "x-base", "-a", "shop", "-v", "a:/d", "-v", "b:/d"], 2, "two volumes", ""),
     (&["machine", "wait", "web", "-a", "shop", "--wait-timeout", "soon"], 2, "90s", ""),
     (&["volumes", "create", "data", "-a", "shop", "--size", "0"], 2, "whole gigabytes", ""),
-    (&["volumes", "show", "data"], 2, "no volume's id", "--app"),
+    (&["volumes", "show", "data"], 2, "not a volume's id", "--app"),
     (&["migration", "show", "mig_1"], 2, "14 digits", ""),
     (&["host", "show", "Not_A_Host"], 2, "is not a host id", ""),
     (&["--api-url", "ftp://x", "apps", "list"], 2, "ftp://x", ""),
@@ -67,7 +71,7 @@ const REFUSED: &[Row] = &[
     (&["machine", "status", "wbe", "-a", "shop"], 3, "no Machine wbe", "did you mean web"),
     (&["machine", "stop", "wbe", "-a", "shop"], 3, "no Machine wbe", "did you mean web"),
     (&["machine", "status", "00000000000000", "-a", "shop"], 3, "no Machine", "godwit machine list"),
-    (&["machine", "status", "web"], 3, "no app has a Machine web", "--app"),
+    (&["machine", "status", "web"], 3, "there is no Machine web", "--app"),
     (&["machine", "list", "--host", "w1"], 3, "no host w1", "did you mean w1-"),
     (&["machine", "run", "x-bsae", "-a", "shop"], 3, "x-bsae", "did you mean x-base"),
     (&["host", "show", "w1"], 3, "w1", "did you mean w1-"),
@@ -95,6 +99,13 @@ const REFUSED: &[Row] = &[
     (&["machine", "clone", "web", "-a", "shop", "--host", "w1"], 3, "no host w1", "did you mean w1"),
     (&["machine", "migrate", "web", "-a", "shop", "--to", "w1"], 3, "no host w1", "did you mean w1"),
     (&["--token", "gwo_wrong", "apps", "list"], 5, "", "config show"),
+    (&["machine", "wait", "web", "-a", "shop", "--state", "stopped", "--wait-timeout", "1s"], 6, "not stopped", ""),
+    (
+        &["--api-url", "http://127.0.0.1:1", "machine", "exec", "0000000000000a", "-a", "shop", "--", "true"],
+        125,
+        "",
+        "",
+    ),
     (&["--api-url", "http://127.0.0.1:1", "apps", "list"], 7, "cannot reach", "godwit dev"),
 ];
 
@@ -147,4 +158,53 @@ fn unknown_commands_are_guessed() {
         assert_eq!(output.status.code(), Some(2));
         assert!(stderr(&output).contains(&format!("'{guess}'")), "{arguments:?}: {}", stderr(&output));
     }
+}
+
+/// What needs a terminal or a signal: an answer of no, and Ctrl-C.
+const BESIDES: [i32; 2] = [8, 130];
+
+#[test]
+fn every_documented_exit_code_has_a_row() {
+    let text = stdout(&godwit(home().path(), &["help", "exit-codes"]));
+    let documented: BTreeSet<i32> =
+        text.lines().skip(1).filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
+    let rows = WRITTEN_WRONG.iter().chain(REFUSED).map(|(_, code, ..)| *code);
+    let met: BTreeSet<i32> = rows.chain(BESIDES).chain([0]).collect();
+    assert_eq!(met, documented);
+}
+
+#[test]
+fn an_answer_of_no_and_ctrl_c_change_nothing_and_have_codes_of_their_own() {
+    let fleet = Fleet::start(1);
+    fleet.ok(&["apps", "create", "shop"]);
+    fleet.ok(&["machine", "run", "x-base", "-a", "shop", "-n", "web"]);
+    let command = |program: &str| {
+        let mut command = Command::new(program);
+        command.env("GODWIT_API_URL", &fleet.url).env("GODWIT_TOKEN", &fleet.token).env("HOME", "/nonexistent");
+        command
+    };
+    // On a terminal of its own: without one nobody is asked.
+    let line = format!("{} apps destroy shop", env!("CARGO_BIN_EXE_godwit"));
+    let mut asked = command("script");
+    asked.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut asked = asked.spawn().expect("script runs");
+    asked.stdin.take().expect("a pipe").write_all(b"n\n").expect("it is asked");
+    let answer = asked.wait_with_output().expect("it ends");
+    assert_eq!(answer.status.code(), Some(BESIDES[0]), "{}", stdout(&answer));
+    assert!(stdout(&answer).contains("Cancelled; nothing was changed."), "{}", stdout(&answer));
+    assert_eq!(fleet.json(&["machine", "list", "-a", "shop"]).as_array().map(Vec::len), Some(1));
+
+    // A signal that comes before it listens ends it by itself: once it must have listened.
+    fleet.until("it ends by Ctrl-C with its own code", |_| {
+        let mut waiting = command(env!("CARGO_BIN_EXE_godwit"));
+        waiting.args(["machine", "wait", "web", "-a", "shop", "--state", "stopped"]).stderr(Stdio::piped());
+        let mut waiting = waiting.spawn().expect("godwit runs");
+        let mut told = BufReader::new(waiting.stderr.take().expect("a pipe"));
+        let mut first = String::new();
+        told.read_line(&mut first).expect("it says what it waits for");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(waiting.id()).expect("a process id"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
+        (waiting.wait().expect("a child").code() == Some(BESIDES[1])).then_some(())
+    });
+    assert_eq!(fleet.json(&["machine", "status", "web", "-a", "shop"])["state"], "started");
 }

@@ -81,7 +81,7 @@ fn a_move_is_followed_line_by_line_where_no_terminal_is() {
     api.on(LOOK, going_well());
     let watched = run(&api, &["migration", "watch", ID]);
     assert!(watched.status.success(), "{}", stderr(&watched));
-    let expected = "   0.1 s  preparing: w2 makes room and fetches the image; w1 goes on as before\n   \
+    let expected = "   0.1 s  preparing: w2 reserves room and pulls the image; the Machine still runs on w1\n   \
         3.2 s  handing off: w1 lets requests end and hands off, down for 90 ms so far\n   \
         3.2 s  hydrating: it is at w2, and its data follows, 100.0 MB of 1.0 GB, it was down for 182 ms\n   \
         3.2 s  stalled: w1 does not answer\n   \

@@ -72,7 +72,7 @@ async fn list(host: Option<String>, context: &Context) -> Result<()> {
         return output.json(&strays);
     }
     if strays.is_empty() {
-        output.say("No strays: every Machine and volume that hosts hold is on record.");
+        output.say("No strays: control knows every Machine and volume that hosts hold.");
         return Ok(());
     }
     let rows = strays.iter().map(|stray| {
@@ -112,7 +112,7 @@ async fn adopt(host: &str, id: &str, app: &AppOption, name: Option<String>, cont
         return Ok(());
     }
     let what = if adopted.kind == "volume" { "Volume" } else { "Machine" };
-    output.say(format!("{what} {} ({}) of app {} is on record again.", adopted.id, adopted.name, adopted.app));
+    output.say(format!("{what} {} ({}) of app {} is adopted.", adopted.id, adopted.name, adopted.app));
     if !adopted.volumes.is_empty() {
         output.say(format!("So are its volumes: {}.", adopted.volumes.join(", ")));
     }

@@ -68,7 +68,7 @@ impl Stream {
             let mut opened = || {
                 is_open = true;
                 if broke.is_some() {
-                    self.output.say(format!("The log of Machine {} goes on.", self.machine));
+                    self.output.say(format!("The log of Machine {} continues.", self.machine));
                 }
             };
             let error = match self.once(&path, &mut seen, sender, &mut opened).await {
@@ -86,7 +86,7 @@ impl Stream {
             }
             match broke {
                 None => {
-                    self.output.warn(format!("{error}; connecting again"));
+                    self.output.warn(format!("{error}; reconnecting"));
                     broke = Some(Instant::now());
                 }
                 Some(since) if since.elapsed() >= RESUME_TIMEOUT => return Err(error),
@@ -155,7 +155,7 @@ impl Stream {
             }
         }
         if self.follow {
-            return Ok(End::Broken(self.broken("its host, or control, ended the stream")));
+            return Ok(End::Broken(self.broken("its host or control closed the connection")));
         }
         buffer.extend_from_slice(b"\n");
         let (lines, _) = self.batch(&buffer, &mut reader)?;
@@ -179,7 +179,7 @@ impl Stream {
     }
 
     fn broken(&self, why: &str) -> CliError {
-        CliError::new(Exit::Unreachable, format!("the log of Machine {} broke off: {why}", self.machine))
+        CliError::new(Exit::Unreachable, format!("the log of Machine {} was interrupted: {why}", self.machine))
     }
 }
 

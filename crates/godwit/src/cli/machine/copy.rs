@@ -138,7 +138,7 @@ async fn out(options: &Options, context: &Context, machine: &str, path: &str) ->
         (Ok(()), ended) => ended.map(|_| ()),
         // Nothing whole came: why, the Machine's side says.
         (Err(error), Err(ended)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ended),
-        (Err(error), _) => Err(CliError::failed(format!("what came could not be written here: {error}"))),
+        (Err(error), _) => Err(CliError::failed(format!("cannot write the received data: {error}"))),
     }
 }
 

@@ -126,7 +126,7 @@ pub async fn carry_out(
 /// One JSON document, through the endpoint that answers whole.
 async fn as_json(options: &Options, context: &Context) -> Result<ExitCode> {
     if options.tty || options.user.is_some() || !options.env.is_empty() {
-        return Err(CliError::usage("--json answers with one document: it goes with no --tty, --env or --user"));
+        return Err(CliError::usage("--json prints one document: it cannot be used with --tty, --env or --user"));
     }
     let (app, machine) = context.machine(&options.target.app, &options.target.machine).await?;
     let timeout = options.timeout.unwrap_or(JSON_TIMEOUT);
@@ -143,7 +143,7 @@ async fn as_json(options: &Options, context: &Context) -> Result<ExitCode> {
         context.client.call_with::<MachinesExec>(&path, &Empty {}, &request, &headers, wait).await?;
     context.output.json(&answer)?;
     if answer.truncated {
-        return Err(CliError::failed("the output was cut: a JSON answer holds 1 MiB of stdout and of stderr")
+        return Err(CliError::failed("the output was cut: with --json it is limited to 1 MiB of stdout and of stderr")
             .hint("without --json the output streams, and has no limit"));
     }
     // As shells do, a signal counts as 128 and its number.

@@ -35,7 +35,7 @@ pub fn convert(members: Map<String, Value>) -> Result<Document> {
     let mut notes = Vec::new();
     for (name, value) in members {
         match name.as_str() {
-            "app" => notes.push(format!("fly.toml: `app = {value}` is not used; --app says which app")),
+            "app" => notes.push(format!("fly.toml: `app = {value}` is ignored; use --app")),
             "primary_region" => {
                 notes.push(format!("fly.toml: `primary_region = {value}` is not used; --region says where"));
             }
@@ -46,7 +46,7 @@ pub fn convert(members: Map<String, Value>) -> Result<Document> {
         return Ok(Document { config: fly.config, request: Map::new(), notes });
     }
     Err(CliError::usage(format!("a fly.toml: these are not understood: {}", fly.unread.join(", ")))
-        .hint("take them out, and say what they mean with flags: `godwit help machine run`"))
+        .hint("remove them and use flags instead: `godwit help machine run`"))
 }
 
 struct Reader {

@@ -131,7 +131,7 @@ impl Follower<'_> {
             if Instant::now() > deadline {
                 let after = self.goal.timeout.as_secs();
                 let why = format!("Machine {} is {state}, not started, after {after} s", machine.id);
-                let hint = format!("it goes on: `godwit machine wait {} -a {}`", machine.id, self.app);
+                let hint = format!("it continues: `godwit machine wait {} -a {}` waits again", machine.id, self.app);
                 return Err(CliError::new(Exit::TimedOut, why).hint(hint));
             }
             tokio::time::sleep(LOOK_INTERVAL).await;

@@ -187,7 +187,7 @@ async fn tell_newer_image(context: &Context, app: &AppName, machine: &Machine) {
             short_digest(&machine.image_ref.digest),
             short_digest(&newer)
         ));
-        context.output.say(format!("  hint: `godwit machine update {id} -a {app}` takes the newer image"));
+        context.output.say(format!("  hint: `godwit machine update {id} -a {app}` switches to the newer image"));
     }
 }
 
@@ -224,7 +224,7 @@ pub async fn wait(options: &WaitOptions, context: &Context) -> Result<()> {
         let waited = tokio::select! {
             waited = context.client.call::<MachinesWait>(&path, &query, &Empty {}) => waited,
             _ = tokio::signal::ctrl_c() => {
-                return Err(CliError::new(Exit::Interrupted, "no longer waiting"));
+                return Err(CliError::new(Exit::Interrupted, "stopped waiting; the Machine was not changed"));
             }
         };
         match waited {
@@ -250,10 +250,10 @@ pub async fn cordon(options: &CordonOptions, context: &Context, cordon: bool) ->
         let (path, client) = ([app.as_str(), machine.id.as_str()], &context.client);
         if cordon {
             client.call_with::<MachinesCordon>(&path, &Empty {}, &Empty {}, &headers, HEAD_TIMEOUT).await?;
-            context.output.say(format!("Machine {} takes no new requests.", machine.id));
+            context.output.say(format!("Machine {} receives no new requests.", machine.id));
         } else {
             client.call_with::<MachinesUncordon>(&path, &Empty {}, &Empty {}, &headers, HEAD_TIMEOUT).await?;
-            context.output.say(format!("Machine {} takes requests again.", machine.id));
+            context.output.say(format!("Machine {} receives requests again.", machine.id));
         }
         done.push((app.clone(), context.show(&app, &machine.id).await?));
     }

@@ -84,7 +84,7 @@ pub fn autostop(text: &str) -> Result<String, String> {
 /// Splits a command as a POSIX shell does, without expanding anything.
 pub fn shell_words(flag: &str, text: &str) -> Result<Vec<String>> {
     shlex::split(text).ok_or_else(|| {
-        CliError::usage(format!("{flag} {text:?}: a quote is not closed, or a backslash stands at the end"))
+        CliError::usage(format!("{flag} {text:?}: a quote is not closed, or there is a backslash at the end"))
             .hint("it is split as a shell does it: \"/bin/sh -c 'echo hello'\"")
     })
 }

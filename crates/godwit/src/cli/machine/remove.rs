@@ -83,7 +83,7 @@ fn texts(config: &Config, list: &str, members: &[&str]) -> Vec<String> {
 }
 
 fn missing(flag: &str, what: &str, known: &[String]) -> CliError {
-    let error = CliError::new(Exit::NotFound, format!("{flag} {what}: the Machine has none of that name"));
+    let error = CliError::new(Exit::NotFound, format!("{flag} {what}: the Machine has none with this name"));
     match did_you_mean(what, known) {
         Some(guess) => error.hint(guess),
         None if known.is_empty() => error.hint("it has none at all"),

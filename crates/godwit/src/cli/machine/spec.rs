@@ -208,7 +208,7 @@ impl ConfigFlags {
         }
         let services = array(config, "services")?;
         if services.is_empty() {
-            return Err(CliError::usage("the Machine serves no port that this could apply to")
+            return Err(CliError::usage("the Machine publishes no port that this could apply to")
                 .hint("give it one with --port 80:8080/tcp:http"));
         }
         for service in services {

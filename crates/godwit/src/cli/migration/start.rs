@@ -126,7 +126,7 @@ pub fn explain(error: CallError) -> CliError {
     let full = matches!(&error, CallError::Answered(answer) if answer.status == Status::InsufficientCapacity);
     let error = CliError::from(error);
     match error.exit {
-        _ if full => error.hint("`godwit host list` shows what room each host has"),
+        _ if full => error.hint("`godwit host list` shows the free capacity of each host"),
         Exit::Conflict => error.hint("`godwit migration list` shows the moves that are under way"),
         _ => error,
     }

@@ -98,7 +98,8 @@ impl<'a> Looker<'a> {
             if let Some((deadline, timeout)) = self.deadline
                 && Instant::now() > deadline
             {
-                let why = format!("migration {} has not ended after {} s; it goes on", self.id, timeout.as_secs_f64());
+                let why =
+                    format!("migration {} has not ended after {} s; it continues", self.id, timeout.as_secs_f64());
                 return Err(CliError::new(Exit::TimedOut, why).hint(again(&self.id)));
             }
             let (path, headers) = ([self.id.as_str()], HeaderMap::new());
@@ -135,7 +136,7 @@ impl<'a> Looker<'a> {
 }
 
 fn no_longer(id: &MigrationId) -> CliError {
-    CliError::new(Exit::Interrupted, format!("no longer looking; migration {id} goes on")).hint(again(id))
+    CliError::new(Exit::Interrupted, format!("stopped watching; migration {id} continues")).hint(again(id))
 }
 
 fn again(id: &MigrationId) -> String {

@@ -212,7 +212,7 @@ fn meaning(migration: &Migration) -> String {
     let Migration { source, target, progress, .. } = migration;
     let mut parts = match migration.phase {
         MigrationPhase::Preparing => {
-            vec![format!("{target} makes room and fetches the image; {source} goes on as before")]
+            vec![format!("{target} reserves room and pulls the image; the Machine still runs on {source}")]
         }
         MigrationPhase::HandingOff => vec![format!("{source} lets requests end and hands off")],
         MigrationPhase::Starting => vec![format!("{target} takes over")],
@@ -399,7 +399,7 @@ mod tests {
     fn one_line_is_written_for_each_change() {
         let (first, then) = (moving(MigrationPhase::Preparing), hydrating());
         let begun = changes(None, &first);
-        assert_eq!(begun, ["  12.3 s  preparing: w2 makes room and fetches the image; w1 goes on as before"]);
+        assert_eq!(begun, ["  12.3 s  preparing: w2 reserves room and pulls the image; the Machine still runs on w1"]);
         assert!(changes(Some(&first), &first).is_empty());
         let more = "  12.3 s  hydrating: it is at w2, and its data follows, 612.0 MB of 1.1 GB, it was down for 182 ms";
         assert_eq!(changes(Some(&first), &then), [more]);

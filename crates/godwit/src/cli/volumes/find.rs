@@ -118,7 +118,7 @@ fn is_usable(volume: &Volume) -> bool {
 fn several(app: &AppName, name: &str, volumes: &[Volume]) -> CliError {
     let ids: Vec<&str> = volumes.iter().map(|volume| volume.id.as_str()).collect();
     CliError::new(Exit::Conflict, format!("{} volumes of app {app} are named {name:?}", volumes.len()))
-        .hint(format!("say which by its id: {}", ids.join(", ")))
+        .hint(format!("use its id: {}", ids.join(", ")))
 }
 
 #[cfg(test)]

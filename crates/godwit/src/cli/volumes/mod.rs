@@ -110,7 +110,7 @@ async fn until_made(context: &Context, app: &AppName, mut volume: Volume, wait: 
         if Instant::now() > deadline {
             let why = format!("volume {} is still being created after {} s", volume.id, wait.wait_timeout.as_secs());
             return Err(CliError::new(Exit::TimedOut, why)
-                .hint(format!("it goes on: `godwit volumes show {} -a {app}`", volume.id)));
+                .hint(format!("it continues: `godwit volumes show {} -a {app}` shows it", volume.id)));
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
@@ -171,7 +171,7 @@ async fn list(context: &Context, app: &AppName) -> Result<()> {
     ];
     output.list(&columns, rows.collect());
     if volumes.iter().any(|volume| volume.host_status != "ok") {
-        output.say("* its host does not report at the moment: what is shown may be old");
+        output.say("* its host is unreachable: this is the last state that it reported");
     }
     Ok(())
 }
@@ -228,13 +228,13 @@ fn state_of(volume: &Volume) -> String {
 async fn delete(context: &Context, target: &Target) -> Result<()> {
     let (app, volume) = find::find(context, target).await?;
     let id = &volume.id;
-    context.confirm(&format!("Delete volume {id} ({}, {} GB) and all it holds?", volume.name, volume.size_gb))?;
+    context.confirm(&format!("Delete volume {id} ({}, {} GB) and all its data?", volume.name, volume.size_gb))?;
     let path = [app.as_str(), id.as_str()];
     let called = context.client.call::<VolumesDelete>(&path, &Empty {}, &Empty {}).await;
     let deleted = called.map_err(|error| match (CliError::from(error), &volume.attached_machine_id) {
-        (error, Some(machine)) if error.exit != Exit::Unreachable => {
-            error.hint(format!("Machine {machine} holds it: destroy that first, or update it without this mount"))
-        }
+        (error, Some(machine)) if error.exit != Exit::Unreachable => error.hint(format!(
+            "Machine {machine} uses it: destroy the Machine, or detach the volume with `machine update --rm-volume`"
+        )),
         (error, _) => error,
     })?;
     if context.output.json {
