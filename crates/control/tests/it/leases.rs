@@ -14,7 +14,7 @@ async fn only_the_holder_changes_the_machine() {
     let id = api.app_with_machine("web", config()).await;
     let path = format!("/apps/web/machines/{id}");
     let lease_path = format!("{path}/lease");
-    api.get(&lease_path).await.refused(404, "nobody holds");
+    api.get(&lease_path).await.refused(404, "there is no lease");
     let taken = api.post(&lease_path, json!({ "ttl": 30, "description": "deploy" })).await.expect(201);
     REFERENCE.validate(&json!({ "$ref": "#/components/schemas/Lease" }), &taken["data"], "lease");
     let nonce = taken["data"]["nonce"].as_str().unwrap().to_owned();

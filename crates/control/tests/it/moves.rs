@@ -235,7 +235,7 @@ async fn a_machine_moves_with_its_volume() {
     assert_eq!((&progress["hydrated_bytes"], &progress["eta_s"]), (&json!(400), &json!(6)));
     // The Machine is free already; its volume is not.
     api.post(&path, json!({ "config": mounting(&volume, "/data") })).await.expect(200);
-    api.post(&format!("{path}/migrate"), json!({})).await.refused(409, "filled");
+    api.post(&format!("{path}/migrate"), json!({})).await.refused(409, "copied");
     begun.fill(&bed);
     let done = begun.until(&bed, "completed").await;
     let progress = &done["progress"];
@@ -316,7 +316,7 @@ async fn a_volume_that_nothing_holds_moves_alone() {
     let migration = begun.until(&bed, "hydrating").await;
     assert_eq!(migration.get("machine"), None);
     // Until it is whole it is neither moved nor given away.
-    api.post(&format!("{path}/migrate"), json!({})).await.refused(409, "filled");
+    api.post(&format!("{path}/migrate"), json!({})).await.refused(409, "copied");
     api.post("/apps/web/machines", json!({ "config": mounting(&volume, "/data") })).await.refused(409, &begun.id);
     begun.fill(&bed);
     begun.until(&bed, "completed").await;
@@ -368,7 +368,7 @@ async fn what_cannot_move_is_refused_before_anything_happens() {
     api.post(&path, json!({ "region": "syd" })).await.refused(422, "region syd");
     api.post(&path, json!({ "start_first": true })).await.refused(422, "start_first");
     api.post(&path, json!({ "drain_timeout_ms": 10_000_000 })).await.refused(422, "drain_timeout_ms");
-    api.post(&path, host(2)).await.refused(422, "larger than any host");
+    api.post(&path, host(2)).await.refused(422, "smaller than the Machine");
     api.post(&format!("/apps/web/volumes/{volume}/migrate"), json!({})).await.refused(409, &machine);
     api.post(&format!("/hosts/{}/cordon", bed.agents[to].id), json!({})).await.expect(200);
     api.post(&path, host(to)).await.refused(422, "cordoned");

@@ -290,8 +290,7 @@ fn went_wrong(app: &AppName, machine: &Machine, wanted: &str) -> CliError {
         let detail = event.request.as_ref()?;
         detail.reason.clone().or_else(|| {
             let exit = detail.exit_event.as_ref()?;
-            let oom = if exit.oom_killed { ", out of memory" } else { "" };
-            Some(format!("its process exited with code {} (signal {}{oom})", exit.exit_code, exit.signal))
+            Some(format!("its process {}", exit.words()))
         })
     });
     let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();

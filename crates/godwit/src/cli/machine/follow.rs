@@ -119,7 +119,7 @@ impl Follower<'_> {
                 Ok(now) => match self.look(&now).await {
                     Look::There => return Ok(now),
                     Look::Done => {
-                        self.context.output.say("It ran, and ended with code 0.");
+                        self.context.output.say("It ran and exited with code 0.");
                         return Ok(now);
                     }
                     Look::Failed(why) => return Err(self.failed(&now, &why).await),

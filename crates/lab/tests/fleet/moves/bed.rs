@@ -106,7 +106,7 @@ impl Bed {
     pub async fn begin(&self, wish: Value) -> Result<String> {
         eventually("the move begins", PATIENCE, async || match self.ask(wish.clone()).await {
             Ok(begun) => Ok(Some(begun.id.to_string())),
-            Err(CallError::Answered(error)) if error.to_string().contains("still being filled") => Ok(None),
+            Err(CallError::Answered(error)) if error.to_string().contains("still being copied") => Ok(None),
             // Whatever else is wrong stays wrong.
             Err(error) => Ok(Some(format!("refused: {error}"))),
         })
