@@ -71,7 +71,7 @@ fn a_document_is_sent_as_written_and_judged_by_the_api() {
         ("suspend.json", r#"{"image":"x-srv","services":[{"protocol":"tcp","internal_port":8080,"autostop":"suspend","ports":[{"port":80,"handlers":["http"],"force_https":true},{"port":443,"handlers":["http","tls"]}]}]}"#.into(), 1, "config.services[0].autostop"),
         ("typo.json", format!(r#"{{{base},"enviroment":{{"A":"1"}},"service":[{{"internal_port":8080}}]}}"#), 0, "config.enviroment, config.service"),
         ("wrapped.json", r#"{"config":{"image":"x-srv","guest":{"cpu_kind":"shared","cpus":1,"memory_mb":1024}}}"#.into(), 0, ""),
-        ("fly.toml", "app = 'old'\n[build]\nimage = 'x-srv'\n[http_service]\ninternal_port = 8080\n[[vm]]\nsize = 'shared-cpu-2x'\n".into(), 0, "`app = \"old\"` is not used"),
+        ("fly.toml", "app = 'old'\n[build]\nimage = 'x-srv'\n[http_service]\ninternal_port = 8080\n[[vm]]\nsize = 'shared-cpu-2x'\n".into(), 0, "`app = \"old\"` is ignored"),
         ("release.toml", "app = 'old'\n[deploy]\nrelease_command = 'x'\n[http_service]\ninternal_port = 8080\n".into(), 2, "not understood: deploy"),
     ];
     for (name, text, code, words) in &rows {

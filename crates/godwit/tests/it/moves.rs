@@ -279,7 +279,7 @@ fn looking_outlives_an_absence_of_control_and_ends_by_its_own_time() {
     api.on(LOOK, [(200, hydrating(1))]);
     let late = run(&api, &["migration", "watch", ID, "--wait-timeout", "300ms"]);
     assert_eq!(late.status.code(), Some(6), "{}", stderr(&late));
-    assert!(stderr(&late).contains("it goes on") && stderr(&late).contains("migration watch"), "{}", stderr(&late));
+    assert!(stderr(&late).contains("it continues") && stderr(&late).contains("migration watch"), "{}", stderr(&late));
 }
 
 /// A command that is ended when the test is, however that ends.
@@ -316,7 +316,7 @@ fn ctrl_c_ends_the_looking_and_not_the_move() {
     let mut told = String::new();
     watching.0.stderr.take().expect("piped").read_to_string(&mut told).expect("UTF-8");
     assert_eq!(watching.0.wait().expect("it ended").code(), Some(130), "{told}");
-    assert!(told.contains(&format!("migration {ID} goes on")), "{told}");
+    assert!(told.contains(&format!("migration {ID} continues")), "{told}");
     assert!(told.contains(&format!("godwit migration watch {ID}")), "{told}");
     assert!(api.sent(&format!("POST /v1/migrations/{ID}/cancel")).is_empty());
 }

@@ -101,7 +101,7 @@ fn volumes_are_listed_shown_and_deleted() {
     assert_eq!(api.sent("DELETE /v1/apps/shop/volumes/vol_00000000000001").len(), 1);
     let held = run(&api, &["volumes", "delete", "vol_00000000000002", "--yes"]);
     assert_eq!(held.status.code(), Some(4));
-    assert!(stderr(&held).contains(&format!("Machine {MACHINE} holds it")), "{}", stderr(&held));
+    assert!(stderr(&held).contains(&format!("Machine {MACHINE} uses it")), "{}", stderr(&held));
     let prefix = run(&api, &["volumes", "show", "dat"]);
     assert_eq!(prefix.status.code(), Some(3), "nothing is matched by its beginning");
 }

@@ -37,7 +37,7 @@ pub fn convert(members: Map<String, Value>) -> Result<Document> {
         match name.as_str() {
             "app" => notes.push(format!("fly.toml: `app = {value}` is ignored; use --app")),
             "primary_region" => {
-                notes.push(format!("fly.toml: `primary_region = {value}` is not used; --region says where"));
+                notes.push(format!("fly.toml: `primary_region = {value}` is ignored; use --region"));
             }
             _ => fly.member(&name, value)?,
         }
