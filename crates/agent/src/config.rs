@@ -408,7 +408,7 @@ mod tests {
         assert!(raw("colour = 'red'").unwrap_err().contains("colour"));
         assert!(raw("driver = { kind = 'fake' }").unwrap_err().contains("lab"));
         assert_eq!(raw("lab = true\ndriver = { kind = 'fake' }").unwrap().driver, DriverChoice::Fake);
-        assert!(raw("network = { pool_v4 = 'x' }").unwrap_err().contains("address/len"));
+        assert!(raw("network = { pool_v4 = 'x' }").unwrap_err().contains("address range"));
         assert_eq!(config.export_ports, (4300, 4399));
         assert_eq!(
             (config.kept_log_bytes, raw("logs = { keep_mb = 64 }").unwrap().kept_log_bytes),
