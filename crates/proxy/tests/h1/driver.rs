@@ -197,16 +197,19 @@ async fn a_body_that_breaks_its_framing_ends_everything() {
 #[tokio::test]
 async fn an_answer_that_breaks_its_promise_is_never_taken_for_a_whole_one() {
     let mut server = server(Options::default()).await;
-    let mut client = Raw::connect(server.addr).await;
-    client.send(format!("GET /broken HTTP/1.1\r\nHost: a\r\n\r\n{GET}")).await;
-    let answer = client.rest().await;
-    assert!(!answer.contains("0\r\n\r\n") && answer.matches("HTTP/1.1").count() <= 1, "{answer}");
-    assert!(matches!(patient(server.ends.recv()).await, Some(Ended::Aborted)));
-    let mut client = Raw::connect(server.addr).await;
-    client.send(format!("GET /short HTTP/1.1\r\nHost: a\r\n\r\n{GET}")).await;
-    let answer = client.rest().await;
-    assert!(answer.matches("HTTP/1.1").count() <= 1, "{answer}");
-    assert!(matches!(patient(server.ends.recv()).await, Some(Ended::Aborted)));
+    for path in ["/broken", "/short"] {
+        let mut client = Raw::connect(server.addr).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n{GET}")).await;
+        let answer = client.rest().await;
+        // It broke before a byte of it was out, and another one was owed; or it is cut, and the client sees that.
+        let is_owed = answer.starts_with("HTTP/1.1 502 ") && answer.contains("\r\nconnection: close\r\n");
+        assert!(is_owed || !answer.contains("0\r\n\r\n"), "{path}: {answer}");
+        assert!(answer.matches("HTTP/1.1").count() <= 1, "{path}: {answer}");
+        let ended = patient(server.ends.recv()).await;
+        let expected =
+            if is_owed { matches!(ended, Some(Ended::Unanswered)) } else { matches!(ended, Some(Ended::Aborted)) };
+        assert!(expected, "{path}: {ended:?} {answer}");
+    }
 }
 
 fn hasty() -> Options {
