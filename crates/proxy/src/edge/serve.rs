@@ -55,11 +55,11 @@ impl Own {
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, turned.reason(), text)
         };
         match turned {
-            Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} serves no HTTP")),
-            Turned::NoMatch => unavailable(format!("app {app} has no Machine as the request wants it"), 5),
-            Turned::NoMachine => unavailable(format!("app {app} has no Machine that runs or may be started"), 5),
+            Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} has no HTTP service: give a Machine one with --port 80:PORT/tcp:http")),
+            Turned::NoMatch => unavailable(format!("app {app} has no Machine that matches what the request asks for"), 5),
+            Turned::NoMachine => unavailable(format!("app {app} has no running Machine, and none that a request may start"), 5),
             Turned::Ejected { retry_after_s, why } => {
-                let next = format!("the next try is in {retry_after_s} s");
+                let next = format!("retry in {retry_after_s} s");
                 let text = match why {
                     Some(why) => format!("app {app} could not be reached or started; {next}. {why}"),
                     None => format!("app {app} could not be reached or started; {next}"),
@@ -68,9 +68,9 @@ impl Own {
             }
             Turned::Unreachable(why) => unavailable(format!("app {app} cannot be reached. {why}"), 1),
             Turned::Broke(why) => Self::broke(*why, &format!("a Machine of app {app}")),
-            Turned::GateFull => unavailable(format!("too many requests wait for app {app}"), 1),
-            Turned::Deadline => unavailable(format!("no Machine of app {app} took the request in time"), 1),
-            Turned::StartFailed(why) => unavailable(format!("a Machine of app {app} did not come up: {why}"), 1),
+            Turned::GateFull => unavailable(format!("too many requests are waiting for app {app}; retry"), 1),
+            Turned::Deadline => unavailable(format!("timeout: no Machine of app {app} accepted the request in time"), 1),
+            Turned::StartFailed(why) => unavailable(format!("a Machine of app {app} did not start: {why}"), 1),
             Turned::Lost => Self::new(
                 StatusCode::BAD_GATEWAY,
                 turned.reason(),
@@ -195,7 +195,7 @@ impl Edge {
             }
             Ok(destination) if self.is_misdirected(&destination, &from).await => {
                 record.is_for(&destination.app);
-                let text = "this connection was made for another app; make one for this name";
+                let text = "this connection was opened for another host name; open a new one for this name";
                 Err(Own::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", text))
             }
             Ok(Destination { app, host }) => {
@@ -239,15 +239,15 @@ impl Edge {
     async fn destination<B>(&self, request: &Request<B>) -> Result<Destination, Own> {
         let bad = |text: &str| Own::new(StatusCode::BAD_REQUEST, "bad_request", text);
         if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
-            return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this method is not served"));
+            return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this method is not supported"));
         }
-        let name = host_of(request.headers()).ok_or_else(|| bad("exactly one Host is needed"))?;
+        let name = host_of(request.headers()).ok_or_else(|| bad("the request needs exactly one Host header"))?;
         // In absolute form the target and Host must agree (RFC 9112 section 3.2.2 lets the target win; we take no side).
         if request.uri().authority().is_some_and(|one| !without_port(one.as_str()).eq_ignore_ascii_case(name)) {
-            return Err(bad("the request's target and its Host differ"));
+            return Err(bad("the request target and the Host header name different hosts"));
         }
-        let host = request.headers().get(HOST).cloned().ok_or_else(|| bad("exactly one Host is needed"))?;
-        let unknown = || Own::new(StatusCode::NOT_FOUND, "unknown_app", "no app has this name");
+        let host = request.headers().get(HOST).cloned().ok_or_else(|| bad("the request needs exactly one Host header"))?;
+        let unknown = || Own::new(StatusCode::NOT_FOUND, "unknown_app", "no app is served under this host name");
         // What the operator has configured comes before what apps have been given.
         let named = match self.names.app(name) {
             Some(app) => Some(app),
@@ -259,7 +259,7 @@ impl Edge {
             Err(NoApp::Unknown) => Err(unknown()),
             Err(NoApp::NotYet) => Err(Own {
                 retry_after_s: Some(1),
-                ..Own::new(StatusCode::SERVICE_UNAVAILABLE, "no_routes", "this edge knows no routes yet")
+                ..Own::new(StatusCode::SERVICE_UNAVAILABLE, "no_routes", "this edge has just started and has no routes yet; retry")
             }),
         }
     }

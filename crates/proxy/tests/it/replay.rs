@@ -70,7 +70,7 @@ async fn what_cannot_be_sent_on_is_said() {
     assert!(large.text().contains("so large a body"), "{}", large.text());
     let nowhere = browser.get("/goto?region=ams").await;
     assert_eq!(nowhere.code, 503, "{}", nowhere.text());
-    assert!(nowhere.text().contains("as the request wants it"), "{}", nowhere.text());
+    assert!(nowhere.text().contains("that matches what the request asks for"), "{}", nowhere.text());
     assert_eq!(browser.get("/goto?app=nobody").await.code, 502);
     // A word that nobody understands is kept from the client, and the answer stands.
     let odd = browser.get("/goto?instance=1").await;
