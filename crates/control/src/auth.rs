@@ -92,6 +92,7 @@ impl Control {
             godwit_store::Verb::Read => Verb::Read,
             godwit_store::Verb::Write => Verb::Write,
             godwit_store::Verb::Watch => Verb::Watch,
+            godwit_store::Verb::Identify => return Ok(()),
         };
         may(&peer, verb, key).map_err(|refused| {
             self.distrust.note(Some(&peer), FORBIDDEN, &refused.to_string());

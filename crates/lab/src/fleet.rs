@@ -67,7 +67,8 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// A loopback port for one process after another: below the ports that the kernel gives to connections and to whoever asks
-/// for any; and claimed by a UDP socket at the same number, which another run of tests meets before it.
+/// for any; and claimed by a UDP socket of the same number at an
+/// address that nobody serves on, which another run of tests meets before it.
 pub fn free_port() -> Result<u16> {
     const FIRST: u16 = 12_000;
     const PORTS: u16 = 20_000;
@@ -77,7 +78,7 @@ pub fn free_port() -> Result<u16> {
     for _ in 0..PORTS {
         let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
         let address = (Ipv4Addr::LOCALHOST, port);
-        if let Ok(claim) = UdpSocket::bind(address)
+        if let Ok(claim) = UdpSocket::bind((Ipv4Addr::new(127, 255, 255, 1), port))
             && TcpListener::bind(address).is_ok()
         {
             CLAIMS.lock().unwrap_or_else(PoisonError::into_inner).push(claim);

@@ -110,10 +110,8 @@ async fn compact(State(gateway): State<Gateway>, request: Request) -> Response {
 async fn identity(State(gateway): State<Gateway>, request: Request) -> Response {
     reply(async {
         let (parts, _) = request.into_parts();
-        match (gateway.authorize)(&parts, Verb::Read, "") {
-            Err(Refused::Unauthenticated) => Err(Error::Unauthenticated),
-            Ok(()) | Err(Refused::Forbidden { .. }) => gateway.store.identity().await,
-        }
+        gateway.allow(&parts, Verb::Identify, "")?;
+        gateway.store.identity().await
     })
     .await
 }

@@ -277,6 +277,8 @@ pub enum Verb {
     Read,
     Write,
     Watch,
+    /// To know the store's generation: whoever has a name may, and no key is meant.
+    Identify,
 }
 
 /// Values in JSON: standard base64.

@@ -74,6 +74,7 @@ impl Control {
                 godwit_store::Verb::Read => Verb::Read,
                 godwit_store::Verb::Write => Verb::Write,
                 godwit_store::Verb::Watch => Verb::Watch,
+                godwit_store::Verb::Identify => return Ok(()),
             };
             may(&Peer::Host(host), verb, key).map_err(|error| Refused::Forbidden { reason: error.to_string() })
         });

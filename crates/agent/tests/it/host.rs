@@ -51,7 +51,7 @@ pub fn free_address() -> (std::net::SocketAddr, std::net::UdpSocket) {
     loop {
         let at = (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
         let address = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, FIRST + at));
-        if let Ok(claim) = std::net::UdpSocket::bind(address)
+        if let Ok(claim) = std::net::UdpSocket::bind((std::net::Ipv4Addr::new(127, 255, 255, 1), FIRST + at))
             && std::net::TcpListener::bind(address).is_ok()
         {
             return (address, claim);

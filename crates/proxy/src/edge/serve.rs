@@ -55,9 +55,17 @@ impl Own {
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, turned.reason(), text)
         };
         match turned {
-            Turned::NoService => Self::new(StatusCode::NOT_FOUND, turned.reason(), format!("app {app} has no HTTP service: give a Machine one with --port 80:PORT/tcp:http")),
-            Turned::NoMatch => unavailable(format!("app {app} has no Machine that matches what the request asks for"), 5),
-            Turned::NoMachine => unavailable(format!("app {app} has no running Machine, and none that a request may start"), 5),
+            Turned::NoService => Self::new(
+                StatusCode::NOT_FOUND,
+                turned.reason(),
+                format!("app {app} has no HTTP service: give a Machine one with --port 80:PORT/tcp:http"),
+            ),
+            Turned::NoMatch => {
+                unavailable(format!("app {app} has no Machine that matches what the request asks for"), 5)
+            }
+            Turned::NoMachine => {
+                unavailable(format!("app {app} has no running Machine, and none that a request may start"), 5)
+            }
             Turned::Ejected { retry_after_s, why } => {
                 let next = format!("retry in {retry_after_s} s");
                 let text = match why {
@@ -69,7 +77,9 @@ impl Own {
             Turned::Unreachable(why) => unavailable(format!("app {app} cannot be reached. {why}"), 1),
             Turned::Broke(why) => Self::broke(*why, &format!("a Machine of app {app}")),
             Turned::GateFull => unavailable(format!("too many requests are waiting for app {app}; retry"), 1),
-            Turned::Deadline => unavailable(format!("timeout: no Machine of app {app} accepted the request in time"), 1),
+            Turned::Deadline => {
+                unavailable(format!("timeout: no Machine of app {app} accepted the request in time"), 1)
+            }
             Turned::StartFailed(why) => unavailable(format!("a Machine of app {app} did not start: {why}"), 1),
             Turned::Lost => Self::new(
                 StatusCode::BAD_GATEWAY,
@@ -246,7 +256,8 @@ impl Edge {
         if request.uri().authority().is_some_and(|one| !without_port(one.as_str()).eq_ignore_ascii_case(name)) {
             return Err(bad("the request target and the Host header name different hosts"));
         }
-        let host = request.headers().get(HOST).cloned().ok_or_else(|| bad("the request needs exactly one Host header"))?;
+        let host =
+            request.headers().get(HOST).cloned().ok_or_else(|| bad("the request needs exactly one Host header"))?;
         let unknown = || Own::new(StatusCode::NOT_FOUND, "unknown_app", "no app is served under this host name");
         // What the operator has configured comes before what apps have been given.
         let named = match self.names.app(name) {
@@ -259,7 +270,11 @@ impl Edge {
             Err(NoApp::Unknown) => Err(unknown()),
             Err(NoApp::NotYet) => Err(Own {
                 retry_after_s: Some(1),
-                ..Own::new(StatusCode::SERVICE_UNAVAILABLE, "no_routes", "this edge has just started and has no routes yet; retry")
+                ..Own::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "no_routes",
+                    "this edge has just started and has no routes yet; retry",
+                )
             }),
         }
     }

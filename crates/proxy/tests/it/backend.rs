@@ -31,7 +31,7 @@ pub fn free_port() -> u16 {
     loop {
         let at = (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
         let address = SocketAddr::from((Ipv6Addr::LOCALHOST, FIRST + at));
-        if let Ok(claim) = UdpSocket::bind(address)
+        if let Ok(claim) = UdpSocket::bind((std::net::Ipv4Addr::new(127, 255, 255, 1), FIRST + at))
             && std::net::TcpListener::bind(address).is_ok()
         {
             CLAIMS.lock().unwrap().push(claim);

@@ -56,6 +56,7 @@ pub async fn serve(store: Arc<dyn Store>, control: Arc<Control>) -> (String, Tas
             Verb::Read => godwit_base::Verb::Read,
             Verb::Write => godwit_base::Verb::Write,
             Verb::Watch => godwit_base::Verb::Watch,
+            Verb::Identify => return Ok(()),
         };
         let edge = Peer::Edge(EdgeId::parse("edge-1").unwrap());
         may(&edge, verb, key).map_err(|error| Refused::Forbidden { reason: error.to_string() })

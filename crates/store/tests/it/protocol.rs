@@ -19,7 +19,7 @@ fn mine_only() -> (Authorize, Asked) {
         if token.is_none_or(|token| token != "Bearer a-token") {
             return Err(Refused::Unauthenticated);
         }
-        if key.starts_with("mine/") {
+        if verb == Verb::Identify || key.starts_with("mine/") {
             return Ok(());
         }
         let reason = format!("{key:?} is not yours");
