@@ -158,7 +158,7 @@ async fn an_edge_that_knows_nothing_says_so() {
     let edge = start_edge(folder.path(), store, &Setup::default()).await;
     let answer = Browser::new(edge.addr, "web.localhost").get("/").await;
     assert_eq!(answer.code, 503);
-    assert!(answer.text().contains("knows no routes"), "{}", answer.text());
+    assert!(answer.text().contains("has no routes yet"), "{}", answer.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,6 +109,6 @@ async fn nothing_that_runs_and_nothing_that_may_start_is_said_at_once() {
     let (fleet, host, _) = one_machine(&Setup::default(), service).await;
     let answer = fleet.browser().get("/").await;
     assert_eq!(answer.code, 503);
-    assert!(answer.text().contains("no Machine that runs"), "{}", answer.text());
+    assert!(answer.text().contains("has no running Machine, and none that a request may start"), "{}", answer.text());
     assert_eq!(host.agent.starts.load(Ordering::SeqCst), 0);
 }
